@@ -1,0 +1,25 @@
+"""qtrace: find the module where a wrapped, quantized or ported model stops computing what the original did.
+
+report = qtrace.trace(reference, candidate, inputs) report.outcome, report.rows, report.save("report.json")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtrace.errors import ForwardError, Interrupted, QtraceError
+
+if TYPE_CHECKING:
+    from qtrace.api import Report, trace
+
+__version__ = "0.1.0"
+__all__ = ["ForwardError", "Interrupted", "QtraceError", "Report", "__version__", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported with the first use of what needs it: the command line's help and stored reports do not.
+    if name in ("Report", "trace"):
+        from qtrace import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'qtrace' has no attribute {name!r}")

@@ -1,0 +1,29 @@
+"""Value types: what was compared and what it means. Free of torch; imports nothing but the standard library."""
+
+from qtrace.records.calls import CallTrace, Pairing, ValueTrace
+from qtrace.records.codec import dumps, loads, to_plain
+from qtrace.records.report import SCHEMA, Coverage, Finding, Outcome, ReportData, Side, Unmatched
+from qtrace.records.rows import Argument, Relation, Row, Statistics, Status, TensorSpec, Verdict
+
+__all__ = [
+    "SCHEMA",
+    "Argument",
+    "CallTrace",
+    "Coverage",
+    "Finding",
+    "Outcome",
+    "Pairing",
+    "Relation",
+    "ReportData",
+    "Row",
+    "Side",
+    "Statistics",
+    "Status",
+    "TensorSpec",
+    "Unmatched",
+    "ValueTrace",
+    "Verdict",
+    "dumps",
+    "loads",
+    "to_plain",
+]

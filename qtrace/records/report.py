@@ -1,0 +1,109 @@
+"""The report of one run: everything that was compared, what was not and why, and the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from qtrace.records.rows import Argument, Row
+
+SCHEMA = "qtrace-report/1"
+
+
+class Outcome(str, Enum):
+    """What the whole run says."""
+
+    CLEAN = "clean"
+    FAULT = "fault"
+    DRIFT = "drift"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of the reference was compared, in calls; the root and what `only`/`skip` left out do not count.
+
+    `reasons` counts the calls that were not compared by why: {"no_partner": 2, "no_tensor": 1}.
+    """
+
+    reference_calls: int = 0
+    compared: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fraction(self) -> float:
+        """Return compared / reference_calls; 0 where there were no calls, since nothing was compared then."""
+        return self.compared / self.reference_calls if self.reference_calls else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """Calls of one module that were compared with nothing: `side` is whose module it is, `reason` says why.
+
+    `module` is the path in that side's own names; `calls` is 0 for a module that was never called.
+    """
+
+    side: str
+    module: str
+    type: str
+    calls: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two models: where it came from, its class, its parameters' dtypes and count, its mode."""
+
+    source: str
+    type: str
+    parameters: int
+    dtypes: tuple[str, ...]
+    devices: tuple[str, ...]
+    training: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A named fault."""
+
+    rank: int
+    module: str
+    call: int
+    kind: str
+    summary: str
+    argument: str | None = None
+    callee: str | None = None
+    members: tuple[str, ...] = ()
+    count: int = 1
+    confirmed: bool = False
+    graft: dict[str, Any] | None = None
+    evidence: tuple[str, ...] = ()
+    source: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """What a run found; the JSON report is this and nothing else. `qtrace.Report` adds the verbs.
+
+    `inputs` has an entry per leaf of each sample: {"sample", "name", "spec"}. `settings` are the options that
+    shaped the run (tolerance, only, skip, seed). `error` is the message where a model raised: rows then
+    end at that call.
+    """
+
+    qtrace: str
+    created: str
+    environment: dict[str, Any]
+    reference: Side
+    candidate: Side
+    inputs: tuple[dict[str, Any], ...]
+    outcome: Outcome
+    coverage: Coverage
+    rows: tuple[Row, ...]
+    arguments: tuple[Argument, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    unmatched: tuple[Unmatched, ...] = ()
+    warnings: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    schema: str = SCHEMA

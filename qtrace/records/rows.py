@@ -1,0 +1,156 @@
+"""Value types for what was compared: one tensor of one call, one argument of one call.
+
+Frozen and free of torch, so that a stored report is read, rendered and gated without importing it. Numbers
+are Python floats; a number that does not exist (NaN, a ratio over a zero interval) is None, and `status` says
+why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Status(str, Enum):
+    """Could this pair be compared, and if not, why."""
+
+    COMPARED = "compared"
+    SHAPE_MISMATCH = "shape_mismatch"
+    STRUCTURE_MISMATCH = "structure_mismatch"
+    NON_FINITE = "non_finite"
+    CONSTANT_REFERENCE = "constant_reference"
+    REFERENCE_ONLY = "reference_only"
+    CANDIDATE_ONLY = "candidate_only"
+
+
+class Verdict(str, Enum):
+    """What a row means."""
+
+    EQUAL = "equal"
+    LAYOUT = "layout"
+    MASK = "mask"
+    GAIN = "gain"
+    DIFFERS = "differs"
+    NON_FINITE = "non_finite"
+    STRUCTURE = "structure"
+    UNMATCHED = "unmatched"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a value is without its elements: `dtype` as in "float32"; for a plain value `shape` is None.
+
+    `type` names the class where it is no plain tensor ("int", "NoneType", "QTensor"); `value` is the repr of
+    a plain value; `min` and `max` are over the finite elements, where they were measured.
+    """
+
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    type: str = "Tensor"
+    value: str | None = None
+    min: float | None = None
+    max: float | None = None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return self.value if self.value is not None else self.type
+        return f"{self.dtype} [{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of |reference - candidate|, over the pairs where both are finite; see `qtrace.stats` for the formulas.
+
+    `mean` to `stddev` are in the tensor's own unit (population stddev), `peir` and `rel_l2` are ratios,
+    `sqnr_db` is in dB (None where the noise is zero: infinite), `cosine` is in [-1, 1], `mismatch` is the
+    fraction of unequal elements (integers and bools only), `non_finite` counts elements per side.
+    """
+
+    status: Status = Status.COMPARED
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+    stddev: float | None = None
+    peir: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    rel_l2: float | None = None
+    mismatch: float | None = None
+    non_finite: tuple[int, int] | None = None
+    reference_min: float | None = None
+    reference_max: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How the candidate's tensor is related to the reference's; verified by value.
+
+    `kind` "layout" has `parameters` such as {"squeeze": [2, 3], "permute": [0, 2, 1, 3]}; `error` is the PEIR that
+    remains under the relation.
+    """
+
+    kind: str
+    parameters: dict[str, Any]
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One tensor of one call: (module, call, output). Paths are the reference's names.
+
+    `module` is the path as in `named_modules` ("" is the root), `call` counts that module's calls from 0,
+    `output` is the path within a nested output ("" for a single tensor), `order` the place in the reference's
+    execution order. `peir` is raw (after undoing the layout), `peir_related` what remains under the verified
+    relation, `peir_in` the largest PEIR among the call's arguments, `peir_local` the error made in this module
+    alone. `sample` counts the inputs. `non_finite_same` says whether the non-finite values are the same on both
+    sides, at the same places.
+    """
+
+    module: str
+    call: int
+    output: str
+    type: str
+    order: int
+    status: Status
+    verdict: Verdict | None = None
+    sample: int = 0
+    reference: TensorSpec | None = None
+    candidate: TensorSpec | None = None
+    relation: Relation | None = None
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+    stddev: float | None = None
+    peir: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    rel_l2: float | None = None
+    mismatch: float | None = None
+    non_finite: tuple[int, int] | None = None
+    non_finite_same: bool | None = None
+    peir_related: float | None = None
+    peir_in: float | None = None
+    peir_local: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of one call that differs between the sides.
+
+    `argument` is the reference's parameter name, with the path inside a nested value ("position_embeddings.0");
+    `caller` is the path of the module whose code made the call. A side that did not pass it has None.
+    """
+
+    module: str
+    call: int
+    argument: str
+    caller: str
+    status: Status
+    order: int
+    sample: int = 0
+    reference: TensorSpec | None = None
+    candidate: TensorSpec | None = None
+    relation: Relation | None = None
+    peir: float | None = None
+    max: float | None = None
