@@ -1,0 +1,135 @@
+"""The Python interface: `trace` runs two models and returns a `Report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qtrace.errors import ForwardError, Interrupted, UsageError, did_you_mean
+from qtrace.records import Argument, ReportData, Row, to_plain
+from qtrace.sources.samples import as_samples
+from qtrace.tracing import Options, Run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from qtrace.probe import Listener
+
+
+class Report(ReportData):
+    """What a run found (see `qtrace.records.ReportData` for the fields), with the verbs that people need.
+
+    `rows` has an entry per tensor of each call, `arguments` the call arguments that differ, `coverage` what was
+    compared and why the rest was not, `outcome` the judgement of the whole run.
+    """
+
+    __slots__ = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the report; the ending of `path` says the format (`.json`, …).
+
+        Raises `UsageError` for an unknown ending and `OutputError` where the file cannot be written.
+        """
+        from qtrace.render import save
+
+        save(self, path)
+
+    def row(self, module: str, *, call: int = 0, output: str | None = None, sample: int = 0) -> Row:
+        """Return one row; without `output` the first of that call. Raises `UsageError` where there is none."""
+        for row in self.rows:
+            if (row.module, row.call, row.sample) == (module, call, sample) and output in (None, row.output):
+                return row
+        names = {row.module for row in self.rows}
+        raise UsageError(f"no row for module {module!r}, call {call}, output {output!r}; {did_you_mean(module, names)}")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows as a data frame, a column per field; needs pandas (the extra qtrace[pandas])."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise UsageError("to_pandas needs pandas: pip install 'qtrace[pandas]'") from error
+        return pd.DataFrame([to_plain(row) for row in self.rows], columns=[f.name for f in dataclasses.fields(Row)])
+
+    def _repr_html_(self) -> str:
+        from qtrace.render import to_html
+
+        return to_html(self)
+
+
+def trace(
+    reference: torch.nn.Module,
+    candidate: torch.nn.Module,
+    inputs: Any,
+    *,
+    local: bool | None = None,
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    tolerance: float | str = "auto",
+    noise_floor: float | str = "auto",
+    call: str = "forward",
+    sources: tuple[str, str] = ("", ""),
+    listeners: tuple[Listener | None, Listener | None] = (None, None),
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run the same inputs through both models, in lockstep, and compare them module by module.
+
+    Args:
+        reference: the model that is right by definition.
+        candidate: the model that should compute the same.
+        inputs: a mapping is keyword arguments, a tuple positional ones, a tensor the single one; a list of
+            these is several samples, run one after the other.
+        local: whether to measure, beside the accumulated error, the error that each module makes by itself.
+        only: globs over reference paths (`*` one component, `**` any number); compare these modules alone.
+        skip: globs over reference paths; leave these modules out.
+        tolerance: the PEIR up to which two tensors agree; "auto" derives it from their dtypes and depth.
+        noise_floor: with the tolerance on "auto", a PEIR that is taken for rounding noise in any case.
+        call: the method to call instead of the model itself, such as "generate".
+        sources: what the report says of where the two models came from.
+        listeners: told of every call of each side, with its values.
+        progress: called with (calls compared, calls expected).
+
+    Returns:
+        The report. The models are unchanged: no hook is left, their mode and the caller's random state are as
+        before.
+
+    Raises:
+        ForwardError: a model raised; `.report` holds what was compared until then.
+        Interrupted: Ctrl-C, likewise.
+        UsageError: a pattern matches no module, or the inputs have no usable form.
+    """
+    for name, limit in (("tolerance", tolerance), ("noise_floor", noise_floor)):
+        if limit != "auto" and not (isinstance(limit, (int, float)) and limit >= 0):
+            raise UsageError(f"{name} is {limit!r}; expected 'auto' or a number that is not negative")
+    for name, model in (("reference", reference), ("candidate", candidate)):
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(f"{name} is a {type(model).__name__}; expected a torch.nn.Module")
+        if call != "forward" and not callable(getattr(model, call, None)):
+            raise UsageError(f"the {name} ({type(model).__name__}) has no method {call!r}")
+    options = Options(
+        only=tuple(only),
+        skip=tuple(skip),
+        tolerance=None if isinstance(tolerance, str) else float(tolerance),
+        noise_floor=0.0 if isinstance(noise_floor, str) else float(noise_floor),
+        call=call,
+        sources=sources,
+        listeners=listeners,
+        progress=progress,
+    )
+    try:
+        return _as_report(Run(reference, candidate, as_samples(inputs), options).execute())
+    except (ForwardError, Interrupted) as error:
+        if isinstance(error.report, ReportData):
+            error.report = _as_report(error.report)
+        raise
+
+
+def _as_report(data: ReportData) -> Report:
+    return Report(**{f.name: getattr(data, f.name) for f in dataclasses.fields(data)})
+
+
+__all__ = ["Argument", "Report", "Row", "trace"]

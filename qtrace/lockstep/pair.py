@@ -1,0 +1,178 @@
+"""Two leaves that stand against each other, compared: what could be measured, and under which relation."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from qtrace.lockstep.leaves import MISSING
+from qtrace.records import Relation, Statistics, Status, TensorSpec
+from qtrace.relate import gain_relation, mask_relation, undo_layout
+from qtrace.stats import Measurement, NoValues, describe, measure, plain
+
+
+@dataclass(slots=True)
+class Pair:
+    """The comparison of two leaves; `measurement` is None where nothing could be measured, and `status` says why."""
+
+    reference: TensorSpec | None
+    candidate: TensorSpec | None
+    measurement: Measurement | None = None
+    relation: Relation | None = None
+    status: Status | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    empty: bool = False
+    non_finite_same: bool | None = None
+    _statistics: Statistics | None = None
+
+    def statistics(self) -> Statistics:
+        """Return the numbers; the status is the pair's own where nothing was measured."""
+        if self._statistics is None:
+            if self.measurement is None:
+                self._statistics = Statistics(status=self.status or Status.STRUCTURE_MISMATCH)
+            else:
+                self._statistics = self.measurement.result()
+        return self._statistics
+
+
+class PairComparer:
+    """Compares leaves, and a pair of tensors that were compared before, unchanged since, not again.
+
+    Tensors are recognised by identity and version counter; weak references guard against an id that is used again.
+    Inference tensors have no version counter and are compared each time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Any, Any, int, int, Pair]] = {}
+
+    def compare(self, reference: Any, candidate: Any) -> Pair | None:
+        """Return the comparison, or None where two plain values are equal: there is nothing to tell."""
+        if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
+            return self._tensors(reference, candidate)
+        if _is_number(reference) and _is_number(candidate):
+            if reference == candidate:
+                return None
+            pair = _measured(torch.tensor(reference), torch.tensor(candidate))
+            return replace(pair, reference=spec_of(reference), candidate=spec_of(candidate))
+        if _same_plain(reference, candidate):
+            return None
+        status = Status.STRUCTURE_MISMATCH
+        if candidate is MISSING:
+            status = Status.REFERENCE_ONLY
+        elif reference is MISSING:
+            status = Status.CANDIDATE_ONLY
+        return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
+
+    def _tensors(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
+        if reference.is_inference() or candidate.is_inference():
+            return _measured(reference, candidate)
+        key = (id(reference), id(candidate))
+        known = self._known.get(key)
+        if (
+            known is not None
+            and known[0]() is reference
+            and known[1]() is candidate
+            and known[2] == reference._version
+            and known[3] == candidate._version
+        ):
+            return known[4]
+        pair = _measured(reference, candidate)
+        self._known[key] = (
+            weakref.ref(reference),
+            weakref.ref(candidate),
+            reference._version,
+            candidate._version,
+            pair,
+        )
+        return pair
+
+
+def spec_of(leaf: Any, *, values: bool = False) -> TensorSpec | None:
+    """Return what a leaf is; with `values` also the smallest and largest element, at the cost of reading it."""
+    if leaf is MISSING:
+        return None
+    if not isinstance(leaf, torch.Tensor):
+        return TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:200])
+    kind = "Tensor" if type(leaf) in (torch.Tensor, torch.nn.Parameter) else type(leaf).__name__
+    if not values:
+        return TensorSpec(tuple(leaf.shape), _name(leaf.dtype), kind)
+    try:
+        summary = describe(leaf)
+    except NoValues:
+        return TensorSpec(tuple(leaf.shape), _name(leaf.dtype), kind)
+    return TensorSpec(tuple(leaf.shape), _name(leaf.dtype), kind, None, summary.min, summary.max)
+
+
+@lru_cache(maxsize=128)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _same_plain(reference: Any, candidate: Any) -> bool:
+    """Return whether two plain values ask for the same; None and False both say "no" (`use_cache=None`)."""
+    if isinstance(reference, torch.Tensor) or isinstance(candidate, torch.Tensor):
+        return False
+    off = (None, False)
+    return bool(reference == candidate) or (reference in off and candidate in off)
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63
+
+
+def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
+    dtypes = (reference.dtype, candidate.dtype)
+    try:
+        first, second = plain(reference), plain(candidate)
+    except NoValues:
+        return Pair(spec_of(reference), spec_of(candidate), status=Status.STRUCTURE_MISMATCH, dtypes=dtypes)
+    relation = None
+    if first.shape != second.shape:
+        undone = undo_layout(first, second)
+        if undone is None:
+            specs = spec_of(reference, values=True), spec_of(candidate, values=True)
+            return Pair(*specs, status=Status.SHAPE_MISMATCH, dtypes=dtypes)
+        second, relation = undone
+    pair = Pair(spec_of(reference), spec_of(candidate), measure(first, second), relation, dtypes=dtypes)
+    pair.empty = first.numel() == 0
+    # On an accelerator the numbers are not there yet, and waiting for them would stop it at every module.
+    if first.device.type == "cpu" and first.is_floating_point() and second.is_floating_point():
+        _relate(pair, first, second)
+    return pair
+
+
+def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Look for a relation where the numbers say that there may be one; a pair that agrees costs nothing."""
+    found = pair.statistics()
+    if found.non_finite is not None:
+        pair.non_finite_same = _same_non_finite(first, second)
+    layout = pair.relation
+    # Two masks are also one factor apart where both hold only zeros and a fill: the fill is asked for first.
+    found_relation = mask_relation(first, second) if _may_be_mask(found) else None
+    if found_relation is None:
+        found_relation = gain_relation(first, second, found)
+    if found_relation is not None:
+        how = layout.parameters if layout is not None else {}
+        pair.relation = replace(found_relation, parameters={**how, **found_relation.parameters})
+    elif layout is not None:
+        pair.relation = replace(layout, error=found.peir)
+
+
+def _may_be_mask(found: Statistics) -> bool:
+    if found.non_finite is not None:
+        return True
+    low = found.reference_min
+    return found.max is not None and found.max > 1.0 and low is not None and low < -50.0
+
+
+def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether both hold the same of NaN, Inf and -Inf at the same places."""
+    codes = []
+    for tensor in (first, second):
+        code = torch.isnan(tensor).to(torch.int8) * 3
+        codes.append(code + torch.isposinf(tensor).to(torch.int8) + torch.isneginf(tensor).to(torch.int8) * 2)
+    return torch.equal(codes[0], codes[1])

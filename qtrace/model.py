@@ -1,0 +1,77 @@
+"""A model as a run sees it: its modules, listed once, and what a reader of the report must know of it as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from qtrace.align import ModuleInfo
+from qtrace.records import Side
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One side's model; `name` is "reference" or "candidate", `modules` are by path, as `named_modules` lists them."""
+
+    name: str
+    root: torch.nn.Module
+    source: str = ""
+    modules: dict[str, torch.nn.Module] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modules", dict(self.root.named_modules()))
+
+    def infos(self) -> list[ModuleInfo]:
+        """Return what alignment needs to know of each module."""
+        return [
+            ModuleInfo(path, type(module).__name__, {k: v for k, v in vars(module).items() if isinstance(v, str)})
+            for path, module in self.modules.items()
+        ]
+
+    def describe(self) -> Side:
+        """Return what a report says of the model as a whole; a parameter that is shared counts once."""
+        parameters = list({id(p): p for p in self._tensors("_parameters")}.values())
+        return Side(
+            source=self.source or type(self.root).__name__,
+            type=type(self.root).__name__,
+            parameters=sum(p.numel() for p in parameters),
+            dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
+            devices=self.device_types(),
+            training=any(module.training for module in self.modules.values()),
+        )
+
+    def device_types(self) -> tuple[str, ...]:
+        """Return the kinds of device that hold its parameters and buffers; "cpu" is always among them."""
+        kinds = {t.device.type for kind in ("_parameters", "_buffers") for t in self._tensors(kind)}
+        return tuple(sorted({"cpu", *kinds} - {"meta"}))
+
+    def is_compiled(self) -> bool:
+        """Return whether any module runs compiled code, where hooks do not fire reliably."""
+        return any(
+            getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
+            for module in self.modules.values()
+        )
+
+    def warnings(self) -> list[str]:
+        """Return what a reader of the report must know before believing it."""
+        found = []
+        training = [path for path, module in self.modules.items() if module.training]
+        if training:
+            found.append(
+                f"the {self.name} has {len(training)} modules in training mode ({training[0] or '<root>'} …): "
+                "dropout and batch norm may differ by chance; call .eval() on it"
+            )
+        if self.is_compiled():
+            found.append(f"the {self.name} is compiled: it was run eagerly, so compiled numerics were not measured")
+        fast = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
+        if any(isinstance(module, fast) for module in self.modules.values()):
+            found.append(
+                f"the {self.name} has torch's transformer layers: torch leaves their fast path while hooks are there"
+            )
+        return found
+
+    def _tensors(self, kind: str) -> Iterator[torch.Tensor]:
+        for module in self.modules.values():
+            yield from (tensor for tensor in getattr(module, kind).values() if tensor is not None)

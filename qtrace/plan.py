@@ -1,0 +1,39 @@
+"""Who answers to whom in a pair of models, before they run: the alignment, and what of it was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qtrace.align import Alignment, align
+from qtrace.model import Model
+from qtrace.patterns import select
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is compared with what: `reference_keys` and `candidate_keys` map each side's paths to reference paths.
+
+    `chosen` are the reference paths that `only` and `skip` leave, the root always among them.
+    """
+
+    alignment: Alignment
+    chosen: frozenset[str]
+    reference_keys: dict[str, str]
+    candidate_keys: dict[str, str]
+
+
+def make_plan(reference: Model, candidate: Model, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Plan:
+    """Align two models by name; raises `UsageError` for a pattern of `only` or `skip` that matches no module."""
+    alignment = align(reference.infos(), candidate.infos())
+    paths = list(reference.modules)
+    chosen = select(only, paths, option="--only") if only else set(paths)
+    chosen -= select(skip, paths, option="--skip")
+    chosen.add("")
+    partnered = {pair.reference for pair in alignment.pairs.values()} & chosen
+    return Plan(
+        alignment,
+        frozenset(chosen),
+        {path: path for path in paths if path in partnered},
+        {path: pair.reference for path, pair in alignment.pairs.items() if pair.reference in partnered},
+    )

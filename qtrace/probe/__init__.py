@@ -1,0 +1,20 @@
+"""A model as a stream of events: hooks, bound arguments, and the torch state that belongs to one side."""
+
+from qtrace.probe.arguments import Bound, Signature, signature_of
+from qtrace.probe.events import Call, End, Enter, Event, Exit
+from qtrace.probe.side import Listener, LiveSide
+from qtrace.probe.state import SideState
+
+__all__ = [
+    "Bound",
+    "Call",
+    "End",
+    "Enter",
+    "Event",
+    "Exit",
+    "Listener",
+    "LiveSide",
+    "SideState",
+    "Signature",
+    "signature_of",
+]

@@ -1,0 +1,56 @@
+"""What a side tells while its model runs: a call was entered, a call was left, the run ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qtrace.probe.arguments import Bound
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of one module of one side.
+
+    `path` is in the side's own names, `key` the reference path that it answers to (None where nothing does),
+    `index` counts the module's calls from 0, `caller` the module whose code made the call. `entry` and `order`
+    count the calls that the side had left when this one was entered and left: execution order, with arguments
+    before the output.
+    """
+
+    path: str
+    key: str | None
+    type: str
+    index: int
+    caller: str
+    entry: int = 0
+    order: int = 0
+
+
+@dataclass(slots=True)
+class Enter:
+    """A call is about to run; its arguments stand in `arguments`."""
+
+    call: Call
+    arguments: Bound
+
+
+@dataclass(slots=True)
+class Exit:
+    """A call has run; `value` is what it returned. `error` is set where it raised and the model goes on."""
+
+    call: Call
+    value: Any
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class End:
+    """The model has run; `error` is what it raised, `module` the innermost module that was running then."""
+
+    value: Any = None
+    error: BaseException | None = None
+    module: str = ""
+
+
+Event = Enter | Exit | End

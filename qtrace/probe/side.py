@@ -1,0 +1,236 @@
+"""A live model as a stream of events: the only place that registers hooks.
+
+The model runs in a coroutine of its own (a greenlet) that stands still at every entry and exit of a module that
+has a partner on the other side. Nothing is copied: at that moment its arguments or outputs are simply there.
+Modules without partner are counted and passed by.
+
+Not every call can stand still: one in another thread, or inside `torch.vmap`, runs through and is counted with
+the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from typing import Any, Protocol
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from qtrace.probe.arguments import Bound, Signature, signature_of
+from qtrace.probe.events import Call, End, Enter, Event, Exit
+from qtrace.probe.state import SideState
+
+
+class Listener(Protocol):
+    """Told of every call of every module of one side, on that side's own stack, also of those without partner."""
+
+    def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
+        """A call is about to run."""
+
+    def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
+        """A call has run and returned `value`; not told where it raised."""
+
+
+class _Frame:
+    """An open call on the side's stack; `stands` says whether its entry and exit are events."""
+
+    __slots__ = ("call", "error_before", "key", "module", "stands")
+
+    def __init__(self, module: torch.nn.Module, key: str | None, call: Call, stands: bool) -> None:
+        self.module = module
+        self.key = key
+        self.call = call
+        self.stands = stands
+        self.error_before = sys.exc_info()[1]
+
+
+class LiveSide:
+    """One live model that yields events.
+
+    `modules` are the model's, by path; `keys` maps the paths of modules to the reference path that they answer
+    to; all others are passed by. `calls` counts the calls by path, `unseen` those that could not stand still by
+    (path, reason), `silent` lists the modules that take no hooks. `passed` is called with every call of a
+    module without partner, and what it returned.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        keys: Mapping[str, str],
+        *,
+        devices: tuple[str, ...] = ("cpu",),
+        listener: Listener | None = None,
+        passed: Callable[[Call, Any], None] | None = None,
+    ) -> None:
+        self._modules = modules
+        self.calls: Counter[str] = Counter()
+        self.unseen: Counter[tuple[str, str]] = Counter()
+        self.silent: list[str] = []
+        self._keys = keys
+        self._devices = devices
+        self._listener = listener
+        self._passed = passed
+        self._left = 0
+        self._handles: list[Any] = []
+        self._places: dict[torch.nn.Module, tuple[str, str | None, Signature]] = {}
+        self._stack: list[_Frame] = []
+        self._closed = False
+        self._failed: tuple[BaseException, str] | None = None
+        self._state: SideState
+        self._runner: greenlet
+        self._driver: greenlet
+
+    def start(self, function: Callable[[], Any]) -> Event:
+        """Register the hooks, run `function` (which runs the model) up to the first event, and return that."""
+        self._register()
+        self._driver = getcurrent()
+        self._state = SideState(self._devices)
+        self._runner = greenlet(lambda _: self._run(function), parent=self._driver)
+        # A new greenlet has an empty context; the model expects the caller's.
+        self._runner.gr_context = copy_context()
+        return self._step()
+
+    def step(self) -> Event:
+        """Go on to the next event."""
+        return self._step()
+
+    def close(self) -> None:
+        """Take the hooks off and end the model's run, wherever it stands; may be called at any time, more than once."""
+        self._closed = True
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        runner = getattr(self, "_runner", None)
+        # A bare `except:` in a model swallows the exit and the forward goes on, without hooks now, to its end.
+        while runner is not None and runner and not runner.dead:
+            runner.throw(GreenletExit)
+
+    def _step(self) -> Event:
+        # None, always: a bare switch() hands over an empty tuple, which a pre-hook would return as "no arguments".
+        event = self._runner.switch(None)
+        assert isinstance(event, (Enter, Exit, End)), event
+        return event
+
+    def _run(self, function: Callable[[], Any]) -> Event:
+        self._state.begin()
+        try:
+            event = End(value=function())
+        except GreenletExit:
+            event = End()
+        except BaseException as error:
+            event = End(error=error, module=self._failing_module(error))
+        self._state.suspend()
+        return event
+
+    def _failing_module(self, error: BaseException) -> str:
+        if self._failed is not None and self._failed[0] is error:
+            return self._failed[1]
+        return self._stack[-1].call.path if self._stack else ""
+
+    def _register(self) -> None:
+        inner = self._inner_modules()
+        for path, module in self._modules.items():
+            signature = signature_of(module, inner.get(path, ()))
+            self._places[module] = (path, self._keys.get(path), signature)
+            try:
+                self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            except RuntimeError:
+                # A scripted module takes no such hooks.
+                self.silent.append(path)
+
+    def _inner_modules(self) -> dict[str, list[torch.nn.Module]]:
+        """Return, for each module, the modules nested in it that answer to the same reference path."""
+        by_key: dict[str, list[tuple[str, torch.nn.Module]]] = {}
+        for path, module in self._modules.items():
+            key = self._keys.get(path)
+            if key is not None:
+                by_key.setdefault(key, []).append((path, module))
+        return {
+            path: [m for other, m in group if other != path and other.startswith(f"{path}." if path else "")]
+            for group in by_key.values()
+            if len(group) > 1
+            for path, _ in group
+        }
+
+    def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path, key, signature = self._places[module]
+        if self._closed or not self._is_own_call(path):
+            return
+        stands = key is not None and not self._is_inner(module, key) and not self._in_vmap(path)
+        call = self._call(path, key, module)
+        self._stack.append(_Frame(module, key, call, stands))
+        if self._listener is not None:
+            self._listener.enter(call, module, signature.bind(args, kwargs))
+        if stands:
+            self._stand_still(Enter(call, signature.bind(args, kwargs)))
+
+    def _leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
+        if self._closed or getcurrent() is not self._runner:
+            return
+        frame = self._pop(module)
+        if frame is None:
+            return
+        frame.call.order = self._left
+        self._left += 1
+        # An exit hook that always runs sees None both for "returned None" and for "raised".
+        error = sys.exc_info()[1] if value is None else None
+        if error is frame.error_before:
+            error = None
+        if error is not None and (self._failed is None or self._failed[0] is not error):
+            self._failed = (error, frame.call.path)
+        if self._listener is not None and error is None:
+            self._listener.leave(frame.call, module, value)
+        if frame.key is None and self._passed is not None:
+            self._passed(frame.call, value)
+        if frame.stands:
+            self._stand_still(Exit(frame.call, value, error))
+
+    def _call(self, path: str, key: str | None, module: torch.nn.Module) -> Call:
+        index = self.calls[path]
+        self.calls[path] = index + 1
+        caller = self._stack[-1].call.path if self._stack else ""
+        return Call(path, key, type(module).__name__, index, caller, entry=self._left)
+
+    def _is_inner(self, module: torch.nn.Module, key: str) -> bool:
+        """Return whether the call runs inside a call of another module that stands for the same reference module."""
+        for frame in reversed(self._stack):
+            if frame.key is not None:
+                return frame.key == key and frame.module is not module
+        return False
+
+    def _is_own_call(self, path: str) -> bool:
+        """Return whether the running call is this side's; count one that was made in another thread."""
+        current = getcurrent()
+        if current is self._runner:
+            return True
+        # A module that both sides share fires both sides' hooks: the other side's own hook takes that call.
+        if current.parent is not self._driver:
+            self.unseen[path, "in_thread"] += 1
+        return False
+
+    def _in_vmap(self, path: str) -> bool:
+        """Return whether the call runs under a function transform, where tensors have no values; count it if so."""
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            return False
+        self.unseen[path, "in_vmap"] += 1
+        return True
+
+    def _pop(self, module: torch.nn.Module) -> _Frame | None:
+        """Take the module's open call off the stack, with whatever was left open inside it."""
+        for depth in range(len(self._stack) - 1, -1, -1):
+            if self._stack[depth].module is module:
+                frame = self._stack[depth]
+                del self._stack[depth:]
+                return frame
+        return None
+
+    def _stand_still(self, event: Event) -> None:
+        self._state.suspend()
+        try:
+            self._driver.switch(event)
+        finally:
+            self._state.resume()

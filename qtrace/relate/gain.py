@@ -1,0 +1,63 @@
+"""The same values up to one factor: what remains of a scale that was folded into a weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from qtrace.records import Relation, Statistics
+from qtrace.stats import measure
+from qtrace.tolerance import rounding_tolerance
+
+# Only tensors that point the same way, and still differ by more than rounding, are worth a second look.
+_SAME_DIRECTION = 0.999
+_VISIBLE = 1e-3
+# Where the factor is taken out, what remains must be rounding, of a depth that any model has.
+_DEPTH = 100
+
+
+def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics) -> Relation | None:
+    """Return the relation "gain" where candidate = factor x reference up to rounding, else None.
+
+    Args:
+        reference: any shape, floating.
+        candidate: the same shape, floating.
+        found: the pair's statistics; they tell at no cost whether it is worth looking.
+
+    The factor is <r, c> / <r, r>. `parameters` are {"factor": …} and, where it is a simple one, its name
+    ("1/sqrt(32)"); `error` is the PEIR of candidate / factor against the reference.
+    """
+    if found.cosine is None or found.peir is None or found.non_finite is not None:
+        return None
+    rounding = rounding_tolerance((reference.dtype, candidate.dtype), _DEPTH)
+    if not (abs(found.cosine) > _SAME_DIRECTION and found.peir > max(_VISIBLE, rounding)):
+        return None
+    first, second = reference.detach().double(), candidate.detach().to(reference.device).double()
+    factor = float((first * second).sum() / (first * first).sum())
+    if factor == 0 or not math.isfinite(factor):
+        return None
+    error = measure(first, second / factor).result().peir
+    if error is None or not error <= rounding:
+        return None
+    parameters: dict[str, Any] = {"factor": factor}
+    name = _simple_name(factor)
+    if name is not None:
+        parameters["name"] = name
+    return Relation("gain", parameters, error)
+
+
+def _simple_name(factor: float) -> str | None:
+    """Return factors that people fold by their names: n, 1/n, sqrt(n), 1/sqrt(n), with a sign.
+
+    >>> _simple_name(0.1767767), _simple_name(-0.125), _simple_name(0.3)
+    ('1/sqrt(32)', '-1/8', None)
+    """
+    sign, size = ("-" if factor < 0 else ""), abs(factor)
+    for power, plain in ((1, "{}"), (2, "sqrt({})")):
+        for value, form in ((size**power, plain), (size**-power, "1/" + plain)):
+            whole = round(value)
+            if 1 <= whole <= 16384 and abs(value - whole) < 1e-5 * whole:
+                return sign + form.format(whole)
+    return None

@@ -1,0 +1,297 @@
+"""One run of a pair of models over samples of inputs, from plan to report."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import gc
+import platform
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import qtrace
+from qtrace.errors import ForwardError, Interrupted
+from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Lockstep
+from qtrace.lockstep.pair import spec_of
+from qtrace.model import Model
+from qtrace.plan import Plan, make_plan
+from qtrace.probe import Call, End, Listener, LiveSide
+from qtrace.records import Coverage, Outcome, ReportData, Row, Unmatched, Verdict
+from qtrace.stats import plain
+from qtrace.tree import leaves
+
+NAMES = ("reference", "candidate")
+# Below this share of compared calls a run says nothing about the model.
+LEAST_COVERAGE = 0.5
+_PREVIEW = 8
+_AGREEING = (Verdict.EQUAL, Verdict.LAYOUT, Verdict.MASK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What shapes a run; see `qtrace.trace`."""
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    tolerance: float | None = None
+    noise_floor: float = 0.0
+    call: str = "forward"
+    sources: tuple[str, str] = ("", "")
+    listeners: tuple[Listener | None, Listener | None] = (None, None)
+    progress: Callable[[int, int], None] | None = None
+
+
+class Run:
+    """Runs the pair sample by sample and collects what was found; `report()` may be called at any time."""
+
+    def __init__(
+        self, reference: torch.nn.Module, candidate: torch.nn.Module, samples: Sequence[Any], options: Options
+    ) -> None:
+        self._models = (
+            Model(NAMES[REFERENCE], reference, options.sources[REFERENCE]),
+            Model(NAMES[CANDIDATE], candidate, options.sources[CANDIDATE]),
+        )
+        self._samples = samples
+        self._options = options
+        self.plan: Plan = make_plan(*self._models, options.only, options.skip)
+        self._devices = tuple(sorted({kind for model in self._models for kind in model.device_types()}))
+        self._comparisons: list[Comparison] = []
+        self._calls: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        self._unseen: tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]] = (Counter(), Counter())
+        self._error: str | None = None
+        self._done = 0
+        self._warnings = [warning for model in self._models for warning in model.warnings()]
+
+    def execute(self) -> ReportData:
+        """Run all samples and return the report.
+
+        Raises `ForwardError` when a model raises and `Interrupted` on Ctrl-C; both carry the report of what was
+        compared until then. No hook is left in any case.
+        """
+        try:
+            with _set_apart(self._models):
+                for index, sample in enumerate(self._samples):
+                    ends = self._run_sample(index, sample)
+                    for end, model in zip(ends, self._models, strict=True):
+                        if end.error is not None:
+                            self._raise_for(end, model, index)
+        except KeyboardInterrupt as error:
+            self._error = "interrupted"
+            raise Interrupted("interrupted; what was compared until then is reported", report=self.report()) from error
+        return self.report()
+
+    def _run_sample(self, index: int, sample: Any) -> tuple[End, End]:
+        comparison = Comparison(
+            sample=index,
+            selected=self.plan.chosen.__contains__,
+            tolerance=self._options.tolerance,
+            noise_floor=self._options.noise_floor,
+            progress=self._progress,
+        )
+        self._comparisons.append(comparison)
+        sides = [
+            LiveSide(
+                model.modules,
+                keys,
+                devices=self._devices,
+                listener=listener,
+                passed=comparison.passed if model.name == "reference" else None,
+            )
+            for model, keys, listener in zip(
+                self._models,
+                (self.plan.reference_keys, self.plan.candidate_keys),
+                self._options.listeners,
+                strict=True,
+            )
+        ]
+        lockstep = Lockstep(sides[REFERENCE], sides[CANDIDATE], comparison)
+        try:
+            # Each side has inputs of its own: a model may write to them.
+            lockstep.run(*(self._function(model.root, copy.deepcopy(sample)) for model in self._models))
+        finally:
+            for number, side in enumerate(sides):
+                self._calls[number].update(side.calls)
+                self._unseen[number].update(side.unseen)
+                self._note_silent(NAMES[number], side.silent)
+        ends = lockstep.ends
+        if self._options.call != "forward" and all(end.error is None for end in ends):
+            entry = Call(
+                "",
+                "",
+                type(self._models[REFERENCE].root).__name__,
+                0,
+                "",
+                order=sum(self._calls[REFERENCE].values()),
+            )
+            comparison.compare_outputs(entry, ends[0].value, ends[1].value, below=f"{self._options.call}()")
+        return ends
+
+    def _function(self, model: torch.nn.Module, sample: Any) -> Callable[[], Any]:
+        entry = model if self._options.call == "forward" else getattr(model, self._options.call)
+        return lambda: entry(*sample.args, **sample.kwargs)
+
+    def _progress(self) -> None:
+        self._done += 1
+        if self._options.progress is not None:
+            total = len(self.plan.reference_keys) * len(self._samples)
+            self._options.progress(min(self._done, total), total)
+
+    def _note_silent(self, name: str, paths: list[str]) -> None:
+        if paths:
+            first = paths[0] or "<root>"
+            note = f"{len(paths)} modules of the {name} take no hooks ({first} …): they were not compared"
+            if note not in self._warnings:
+                self._warnings.append(note)
+
+    def _raise_for(self, end: End, model: Model, sample: int) -> None:
+        assert end.error is not None
+        if isinstance(end.error, KeyboardInterrupt):
+            raise end.error
+        where = f"{end.module or '<root>'} ({type(model.modules[end.module]).__name__})"
+        which = f" on sample {sample}" if len(self._samples) > 1 else ""
+        said = str(end.error).strip().split("\n")[0]
+        self._error = (
+            f"the {model.name} raised {type(end.error).__name__} in {where}{which}: {said}{_raised_at(end.error)}"
+        )
+        raise ForwardError(self._error, side=model.name, module=end.module, report=self.report()) from end.error
+
+    def report(self) -> ReportData:
+        """Return what was found until now."""
+        rows = tuple(row for comparison in self._comparisons for row in comparison.rows())
+        coverage = self._coverage()
+        reference, candidate = (model.describe() for model in self._models)
+        return ReportData(
+            qtrace=qtrace.__version__,
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            environment=environment(),
+            reference=reference,
+            candidate=candidate,
+            inputs=tuple(_describe_inputs(self._samples)),
+            outcome=self._outcome(rows, coverage),
+            coverage=coverage,
+            rows=rows,
+            arguments=tuple(a for comparison in self._comparisons for a in comparison.arguments()),
+            unmatched=tuple(self._unmatched()),
+            warnings=tuple(self._warnings),
+            settings={
+                "only": list(self._options.only),
+                "skip": list(self._options.skip),
+                "tolerance": self._options.tolerance if self._options.tolerance is not None else "auto",
+                "noise_floor": self._options.noise_floor or "auto",
+                "call": self._options.call,
+                "samples": len(self._samples),
+            },
+            error=self._error,
+        )
+
+    def _outcome(self, rows: Sequence[Row], coverage: Coverage) -> Outcome:
+        """Judge at the root's outputs: agreeing is clean, differing a fault; too little compared says nothing."""
+        root = [row for row in rows if row.module == "" and row.verdict not in (Verdict.UNMATCHED, Verdict.STRUCTURE)]
+        if self._error is not None or not root or not coverage.fraction >= LEAST_COVERAGE:
+            return Outcome.INCONCLUSIVE
+        return Outcome.CLEAN if all(row.verdict in _AGREEING for row in root) else Outcome.FAULT
+
+    def _coverage(self) -> Coverage:
+        """Count the reference's calls; the root's, and those that `only` and `skip` leave out, do not count."""
+        counted = self.plan.chosen - {""}
+        calls = sum(n for path, n in self._calls[REFERENCE].items() if path in counted)
+        reasons: Counter[str] = Counter()
+        for comparison in self._comparisons:
+            reasons.update(comparison.reasons)
+        for (path, reason), n in self._unseen[REFERENCE].items():
+            if path in counted:
+                reasons[reason] += n
+                calls += n if reason == "in_thread" else 0
+        compared = sum(comparison.compared for comparison in self._comparisons)
+        unfinished = calls - compared - sum(reasons.values())
+        if unfinished > 0:
+            reasons["unfinished"] += unfinished
+        return Coverage(calls, compared, dict(sorted(reasons.items())))
+
+    def _unmatched(self) -> Iterator[Unmatched]:
+        """Yield the modules with calls that were compared with nothing, and the reference modules without partner."""
+        modules = self._models[REFERENCE].modules
+        for path in self.plan.alignment.alone:
+            if path in self.plan.chosen and self._calls[REFERENCE][path]:
+                yield Unmatched(
+                    "reference", path, type(modules[path]).__name__, self._calls[REFERENCE][path], "no_partner"
+                )
+        called = {key for path, key in self.plan.candidate_keys.items() if self._calls[CANDIDATE][path]}
+        alone: Counter[tuple[int, str, str]] = Counter()
+        for comparison in self._comparisons:
+            alone.update(comparison.alone_calls)
+        for (side, path, kind), calls in alone.items():
+            reason = "other_place" if side == CANDIDATE or path in called else "partner_not_called"
+            yield Unmatched(NAMES[side], path, kind, calls, reason)
+
+
+@contextlib.contextmanager
+def _set_apart(models: Sequence[Model]) -> Iterator[None]:
+    """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
+    rng = torch.get_rng_state()
+    # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
+    # longer than they did. What lives already is left out of that for the time being.
+    freezes = gc.get_freeze_count() == 0
+    if freezes:
+        gc.freeze()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if any(model.is_compiled() for model in models):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield
+        finally:
+            torch.set_rng_state(rng)
+            if freezes:
+                gc.unfreeze()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a number may depend on: versions, platform, threads."""
+    versions = {}
+    for name in ("torch", "transformers", "numpy", "tico", "torchao"):
+        if name in sys.modules:
+            version = getattr(sys.modules[name], "__version__", None)
+            versions[name] = str(version) if version is not None else metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def _describe_inputs(samples: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    for index, sample in enumerate(samples):
+        named = {**{str(i): value for i, value in enumerate(sample.args)}, **sample.kwargs}
+        for name, leaf in leaves(named):
+            entry = {"sample": index, "name": name, "spec": spec_of(leaf, values=True)}
+            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
+                entry["values"] = _preview(leaf)
+            yield entry
+
+
+def _preview(tensor: torch.Tensor) -> str:
+    first = plain(tensor.detach()).flatten()[:_PREVIEW].cpu()
+    values = first.double() if first.is_floating_point() else first
+    return np.array2string(values.numpy(), precision=4, separator=", ").replace("\n", "")
+
+
+def _raised_at(error: BaseException) -> str:
+    """Return where the user's own code raised, as " (file:line)"."""
+    inner = [Path(torch.__file__).parent, Path(__file__).parent]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(parent in Path(frame.filename).parents for parent in inner):
+            return f" ({Path(frame.filename).name}:{frame.lineno})"
+    return ""

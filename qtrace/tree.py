@@ -1,0 +1,128 @@
+"""Nested values to leaves: what a module takes or returns, as (path, leaf) pairs.
+
+A path joins keys, indices and attribute names with dots: "0.1", "logits", "past_key_values.layers.0.keys"; a
+value that is itself a leaf has the path "". Leaves are tensors and plain values (numbers, strings, None, …).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+Leaf = tuple[str, Any]
+
+# A plain value stands for itself. Everything else with attributes (a cache, say) is looked into for tensors.
+PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_DEEPEST = 12
+
+
+def leaves(value: Any) -> list[Leaf]:
+    """Return the leaves of a nested value in order, as (path, leaf).
+
+    Tuples, lists, mappings (a `ModelOutput` is one), dataclasses are walked whole. Of any other object with
+    attributes, such as a key-value cache, only the public attributes that hold tensors are taken. Modules,
+    functions and classes have no leaves.
+
+    >>> leaves({"a": (1, None)})
+    [('a.0', 1), ('a.1', None)]
+    """
+    found: list[Leaf] = []
+    _walk("", value, found, [])
+    return found
+
+
+def tensors(value: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return only the tensors among the leaves."""
+    return [(path, leaf) for path, leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def frozen(value: Any) -> dict[str, Any]:
+    """Return the leaves by path, tensors copied: `leaves` of it gives the same paths as `leaves` of the value.
+
+    What a model does to its tensors later no longer shows in it.
+    """
+    return {path: _copy(leaf) for path, leaf in leaves(value)}
+
+
+def join(path: str, key: object) -> str:
+    """Return the path of `key` below `path`.
+
+    >>> join("", 0), join("a", "b")
+    ('0', 'a.b')
+    """
+    return f"{path}.{key}" if path else str(key)
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _walk(path: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
+    """Append the leaves of `value` to `found`; `inside` holds the ids of the containers around it.
+
+    It runs for every argument of every call, and a key-value cache comes along with each: no generators here, and
+    each type is judged once.
+    """
+    kind = _kind_of(value)
+    if kind is _LEAF:
+        found.append((path, value))
+        return
+    if kind is _NOTHING or len(inside) > _DEEPEST or id(value) in inside:
+        return
+    inside.append(id(value))
+    prefix = f"{path}." if path else ""
+    if kind is _MAPPING:
+        for key in value:
+            _walk(f"{prefix}{key}", value[key], found, inside)
+    elif kind is _SEQUENCE:
+        names = getattr(value, "_fields", None) or range(len(value))
+        for name, item in zip(names, value, strict=True):
+            _walk(f"{prefix}{name}", item, found, inside)
+    elif kind is _DATACLASS:
+        for field in dataclasses.fields(value):
+            _walk(f"{prefix}{field.name}", getattr(value, field.name, None), found, inside)
+    else:
+        _walk_attributes(prefix, value, found, inside)
+    inside.pop()
+
+
+def _walk_attributes(prefix: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
+    for name, item in getattr(value, "__dict__", {}).items():
+        if isinstance(item, torch.Tensor):
+            if not name.startswith("_"):
+                found.append((prefix + name, item))
+        elif _kind_of(item) is not _LEAF and not name.startswith("_"):
+            below: list[Leaf] = []
+            _walk(prefix + name, item, below, inside)
+            found.extend(leaf for leaf in below if isinstance(leaf[1], torch.Tensor))
+
+
+_LEAF, _MAPPING, _SEQUENCE, _DATACLASS, _ATTRIBUTES, _NOTHING = range(6)
+
+
+_KINDS: dict[type, int] = {}
+
+
+def _kind_of(value: Any) -> int:
+    """Return how a value is taken apart."""
+    kind = _KINDS.get(type(value))
+    if kind is None:
+        kind = _KINDS[type(value)] = _kind(type(value))
+    return kind
+
+
+def _kind(kind: type) -> int:
+    if issubclass(kind, (torch.Tensor, *PLAIN)):
+        return _LEAF
+    if issubclass(kind, Mapping):
+        return _MAPPING
+    if issubclass(kind, (tuple, list)):
+        return _SEQUENCE
+    if dataclasses.is_dataclass(kind):
+        return _DATACLASS
+    if issubclass(kind, (torch.nn.Module, type)) or any("__call__" in vars(base) for base in kind.__mro__):
+        return _NOTHING
+    return _ATTRIBUTES
