@@ -1,0 +1,67 @@
+"""Load the model that a SPEC stands for. A new scheme is a loader of its own and one line in `SCHEMES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from qtrace.errors import SourceError, UsageError
+from qtrace.sources import hub
+from qtrace.sources.callables import call, find_object, is_required, takes
+from qtrace.sources.placement import deep_copy, place_model
+from qtrace.sources.spec import LoadOptions, Spec, forms, parse_spec
+
+SCHEMES: dict[str, Callable[[Spec, LoadOptions], nn.Module]] = {
+    "hf": hub.load_pretrained,
+    "config": hub.make_random,
+}
+
+
+def load_model(
+    text: str,
+    *,
+    args: Mapping[str, Any] | None = None,
+    reference: nn.Module | None = None,
+    options: LoadOptions | None = None,
+) -> nn.Module:
+    """Return the model that a source stands for, on the device and in the dtype of the options.
+
+    With `reference` given, a candidate is loaded: a callable with a parameter `reference` gets a deep copy of
+    it to wrap, and its result is cast to no other dtype. A model that transformers makes here is in eval
+    mode; one that a callable returns keeps its mode.
+
+    Raises:
+        UsageError: no form of a source that is known, unknown options, `args` that do not fit.
+        SourceError: the model could not be had; see `find_object`, `call` and the loaders in `SCHEMES`.
+    """
+    options = options or LoadOptions()
+    if text.startswith("trace:"):
+        raise UsageError(f"{text}: a stored trace cannot stand for a model yet; {forms(SCHEMES)}")
+    spec = parse_spec(text, SCHEMES)
+    if spec.scheme:
+        if args:
+            raise UsageError(f"{text}: args go to a callable; write them into the source, after a ?")
+        return SCHEMES[spec.scheme](spec, options)
+    return _load_callable(text, dict(args or {}), reference, options)
+
+
+def _load_callable(text: str, args: dict[str, Any], reference: nn.Module | None, options: LoadOptions) -> nn.Module:
+    made = find_object(text, options.folder)
+    wraps = False
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise SourceError(
+                f"{text} is of type {type(made).__name__}; expected a callable that returns a torch.nn.Module"
+            )
+        if reference is None and is_required(made, "reference") and "reference" not in args:
+            raise UsageError(f"{text} takes the parameter reference, so it makes a candidate; give it as --candidate")
+        wraps = reference is not None and takes(made, "reference")
+        offered = {"reference": deep_copy(reference)} if reference is not None and wraps else {}
+        made = call(made, text, args, offered)
+    if not isinstance(made, nn.Module):
+        kind = "None" if made is None else f"a value of type {type(made).__name__}"
+        raise SourceError(f"{text} returned {kind}; expected a torch.nn.Module")
+    # What wraps the reference got a cast one; casting it again would round its scales and its own choices.
+    return place_model(made, options.device, None if wraps else options.dtype)

@@ -1,0 +1,111 @@
+"""A run's two models and their inputs, loaded as its config says."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qtrace.config import RunConfig
+from qtrace.errors import UsageError
+from qtrace.sources.inputs import load_inputs
+from qtrace.sources.models import load_model
+from qtrace.sources.placement import check_device, place_sample
+from qtrace.sources.samples import Sample, check_fits
+from qtrace.sources.spec import LoadOptions
+from qtrace.sources.wrappers import apply_wrapper, load_wrapper
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models and what both are run on; the `_source` texts say where each came from."""
+
+    reference: nn.Module
+    candidate: nn.Module
+    samples: list[Sample]
+    reference_source: str
+    candidate_source: str
+    inputs_source: str
+
+
+def load_pair(config: RunConfig) -> Pair:
+    """Load the reference, the inputs and the candidate, in this order.
+
+    The random generators of Python and torch are seeded with `config.seed` before each of the three, so that
+    two callables which draw random weights in the same order get the same. Device and dtype go to both models
+    and (the dtype to floating-point tensors only) to the inputs; a wrapper gets the reference as it is then.
+    What is printed while loading goes to stderr.
+
+    Raises:
+        UsageError: a part is not given, options do not fit, or the inputs do not fit the reference's method.
+        SourceError: a part could not be had.
+    """
+    reference_section, candidate_section, inputs_section = config.reference, config.candidate, config.inputs
+    if reference_section is None:
+        raise UsageError("there is no reference; give --reference SPEC, or a config with reference.source")
+    if candidate_section is None:
+        raise UsageError("there is no candidate; give --candidate SPEC or --wrap NAME, or a config with a candidate")
+    if inputs_section is None:
+        raise UsageError("there are no inputs; give --inputs SPEC or --text TEXT, or a config with inputs")
+    wrap, args = candidate_section.wrap, candidate_section.args
+    if wrap is not None:
+        # Before the reference, which may take minutes to load.
+        load_wrapper(wrap, args)
+    options = _load_options(config)
+    check_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with redirect_stdout(sys.stderr):
+        _seed(config.seed)
+        source = reference_section.source
+        reference = load_model(source, args=reference_section.args, options=options)
+        _seed(config.seed)
+        loaded = load_inputs(inputs_section, reference, source, options, config.call)
+        samples = [place_sample(sample, config.device, config.dtype) for sample in loaded]
+        for sample in samples:
+            check_fits(reference, sample, config.call)
+        _seed(config.seed)
+        if wrap is not None:
+            candidate = apply_wrapper(wrap, reference, samples, args)
+        else:
+            made_by = str(candidate_section.source)
+            candidate = load_model(made_by, args=args, reference=reference, options=options)
+    for sample in samples:
+        check_fits(candidate, sample, config.call)
+    texts = ", ".join([*map(repr, inputs_section.text), *inputs_section.image])
+    return Pair(
+        reference,
+        candidate,
+        samples,
+        reference_source=_described(source, reference_section.args),
+        candidate_source=_described(f"wrap {wrap}" if wrap else str(candidate_section.source), args),
+        inputs_source=_described(inputs_section.source or texts, inputs_section.args),
+    )
+
+
+def _load_options(config: RunConfig) -> LoadOptions:
+    return LoadOptions(
+        folder=config.folder,
+        device=config.device,
+        dtype=config.dtype,
+        cache_dir=config.cache_dir,
+        token=config.token,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _described(source: str, args: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key}={value!r}" for key, value in args.items())
+    return f"{source}({shown})" if args else source

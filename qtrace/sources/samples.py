@@ -1,0 +1,166 @@
+"""What a model is called with: one `Sample` per call, from whatever a user hands over. No transformers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from torch import nn
+
+from qtrace.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The arguments of one call, positional and by keyword."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def as_samples(value: object) -> list[Sample]:
+    """Return the calls that inputs stand for.
+
+    A mapping (a BatchEncoding is one, and no dict) is keyword arguments, a tuple positional ones, a tensor
+    the single one; a list of these is several samples.
+
+    >>> as_samples({"x": 1}), as_samples((1, 2))
+    ([Sample(args=(), kwargs={'x': 1})], [Sample(args=(1, 2), kwargs={})])
+
+    Raises:
+        UsageError: the value, or an item of the list, is of another type; or the list is empty.
+    """
+    if not isinstance(value, list):
+        return [_as_sample(value, "inputs are")]
+    if not value:
+        raise UsageError("inputs are an empty list; give at least one sample")
+    return [_as_sample(item, f"inputs[{index}] is") for index, item in enumerate(value)]
+
+
+def _as_sample(value: object, what: str) -> Sample:
+    if isinstance(value, Sample):
+        return value
+    if isinstance(value, torch.Tensor):
+        return Sample(args=(value,))
+    if isinstance(value, tuple):
+        return Sample(args=tuple(value))
+    if isinstance(value, Mapping):
+        odd = next((key for key in value if not isinstance(key, str)), None)
+        if odd is not None:
+            raise UsageError(f"{what} a mapping with the key {odd!r}; the keys are argument names, so expected text")
+        return Sample(kwargs=dict(value))
+    raise UsageError(
+        f"{what} of type {type(value).__name__}; expected a mapping of keyword arguments, "
+        "a tuple of positional ones, a tensor, or a list of these"
+    )
+
+
+def check_fits(model: nn.Module, sample: Sample, call: str = "forward") -> None:
+    """Bind the sample to the method that will be called, before anything runs.
+
+    Where the method takes `**kwargs`, only a name that is one slip away from a known argument which was not
+    given is refused: what such a method passes on cannot be known.
+
+    Raises:
+        UsageError: the model has no such method, or the sample does not fit; the argument is named.
+    """
+    signature = signature_of(model, call)
+    if signature is None:
+        return
+    known = {name: parameter for name, parameter in signature.parameters.items() if _is_named(parameter)}
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    head = f"inputs do not fit {call} of {type(model).__name__}"
+    for name in sample.kwargs:
+        if name in known:
+            continue
+        if not takes_any:
+            raise UsageError(f"{head}: unexpected argument {name}; {did_you_mean(name, known)}")
+        free = [other for other in known if other not in sample.kwargs and _is_slip(name, other)]
+        if free:
+            raise UsageError(f"{head}: unexpected argument {name}; did you mean {free[0]}?")
+    try:
+        signature.bind(*sample.args, **sample.kwargs)
+    except TypeError as error:
+        raise UsageError(f"{head}: {_misfit(signature, sample, str(error))}") from error
+
+
+def signature_of(model: nn.Module, call: str = "forward") -> inspect.Signature | None:
+    """Return the signature of the method that is called, or None where it cannot be read.
+
+    Raises:
+        UsageError: the model has no such method; near names are given.
+    """
+    method = getattr(model, call, None)
+    if not callable(method):
+        methods = [name for name in dir(type(model)) if not name.startswith("_")]
+        raise UsageError(f"{type(model).__name__} has no method {call} to call; {did_you_mean(call, methods)}")
+    try:
+        return inspect.signature(method)
+    except (TypeError, ValueError):
+        return None
+
+
+def named_arguments(model: nn.Module, sample: Sample, call: str = "forward") -> dict[str, Any]:
+    """Return the sample's arguments by the names of the method's parameters, as far as they bind."""
+    signature = signature_of(model, call)
+    if signature is None:
+        return dict(sample.kwargs)
+    try:
+        bound = signature.bind_partial(*sample.args, **sample.kwargs).arguments
+    except TypeError:
+        return dict(sample.kwargs)
+    return {**bound, **sample.kwargs}
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], sample: Sample) -> Sample:
+    """Return the sample with each tensor replaced, also those inside tuples, lists and mappings."""
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return function(value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(replace, value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(replace, value))
+        if isinstance(value, dict):
+            return {key: replace(item) for key, item in value.items()}
+        return value
+
+    return Sample(replace(sample.args), replace(sample.kwargs))
+
+
+def _is_named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _is_slip(name: str, known: str) -> bool:
+    """Say whether one letter was added, dropped, changed or moved by one place."""
+    longest = max(len(name), len(known))
+    if longest < 4 or abs(len(name) - len(known)) > 1:
+        return False
+    matched = sum(block.size for block in SequenceMatcher(None, name, known, False).get_matching_blocks())
+    return matched >= longest - 1
+
+
+def _misfit(signature: inspect.Signature, sample: Sample, problem: str) -> str:
+    """Return what does not bind: what is missing, what is too much, and what the method takes."""
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    single = [name for name, kind in kinds.items() if kind not in several]
+    positional = [name for name in single if kinds[name] is not inspect.Parameter.KEYWORD_ONLY]
+    takes = f"it takes {', '.join(single) or 'none'}"
+    if len(sample.args) > len(positional):
+        return f"{len(sample.args)} positional arguments are given, and {takes}"
+    given = {*positional[: len(sample.args)], *sample.kwargs}
+    missing = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is inspect.Parameter.empty and _is_named(parameter) and name not in given
+    ]
+    if missing:
+        return f"missing argument{'s' if len(missing) > 1 else ''} {', '.join(missing)}; {takes}"
+    return f"{problem}; {takes}"

@@ -1,0 +1,103 @@
+"""Wrappers by name: `wrap(reference, samples, **args) -> nn.Module` makes the candidate from the reference.
+
+The built-in ones are one file each in this folder; others announce themselves through the entry-point group
+`qtrace.wrappers` of their own package.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from torch import nn
+
+from qtrace.errors import QtraceError, SourceError, UsageError, did_you_mean
+from qtrace.sources.callables import describe
+from qtrace.sources.placement import deep_copy
+from qtrace.sources.samples import Sample
+
+GROUP = "qtrace.wrappers"
+BUILT_IN = ("dtype", "tico")
+Wrapper = Callable[..., nn.Module]
+
+
+def known_wrappers() -> list[str]:
+    """Return the names of all wrappers that are installed."""
+    return sorted({*BUILT_IN, *_announced()})
+
+
+def load_wrapper(name: str, args: Mapping[str, Any]) -> Wrapper:
+    """Return the wrapper of a name, after checking that it takes the arguments.
+
+    Raises:
+        UsageError: no such wrapper (near ones and all are given), or arguments that it does not take.
+        SourceError: another package announces it and it cannot be imported.
+    """
+    wrapper = _find(name)
+    _check_args(name, wrapper, args)
+    return wrapper
+
+
+def _find(name: str) -> Wrapper:
+    if name in BUILT_IN:
+        # By name, so that a source checkout without installed metadata has them too.
+        built_in: Wrapper = import_module(f"{__name__}.{name}").wrap
+        return built_in
+    announced = _announced()
+    if name not in announced:
+        known = known_wrappers()
+        near = did_you_mean(name, known)
+        every = "" if near.startswith("known") else f" (known: {', '.join(known)})"
+        raise UsageError(f"there is no wrapper {name}; {near}{every}")
+    try:
+        loaded: Wrapper = announced[name].load()
+    except Exception as error:  # whatever importing another package raises
+        raise SourceError(
+            f"the wrapper {name} ({announced[name].value}) cannot be imported: {describe(error)}"
+        ) from error
+    return loaded
+
+
+def apply_wrapper(name: str, reference: nn.Module, samples: Sequence[Sample], args: Mapping[str, Any]) -> nn.Module:
+    """Return the candidate that a wrapper makes of a deep copy of the reference.
+
+    Raises:
+        UsageError: no such wrapper, or arguments that it does not take.
+        SourceError: the reference cannot be copied, the toolkit is missing, or the wrapper failed.
+    """
+    wrapper = load_wrapper(name, args)
+    copied = deep_copy(reference)
+    try:
+        wrapped = wrapper(copied, samples, **args)
+    except QtraceError:
+        raise
+    except Exception as error:  # a toolkit's own types
+        raise SourceError(f"the wrapper {name} failed on {type(reference).__name__}: {describe(error)}") from error
+    if not isinstance(wrapped, nn.Module):
+        raise SourceError(
+            f"the wrapper {name} returned a value of type {type(wrapped).__name__}; expected a torch.nn.Module"
+        )
+    return wrapped
+
+
+def _announced() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
+
+
+def _check_args(name: str, wrapper: Wrapper, args: Mapping[str, Any]) -> None:
+    """Refuse what the wrapper's signature does not have; its first two are reference and samples."""
+    parameters = list(inspect.signature(wrapper).parameters.values())[2:]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = {parameter.name: parameter for parameter in parameters}
+    for arg in args:
+        if arg not in known:
+            near = did_you_mean(arg, known)
+            every = "" if near.startswith(("known", "none")) else f" (known: {', '.join(known)})"
+            raise UsageError(f"the wrapper {name} takes no argument {arg}; {near}{every}")
+    for parameter in known.values():
+        if parameter.default is inspect.Parameter.empty and parameter.name not in args:
+            raise UsageError(f"the wrapper {name} needs {parameter.name}; give --wrap-arg {parameter.name}=VALUE")
