@@ -1,0 +1,68 @@
+"""Peak memory of a trace over that of two bare forwards, by depth: `python -m bench.memory`.
+
+Each figure comes from a process of its own, since a peak never goes down again.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+from bench import smollm2
+from bench.engines import engines
+
+LENGTH = 512
+DEPTHS = (4, 8, 16, 30)
+
+
+def run() -> list[dict[str, Any]]:
+    """Return a row per depth and engine: `extra_mb` is the peak over that of two bare forwards in the same process."""
+    if not smollm2.available():
+        print("memory: skipped, SmolLM2 is not there; run `make models`", file=sys.stderr)
+        return []
+    rows = []
+    for depth in DEPTHS:
+        for name in engines():
+            if name == "bare" or (name != "qtrace" and depth != DEPTHS[-1]):
+                continue
+            command = [sys.executable, "-m", "bench.memory", name, str(depth)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows.append(
+                {
+                    "layers": depth,
+                    "engine": name,
+                    "tokens": LENGTH,
+                    **json.loads(done.stdout.splitlines()[-1]),
+                }
+            )
+    return rows
+
+
+def measure(name: str, depth: int) -> dict[str, float]:
+    """Return the peaks in MB after two bare forwards, and after the engine ran as well."""
+    pair = smollm2.load_pair(depth)
+    inputs = smollm2.tokens(LENGTH)
+    chosen = engines()
+    # What is imported and set up once, whatever the length, is no memory of the run itself.
+    chosen[name](*pair, smollm2.tokens(4))
+    chosen["bare"](*pair, inputs)
+    before = _peak_mb()
+    chosen[name](*pair, inputs)
+    after = _peak_mb()
+    return {"bare_mb": before, "extra_mb": after - before}
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    else:
+        from bench.tables import show
+
+        show("Peak memory over two bare forwards, SmolLM2-135M float32, 512 tokens", run())

@@ -1,0 +1,45 @@
+"""`qtrace modules`: how the candidate's names were aligned with the reference's, and who has no partner."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qtrace.cli.options import RESULTS, CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
+
+
+def modules(
+    pair: PairOptions,
+    compare: CompareOptions,
+    runtime: RuntimeOptions,
+    screen: ScreenOptions,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say what each rule means, and list also what was never called.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False,
+) -> None:
+    """Show which module of the candidate answers to which of the reference, who has no partner, and why."""
+    from qtrace.cli.alignment import aligned
+    from qtrace.cli.listeners import CallCounter
+    from qtrace.cli.screen import Screen
+    from qtrace.cli.session import configured, finish, loaded, traced
+    from qtrace.render import terminal
+    from qtrace.render.coverage import coverage
+    from qtrace.render.modules import modules as listing
+
+    config = configured(pair, compare, runtime)
+    out = Screen(screen)
+    models = loaded(config, out)
+    counters = (CallCounter(), CallCounter())
+    report, ended = traced(config, models, out, counters)
+    pairings, unmatched = aligned(models.reference, models.candidate, counters, report.unmatched)
+    out.aside(terminal.warnings(report))
+    out.results([terminal.heading(report)])
+    out.results(listing(pairings, unmatched, width=out.width, explain=explain))
+    out.outcome(coverage(report))
+    finish(report, ended, ())

@@ -1,0 +1,238 @@
+"""The options that commands have in common, in groups; a command names the groups that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qtrace.render.selection import View
+
+MODELS = "Models and inputs"
+COMPARE = "Comparison"
+RUNTIME = "How the models run"
+RESULTS = "Results"
+
+
+class Order(str, Enum):
+    """The order of a table's rows."""
+
+    RANK = "rank"
+    EXECUTION = "execution"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """Which models, on which inputs; the fields are those of `qtrace.config.merge`."""
+
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="YAML config of the run; options below replace what it says.", show_default=False),
+    ] = None
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="The model that is right: package.module:name, file.py:name, hf:ID or config:FOLDER.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    candidate: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="The model to judge; a SPEC as for --reference.", rich_help_panel=MODELS),
+    ] = None
+    wrap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make the candidate from the reference by this wrapper (tico, dtype, …).",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    wrap_args: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--wrap-arg",
+            metavar="KEY=VALUE",
+            help="An argument of the wrapper. Repeatable.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="What both are run on: a callable's SPEC, or a .safetensors, .npz or .pt file.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Text, through the reference's processor. Repeatable.", rich_help_panel=MODELS),
+    ] = None
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Image, through the reference's processor. Repeatable.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """How the models are made and run; the fields are those of `qtrace.config.merge`."""
+
+    seed: Annotated[int | None, typer.Option(help="Seed of random weights and inputs.", rich_help_panel=RUNTIME)] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, …", rich_help_panel=RUNTIME)] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Type of the models' weights: float32, bfloat16, float16 or float64.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = None
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.", rich_help_panel=RUNTIME)] = None
+    call: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="Call this method instead of forward.", rich_help_panel=RUNTIME),
+    ] = None
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Where downloaded weights are kept.", rich_help_panel=RUNTIME),
+    ] = None
+    token: Annotated[str | None, typer.Option(help="Access token of the model hub.", rich_help_panel=RUNTIME)] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.", rich_help_panel=RUNTIME)] = (
+        None
+    )
+    trust_remote_code: Annotated[
+        bool | None,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run code that comes with a model from the hub.",
+            rich_help_panel=RUNTIME,
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What is compared, and how strictly; the fields are those of `qtrace.config.merge`."""
+
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Compare only these modules: * is one path component, ** any number. Repeatable.",
+            rich_help_panel=COMPARE,
+        ),
+    ] = None
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave these modules out. Repeatable.", rich_help_panel=COMPARE),
+    ] = None
+    tolerance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PEIR",
+            help="PEIR up to which tensors agree, or auto: rounding noise of their types.",
+            rich_help_panel=COMPARE,
+        ),
+    ] = None
+    noise_floor: Annotated[
+        str | None,
+        typer.Option(metavar="PEIR", help="Error expected of a correct candidate, or auto.", rich_help_panel=COMPARE),
+    ] = None
+    local: Annotated[
+        bool | None,
+        typer.Option(
+            "--local/--no-local",
+            help="Also measure the error that each module makes by itself; without it, one pass only.",
+            rich_help_panel=COMPARE,
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How the ranked table is cut and ordered."""
+
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Rows to show, 0 for all; 20 by default, all in execution order.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY",
+            help="Rank by this: peir, sqnr, cosine, rel_l2, mean, max, …, module, order.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = "peir"
+    order: Annotated[Order, typer.Option(help="Worst row first, or as the model runs.", rich_help_panel=RESULTS)] = (
+        Order.RANK
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where a report goes beside the terminal."""
+
+    report: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write the report, in the format of the ending (.json); - is JSON on stdout. Repeatable.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenOptions:
+    """What is said on the terminal; every command has these."""
+
+    traceback: Annotated[
+        bool,
+        typer.Option("--traceback", help="Show an error's whole traceback.", rich_help_panel=RESULTS),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Say only the outcome: no tables, progress or warnings.", rich_help_panel=RESULTS),
+    ] = False
+    no_color: Annotated[
+        bool,
+        typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.", rich_help_panel=RESULTS),
+    ] = False
+
+
+def view_of(table: TableOptions) -> View:
+    """Return how a report's rows are to be shown; raises `UsageError` for an unknown `--sort`."""
+    from qtrace.render.metrics import check_sort_key
+    from qtrace.render.selection import View
+
+    return View(check_sort_key(table.sort), table.order is Order.EXECUTION, table.top)
+
+
+def given(*groups: Any) -> dict[str, Any]:
+    """Return the fields of option groups by name; a repeatable option that was not given is empty."""
+    values: dict[str, Any] = {}
+    for group in groups:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            repeatable = value is None and "list[str]" in str(field.type)
+            values[field.name] = () if repeatable else value
+    return values

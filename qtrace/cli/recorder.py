@@ -1,0 +1,132 @@
+"""The calls of one side as `--show-trace` lists them: arguments and outputs, and on request every value."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from qtrace.patterns import matches
+from qtrace.probe import Bound, Call
+from qtrace.records import TensorSpec
+from qtrace.records.calls import CallTrace, ValueTrace
+from qtrace.stats import NoValues, describe, plain
+from qtrace.tree import leaves
+
+DECIMALS = 6
+_QUANTIZER = re.compile(r"(^|_)(scales?|zero_points?|zps?)$")
+
+Values = dict[tuple[str, int, str], torch.Tensor]
+
+
+class CallRecorder:
+    """Notes what goes into and out of every call of one side, as statistics; of inspected ones all values.
+
+    `inspect` are globs over the side's paths, or the reference paths that they answer to; with
+    `only_inspected` no other calls are noted. `values` keeps copies of the inspected outputs by (reference
+    path, call, output).
+    """
+
+    def __init__(self, side: str, inspect: Sequence[str], *, only_inspected: bool = False) -> None:
+        self.calls: list[CallTrace] = []
+        self.values: Values = {}
+        self.side = side
+        self._inspect = inspect
+        self._only_inspected = only_inspected
+        self._entered: dict[Call, tuple[ValueTrace, ...]] = {}
+
+    def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
+        """Note the arguments before the module can write to them."""
+        inspected = self._inspected(call)
+        if inspected or not self._only_inspected:
+            passed = {name: arguments.values[name] for name in arguments.values if name in arguments.passed}
+            self._entered[call] = tuple(_traced(path, leaf, inspected) for path, leaf in leaves(passed))
+
+    def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
+        """Note the outputs, and what the module knows of its quantization."""
+        arguments = self._entered.pop(call, None)
+        if arguments is None:
+            return
+        inspected = self._inspected(call)
+        outputs = leaves(value)
+        traced = tuple(_traced(path, leaf, inspected) for path, leaf in outputs)
+        facts = dict(quantizer_facts(module))
+        self.calls.append(CallTrace(self.side, call.path, call.type, call.index, arguments, traced, facts))
+        if inspected and call.key is not None:
+            for path, leaf in outputs:
+                if isinstance(leaf, torch.Tensor):
+                    self.values[call.key, call.index, path] = leaf.detach().clone()
+
+    def _inspected(self, call: Call) -> bool:
+        names = [call.path] if call.key is None else [call.path, call.key]
+        return any(matches(pattern, name) for pattern in self._inspect for name in names)
+
+
+def differences(reference: Values, candidate: Values) -> Iterator[CallTrace]:
+    """Yield reference - candidate, in full, for each output that both sides keep; none where the shapes differ."""
+    for (module, call, path), mine in reference.items():
+        theirs = candidate.get((module, call, path))
+        if theirs is None:
+            continue
+        if mine.shape == theirs.shape:
+            difference = plain(mine).to("cpu", torch.float64) - plain(theirs).to("cpu", torch.float64)
+            output = _traced(path, difference, full=True)
+        else:
+            shapes = f"none: {list(mine.shape)} in the reference, {list(theirs.shape)} in the candidate"
+            output = ValueTrace(path, TensorSpec(value=shapes))
+        yield CallTrace("difference", module, "reference - candidate", call, (), (output,))
+
+
+def quantizer_facts(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the scales and zero points that a module, or an observer directly in it, holds: (name, value)."""
+    holders = [("", module), *((f"{name}.", child) for name, child in module.named_children())]
+    for prefix, holder in holders:
+        if prefix and any(True for _ in holder.children()):
+            continue
+        held: dict[str, Any] = {name: v for name, v in vars(holder).items() if isinstance(v, (int, float))}
+        held |= dict(holder.named_parameters(recurse=False))
+        held |= dict(holder.named_buffers(recurse=False))
+        for name, value in held.items():
+            if _QUANTIZER.search(name):
+                text = _fact(value)
+                if text:
+                    yield prefix + name.lstrip("_").removeprefix("cached_"), text
+
+
+def _fact(value: Any) -> str:
+    """Return a scale or zero point as text: a number, or how many there are and their range."""
+    if not isinstance(value, torch.Tensor):
+        return f"{value:.6g}"
+    try:
+        found = describe(value)
+    except NoValues:
+        return ""
+    if found.min is None or found.max is None:
+        return ""
+    if value.numel() == 1:
+        return f"{found.min:.6g}"
+    return f"{value.numel()} values, {found.min:.6g} … {found.max:.6g}"
+
+
+def _traced(name: str, leaf: Any, full: bool) -> ValueTrace:
+    if not isinstance(leaf, torch.Tensor):
+        return ValueTrace(name, TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:80]))
+    shape, dtype = tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")
+    kind = "Tensor" if type(leaf) in (torch.Tensor, torch.nn.Parameter) else type(leaf).__name__
+    try:
+        found = describe(leaf)
+    except NoValues:
+        return ValueTrace(name, TensorSpec(shape, dtype, kind))
+    spec = TensorSpec(shape, dtype, kind, None, found.min, found.max)
+    return ValueTrace(name, spec, found.mean, found.stddev, _full_text(leaf) if full else None)
+
+
+def _full_text(tensor: torch.Tensor) -> str:
+    values = plain(tensor).cpu()
+    if values.dtype is torch.bfloat16:
+        values = values.float()
+    return np.array2string(values.numpy(), threshold=sys.maxsize, precision=DECIMALS, separator=", ")

@@ -1,0 +1,114 @@
+"""Results on stdout, all else on stderr; the width of both, the progress bar, readers who leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qtrace.cli.options import ScreenOptions
+
+WIDTH_OF_A_FILE = 120
+
+Advance = Callable[[int, int], None]
+
+
+class Screen:
+    """Where a command prints.
+
+    With `only_json` stdout is kept for a report's JSON, and the outcome goes to stderr. `quiet` leaves of the
+    results only the outcome, and of the rest only errors.
+    """
+
+    def __init__(self, options: ScreenOptions, *, only_json: bool = False) -> None:
+        self.quiet = options.quiet
+        self.only_json = only_json
+        self._stdout = sys.stdout
+        self._results = _console(sys.stdout, options)
+        self._asides = _console(sys.stderr, options)
+
+    @property
+    def width(self) -> int:
+        """Return the width that tables are laid out for."""
+        return self._results.width
+
+    def results(self, parts: Iterable[RenderableType]) -> None:
+        """Print tables and what belongs to them."""
+        if not (self.quiet or self.only_json):
+            self._print(parts)
+
+    def outcome(self, part: RenderableType) -> None:
+        """Print the outcome, last."""
+        if self.only_json:
+            self.aside([part])
+        else:
+            self._print([part])
+
+    def json(self, text: str) -> None:
+        """Write a report's JSON to stdout as it is."""
+        with self._reader_may_leave():
+            self._stdout.write(text)
+
+    def aside(self, parts: Iterable[RenderableType]) -> None:
+        """Print, on stderr, what is no result: warnings and hints. Nothing when quiet."""
+        if not self.quiet:
+            for part in parts:
+                self._asides.print(part)
+
+    def _print(self, parts: Iterable[RenderableType]) -> None:
+        with self._reader_may_leave():
+            for part in parts:
+                self._results.print(part)
+
+    @contextlib.contextmanager
+    def _reader_may_leave(self) -> Iterator[None]:
+        """Let a closed pipe (`| head`) end the printing, not the command: its exit code still counts."""
+        try:
+            yield
+            self._stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered must not be flushed into the closed pipe when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout.fileno())
+
+    def models_print_aside(self) -> contextlib.AbstractContextManager[object]:
+        """Keep what models and toolkits print off stdout where that must be only JSON."""
+        return contextlib.redirect_stdout(sys.stderr) if self.only_json else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Advance]:
+        """Show a bar on stderr while a run goes on; where stderr is no terminal, or when quiet, nothing."""
+        if self.quiet or not self._asides.is_terminal:
+            yield lambda done, total: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._asides, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Console(Console):
+    """A console that leaves a closed pipe to the command; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on as the exception does."""
+        raise BrokenPipeError
+
+
+def _console(file: TextIO, options: ScreenOptions) -> Console:
+    if hasattr(file, "reconfigure"):
+        # A terminal without the arrows and boxes shows replacements rather than failing.
+        file.reconfigure(errors="replace")
+    return _Console(file=file, width=_width(file), no_color=options.no_color or None, highlight=False, soft_wrap=False)
+
+
+def _width(file: TextIO) -> int | None:
+    """Return None where rich finds the width by itself; a file, or a pipe, is wider than a terminal."""
+    streams = (file, sys.stdin, sys.stderr)
+    if os.environ.get("COLUMNS") or any(stream is not None and stream.isatty() for stream in streams):
+        return None
+    return WIDTH_OF_A_FILE

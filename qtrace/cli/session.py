@@ -1,0 +1,96 @@
+"""From options to a finished run: the config, the models, the lockstep, the report's files, the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, given
+from qtrace.errors import ExitCode, ForwardError, Interrupted, OutputError, QtraceError
+from qtrace.records import Outcome, ReportData
+
+if TYPE_CHECKING:
+    from qtrace.api import Report
+    from qtrace.cli.screen import Screen
+    from qtrace.config import RunConfig
+    from qtrace.sources.pair import Pair
+
+STDOUT = "-"
+
+
+def configured(pair: PairOptions, compare: CompareOptions, runtime: RuntimeOptions) -> RunConfig:
+    """Return the config that the options describe: the named file's, with the options laid over it."""
+    from qtrace.config import load_config, merge
+
+    options = given(pair, compare, runtime)
+    path = options.pop("config")
+    return merge(load_config(path) if path is not None else None, **options)
+
+
+def loaded(config: RunConfig, screen: Screen) -> Pair:
+    """Return the two models and the samples, with a sign of life while they are made."""
+    from qtrace.sources.pair import load_pair
+
+    with screen.progress("loading"):
+        return load_pair(config)
+
+
+def traced(
+    config: RunConfig, pair: Pair, screen: Screen, listeners: tuple[Any, Any] = (None, None)
+) -> tuple[Report, ForwardError | Interrupted | None]:
+    """Return the report of the run, and what ended it early, if anything did: then the report is partial."""
+    from qtrace.api import Report, trace
+
+    with screen.progress("comparing") as advance:
+        try:
+            report = trace(
+                pair.reference,
+                pair.candidate,
+                pair.samples,
+                local=config.compare.local,
+                only=config.compare.only,
+                skip=config.compare.skip,
+                tolerance=config.compare.tolerance,
+                noise_floor=config.compare.noise_floor,
+                call=config.call,
+                sources=(pair.reference_source, pair.candidate_source),
+                listeners=listeners,
+                progress=advance,
+            )
+        except (ForwardError, Interrupted) as error:
+            if not isinstance(error.report, Report):
+                raise
+            return error.report, error
+    return report, None
+
+
+def delivered(report: ReportData, paths: Sequence[str], screen: Screen) -> OutputError | None:
+    """Write the report to each path, `-` being stdout; return why one could not be written, if so.
+
+    It is written before anything is printed: a pager may keep stdout waiting for long.
+    """
+    from qtrace.records import dumps
+    from qtrace.render import save
+
+    failed = None
+    for path in paths:
+        if path == STDOUT:
+            screen.json(dumps(report))
+            continue
+        try:
+            save(report, path)
+        except OutputError as error:
+            failed = error
+    return failed
+
+
+def finish(report: ReportData, ended: QtraceError | None, fail_on: Iterable[str]) -> None:
+    """End the command by what was found: an early end first, then too little compared, then `--fail-on`."""
+    if ended is not None:
+        raise ended
+    if report.outcome is Outcome.INCONCLUSIVE:
+        raise typer.Exit(ExitCode.INCONCLUSIVE)
+    if report.outcome.value in fail_on:
+        raise typer.Exit(ExitCode.GATE_FAILED)

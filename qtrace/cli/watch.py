@@ -1,0 +1,63 @@
+"""What `qtrace run` lists and plots beside the comparison, and the listeners that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from rich.console import RenderableType
+from rich.text import Text
+
+from qtrace.cli.listeners import Everyone, FinalOutput
+from qtrace.cli.recorder import CallRecorder, differences
+from qtrace.patterns import select
+from qtrace.render.scatter import scatter
+from qtrace.render.trace_listing import trace_listing
+
+SIDES = ("reference", "candidate")
+
+
+class Watch:
+    """The listeners of `qtrace run`: whose calls to list, of which modules all values, and whether to plot.
+
+    `sides` are the names of the sides to list; without any, the inspected modules of both are listed.
+    Raises `UsageError` for a pattern of `inspect` that matches no module of either model.
+    """
+
+    def __init__(
+        self, models: Sequence[torch.nn.Module], sides: Sequence[str], inspect: Sequence[str], *, plot: bool
+    ) -> None:
+        paths = dict.fromkeys(path for model in models for path, _ in model.named_modules())
+        select(inspect, paths, option="--inspect")
+        listed = sides or (SIDES if inspect else ())
+        self._recorders = [CallRecorder(side, inspect, only_inspected=not sides) for side in listed]
+        self._finals = [FinalOutput(), FinalOutput()] if plot else []
+
+    @property
+    def listeners(self) -> tuple[Everyone | None, Everyone | None]:
+        """Return what listens to the reference and to the candidate; None where nothing does."""
+        reference, candidate = (
+            [one for one in self._recorders if one.side == side] + self._finals[number : number + 1]
+            for number, side in enumerate(SIDES)
+        )
+        return Everyone(*reference) if reference else None, Everyone(*candidate) if candidate else None
+
+    def listing(self, width: int) -> Iterator[RenderableType]:
+        """Yield the calls of each side that is listed, then the differences of what is inspected."""
+        for recorder in self._recorders:
+            yield from trace_listing(recorder.calls, recorder.side, width=width)
+        if len(self._recorders) == len(SIDES):
+            reference, candidate = self._recorders
+            found = list(differences(reference.values, candidate.values))
+            if found:
+                yield from trace_listing(found, "difference", width=width)
+
+    def plot(self, width: int) -> Iterator[RenderableType]:
+        """Yield the scatter plot of the final outputs, where it was asked for."""
+        if not self._finals:
+            return
+        reference, candidate = self._finals
+        if reference.numel != candidate.numel:
+            yield Text(f"No scatter plot: final outputs have {reference.numel} and {candidate.numel} elements.")
+        else:
+            yield scatter(reference.points, candidate.points, width=width)

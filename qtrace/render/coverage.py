@@ -1,0 +1,47 @@
+"""How much of the reference was compared, what was not, and why: silence must not look like agreement."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from qtrace.records import ReportData
+from qtrace.render.notes import reason
+from qtrace.render.numbers import share
+from qtrace.render.paths import shown
+
+NAMED = 4
+# A reference call without counterpart is one reason of coverage, and two of the modules themselves.
+BEHIND = {"alone": ("partner_not_called", "other_place")}
+
+
+def coverage(report: ReportData) -> RenderableType:
+    """Return the coverage line, and a line for every reason why calls were not compared."""
+    covered = report.coverage
+    line = Text("compared ")
+    line.append(f"{covered.compared} of {covered.reference_calls} calls", style="bold")
+    line.append(f" ({share(covered.compared, covered.reference_calls)})")
+    if not covered.reasons:
+        return line
+    line.append("; not compared:")
+    lines: list[RenderableType] = [line]
+    for key, calls in sorted(covered.reasons.items(), key=lambda item: -item[1]):
+        lines.append(Padding(Text(f"{calls} {reason(key)}{_names(report, key)}"), (0, 0, 0, 2), expand=False))
+    return Group(*lines)
+
+
+def _names(report: ReportData, key: str) -> str:
+    """Return the modules behind a reason: all when they are few, else some and where to see the rest."""
+    names = list(
+        dict.fromkeys(
+            shown(one.module)
+            for one in report.unmatched
+            if one.reason in BEHIND.get(key, (key,)) and one.side == "reference" and one.calls
+        )
+    )
+    if not names:
+        return ""
+    if len(names) <= NAMED:
+        return ": " + ", ".join(names)
+    return f": {', '.join(names[:NAMED])} and {len(names) - NAMED} more modules (`qtrace modules` lists them)"

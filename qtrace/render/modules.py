@@ -1,0 +1,121 @@
+"""How the candidate's modules answer to the reference's: the pairs, their rules, who is alone and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from qtrace.records import Unmatched
+from qtrace.records.calls import Pairing
+from qtrace.render.notes import reason
+from qtrace.render.numbers import ABSENT, count
+from qtrace.render.paths import shorten, shown
+from qtrace.render.table import plain_table
+
+RULES = {
+    "exact": "the same path on both sides",
+    "name_attribute": "the candidate's module keeps the reference's path in an attribute of its own",
+    "stripped": "the same path without the components that only the candidate has (such as `wrapped`)",
+    "prefix": "the same path below another module: the whole tree was moved",
+}
+RULE_WIDTH = max(map(len, RULES))
+CALLS_WIDTH = 7
+MOST = 8
+
+
+def modules(
+    pairings: Sequence[Pairing], unmatched: Sequence[Unmatched], *, width: int, explain: bool = False
+) -> Iterator[RenderableType]:
+    """Yield the pairs, then who has no partner, then the totals.
+
+    With `explain` also what never ran is listed, every name, and what each rule means.
+    """
+    listed = pairings if explain else _that_ran(pairings)
+    yield from _pairs(listed, width)
+    for side in ("reference", "candidate"):
+        yield from _alone(side, [one for one in unmatched if one.side == side], width, explain)
+    yield Text()
+    rules = Counter(pair.rule for pair in listed)
+    total = count(len(listed), "pair")
+    yield Text.assemble((total, "bold"), ": ", ", ".join(f"{n} {rule}" for rule, n in rules.most_common()))
+    if explain:
+        for rule in rules:
+            meaning = f"{rule}: {RULES.get(rule, 'no description')}"
+            yield Padding(Text(meaning), (0, 0, 0, 2), expand=False)
+    if len(listed) < len(pairings):
+        hidden = count(len(pairings) - len(listed), "more pair")
+        yield Text(f"{hidden}, of which the candidate never ran; --explain lists all")
+
+
+def _that_ran(pairings: Sequence[Pairing]) -> list[Pairing]:
+    """Return the pairs without those whose candidate never ran while another one stood in for the reference."""
+    ran = {pair.reference for pair in pairings if pair.candidate_calls}
+    return [pair for pair in pairings if pair.candidate_calls != 0 or pair.reference not in ran]
+
+
+def _pairs(pairings: Sequence[Pairing], width: int) -> Iterator[RenderableType]:
+    """Yield the pairs: side by side where both paths have room, else one below the other."""
+    fixed = RULE_WIDTH + CALLS_WIDTH + 3
+    longest = max([len(shown(path)) for pair in pairings for path in (pair.reference, pair.candidate)], default=0)
+    beside = fixed + 2 * longest <= width
+    room = longest if beside else width - fixed
+    table = plain_table()
+    for heading in ("reference", "candidate") if beside else ("reference, candidate below it",):
+        table.add_column(heading, overflow="fold", min_width=min(longest, room))
+    table.add_column("rule", width=RULE_WIDTH)
+    table.add_column("calls", justify="right", width=CALLS_WIDTH)
+    for pair in pairings:
+        candidate = "=" if pair.candidate == pair.reference else shorten(pair.candidate, room if beside else room - 2)
+        names = [Text(shorten(pair.reference, room))]
+        if beside:
+            names.append(Text(candidate))
+        elif candidate != "=":
+            names[0].append(f"\n  {candidate}")
+        rule = pair.rule if pair.confidence == "high" else f"{pair.rule}\n({pair.confidence})"
+        table.add_row(*names, Text(rule), Text(_calls(pair)))
+    if pairings:
+        yield table
+    else:
+        yield Text("No module of the candidate answers to one of the reference.")
+
+
+def _alone(side: str, ones: Sequence[Unmatched], width: int, explain: bool) -> Iterator[RenderableType]:
+    """Yield the modules of one side without a partner, by reason; many, or never called, only with `explain`."""
+    called = [one for one in ones if one.calls]
+    if ones:
+        yield Text()
+        yield Text.assemble(
+            (count(len(ones), f"{side} module"), "bold"), f" without a partner, {len(called)} of them called"
+        )
+    for why, group in _by_reason(ones if explain else called).items():
+        if len(group) > MOST and not explain:
+            types = Counter(one.type for one in group).most_common(4)
+            kinds = ", ".join(f"{n} {kind}" for kind, n in types)
+            said = f"{len(group)} {reason(why)}: {kinds}, …; --explain names them"
+            yield Padding(Text(said.replace(", …", "") if len(types) < 4 else said), (0, 0, 0, 2), expand=False)
+            continue
+        yield Padding(Text(f"{reason(why)}:"), (0, 0, 0, 2), expand=False)
+        for one in group:
+            calls = count(one.calls, "call") if one.calls else "never called"
+            tail = f"  {one.type}, {calls}"
+            yield Text.assemble("    ", shorten(one.module, width - len(tail) - 4), (tail, "dim"))
+
+
+def _by_reason(ones: Sequence[Unmatched]) -> dict[str, list[Unmatched]]:
+    groups: dict[str, list[Unmatched]] = {}
+    for one in ones:
+        groups.setdefault(one.reason, []).append(one)
+    return groups
+
+
+def _calls(pair: Pairing) -> str:
+    """Return how often the pair was called: once where both agree, per side where they do not."""
+    if pair.reference_calls is None or pair.candidate_calls is None:
+        return ABSENT
+    if pair.reference_calls != pair.candidate_calls:
+        return f"{pair.reference_calls}/{pair.candidate_calls}"
+    return str(pair.reference_calls) if pair.reference_calls else "never"
