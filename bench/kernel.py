@@ -126,9 +126,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """Return the rows as a table."""
     view = Table(title=f"statistics kernel, float32, {rows[0]['threads']} threads: GB/s of both inputs (best, median)")
     for name in ("shape", "pair", "metrics", "code"):
-        view.add_column(name)
-    for name in ("best", "median", "best time", "vs torch", "vs numpy"):
-        view.add_column(name, justify="right")
+        view.add_column(name, no_wrap=True)
+    for name in ("best", "median", "best µs", "vs torch", "vs numpy"):
+        view.add_column(name, justify="right", no_wrap=True)
     for i, row in enumerate(rows):
         ratios = [f"{row[k]:.1f}" if k in row else "" for k in ("ratio_to_torch", "ratio_to_numpy")]
         view.add_row(
@@ -138,7 +138,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
             row["implementation"],
             f"{row['best_gb_per_s']:.1f}",
             f"{row['median_gb_per_s']:.1f}",
-            f"{row['best_s'] * 1e6:,.0f} µs",
+            f"{row['best_s'] * 1e6:,.0f}",
             *ratios,
             end_section=i + 1 < len(rows) and rows[i + 1]["shape"] != row["shape"],
         )

@@ -50,10 +50,15 @@ def frozen(value: Any) -> dict[str, Any]:
 def join(path: str, key: object) -> str:
     """Return the path of `key` below `path`.
 
-    >>> join("", 0), join("a", "b")
-    ('0', 'a.b')
+    >>> join("", 0), join("a", "b"), join("a", "")
+    ('0', 'a.b', 'a')
     """
-    return f"{path}.{key}" if path else str(key)
+    return f"{path}.{key}" if path and key != "" else f"{path}{key}"
+
+
+def is_object(value: Any) -> bool:
+    """Return whether a value is no container, but holds tensors in attributes if at all, as a key-value cache does."""
+    return _kind_of(value) is _ATTRIBUTES
 
 
 def _copy(leaf: Any) -> Any:

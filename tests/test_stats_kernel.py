@@ -41,6 +41,7 @@ HARD: dict[str, Callable[[], Pair]] = {
     "unrelated": lambda: (normal(N).float(), normal(N).float()),
     "opposite": lambda: (torch.linspace(-1, 1, N), -torch.linspace(-1, 1, N)),
     "gain": lambda: (x := normal(N).float(), 0.01 * x + 0.003 * normal(N).float()),
+    "nearly twice": lambda: (x := normal(N).float(), 1.9999 * x + 1e-3 * normal(N).float()),
     "offset with little noise": lambda: (x := normal(N).float(), x + (0.1 + 1e-5 * normal(N)).float()),
     "offset with some noise": lambda: (x := normal(N).float(), x + (0.1 + 1e-3 * normal(N)).float()),
     "offset alone": lambda: (x := torch.randint(-9, 9, (N,)).float(), x + 0.5),
@@ -90,6 +91,16 @@ def test_seed_metrics_are_the_same_five(name: str) -> None:
     five = ("mean", "min", "max", "stddev", "peir", "reference_min", "reference_max")
     check(found, {k: v for k, v in oracle(reference, candidate).items() if k in five})
     assert (found.sqnr_db, found.cosine, found.rel_l2) == (None, None, None)
+
+
+@pytest.mark.parametrize("n", [1 << 14, 3 << 19])
+def test_equal_roundings_do_not_pile_up(n: int) -> None:
+    # GIVEN a reference of which every square is rounded the same way
+    reference = torch.full((n,), 0.1)
+    reference[::2] = 0.3
+    candidate = reference + 0.01 * normal(n).float()
+    assert kernel.sums(reference, candidate, full=True) is not None
+    check(measure(reference, candidate).result(), oracle(reference, candidate))
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtrace.lockstep.driver import REFERENCE
-from qtrace.lockstep.leaves import match_arguments, match_leaves
+from qtrace.lockstep.leaves import argument_leaves, match_arguments, match_leaves
 from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit
 from qtrace.records import Argument, Row, Statistics, Status, Verdict
 from qtrace.tolerance import rounding_tolerance
-from qtrace.tree import leaves
+from qtrace.tree import is_object, leaves
 
 # Statuses of pairs that say something about a call; a call with none of them was not compared.
 _TELLING = (Status.COMPARED, Status.NON_FINITE, Status.CONSTANT_REFERENCE)
@@ -47,6 +47,8 @@ class Comparison:
     _outputs: list[_Pending] = field(default_factory=list)
     _arguments: list[_Pending] = field(default_factory=list)
     _inputs_of: dict[Call, list[Pair]] = field(default_factory=dict)
+    # The objects are kept so that their ids stay theirs.
+    _handed_on: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
     _comparer: PairComparer = field(default_factory=PairComparer)
 
     # What the lockstep tells.
@@ -55,11 +57,27 @@ class Comparison:
         """Compare the arguments of a call that both sides are about to make."""
         met = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
-            pair = self._comparer.compare(mine, theirs)
-            if pair is not None:
-                met.append(pair)
-                self._arguments.append(_Pending(reference.call, name, pair))
+            if self._was_handed_on(mine, theirs):
+                continue
+            for path, leaf, partner in argument_leaves(name, mine, theirs):
+                pair = self._comparer.compare(leaf, partner)
+                if pair is not None:
+                    met.append(pair)
+                    self._arguments.append(_Pending(reference.call, path, pair))
         self._inputs_of[reference.call] = met
+
+    def _was_handed_on(self, reference: Any, candidate: Any) -> bool:
+        """Return whether both are objects that came in together before, such as a cache that every layer is handed.
+
+        They are compared where they come in first and wherever they are returned, not at every call between.
+        """
+        if not is_object(reference) or not is_object(candidate):
+            return False
+        key = (id(reference), id(candidate))
+        if key in self._handed_on:
+            return True
+        self._handed_on[key] = (reference, candidate)
+        return False
 
     def left(self, reference: Exit, candidate: Exit) -> None:
         """Compare what both sides returned from the same call."""
@@ -140,7 +158,7 @@ class Comparison:
     def _row(self, pending: _Pending) -> Row:
         call, pair = pending.call, pending.pair
         found = pair.statistics()
-        incoming = [p.statistics().peir for p in self._inputs_of.get(call, ())]
+        incoming = (p.statistics().peir for p in self._inputs_of.get(call, ()))
         related = None
         if pair.relation is not None:
             related = found.peir if pair.relation.kind == "layout" else pair.relation.error

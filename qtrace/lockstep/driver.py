@@ -63,13 +63,15 @@ class Shelved:
 class Scope:
     """A pair of calls under way, by side: what was passed inside it, and what is open there.
 
-    `whole` holds a side's call where it was shelved, and left again, before the other side came to it.
+    `whole` holds a side's call where it was shelved, and left again, before the other side came to it. A scope is
+    even as long as neither side has gone ahead in it.
     """
 
     calls: tuple[Call, Call] | None = None
     shelf: tuple[list[Shelved], list[Shelved]] = field(default_factory=lambda: ([], []))
     ahead: tuple[list[Shelved], list[Shelved]] = field(default_factory=lambda: ([], []))
     whole: list[Shelved | None] = field(default_factory=lambda: [None, None])
+    is_even: bool = True
 
 
 class Lockstep:
@@ -108,6 +110,8 @@ class Lockstep:
 
     def _advance(self) -> None:
         scope = self._scopes[-1]
+        if scope.is_even and self._advance_together(scope):
+            return
         for side in (REFERENCE, CANDIDATE):
             if scope.whole[side] is not None:
                 continue
@@ -139,6 +143,26 @@ class Lockstep:
         else:
             self._close(scope)
 
+    def _advance_together(self, scope: Scope) -> bool:
+        """Settle the ordinary case, both sides at the same event and nothing shelved; return whether it was that."""
+        first, second = self._now
+        if isinstance(first, Enter):
+            if not isinstance(second, Enter) or first.call.key != second.call.key:
+                return False
+            self._pair_live(first, second)
+            return True
+        if not isinstance(first, Exit) or not isinstance(second, Exit) or scope.calls is None:
+            return False
+        if first.error is not None or second.error is not None:
+            return False
+        if first.call is not scope.calls[REFERENCE] or second.call is not scope.calls[CANDIDATE]:
+            return False
+        self._scopes.pop()
+        self._meeting.left(first, second)
+        self._step(REFERENCE)
+        self._step(CANDIDATE)
+        return True
+
     def _entry(self, scope: Scope, side: int) -> Enter | None:
         """Return the entry that the side stands at inside this scope; None where it is through with it."""
         event = self._now[side]
@@ -157,7 +181,7 @@ class Lockstep:
         """Pair an entry with a call that the other side came to before, and has left or is inside still."""
         first, second = (event, match.enter) if side == REFERENCE else (match.enter, event)
         self._meeting.entered(first, second)
-        scope = Scope((first.call, second.call))
+        scope = Scope((first.call, second.call), is_even=False)
         scope.shelf[1 - side].extend(match.inside)
         if match.exit is not None:
             scope.whole[1 - side] = match
@@ -174,6 +198,7 @@ class Lockstep:
         """Let one side pass into a call whose partner has not come yet (`keep`), or can no longer come."""
         event = self._now[side]
         assert isinstance(event, Enter)
+        scope.is_even = False
         shelved = Shelved(_frozen_entry(event) if keep else event, keep)
         ahead = scope.ahead[side]
         if keep:
@@ -209,6 +234,7 @@ class Lockstep:
             event = self._now[side]
             if not isinstance(event, Exit) or event.error is None or scope.calls is None:
                 return
+            scope.is_even = False
             scope.whole[side] = Shelved(Enter(event.call, Bound({}, (), frozenset())), False, exit=event)
             self._step(side)
 

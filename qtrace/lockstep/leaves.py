@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qtrace.probe import Bound
-from qtrace.tree import Leaf, join, leaves
+from qtrace.tree import Leaf, join, leaves, tensors
 
 
 class Missing:
@@ -30,6 +30,9 @@ def match_leaves(reference: list[Leaf], candidate: list[Leaf]) -> list[LeafPair]
     """
     if len(reference) == 1 and len(candidate) == 1:
         return [(reference[0][0], reference[0][1], candidate[0][1])]
+    if [path for path, _ in reference] == [path for path, _ in candidate]:
+        pairs = [(path, mine, theirs) for (path, mine), (_, theirs) in zip(reference, candidate, strict=True)]
+        return [pair for pair in pairs if not (pair[1] is None and pair[2] is None)]
     theirs = dict(candidate)
     pairs = [(path, leaf, theirs.pop(path, MISSING)) for path, leaf in reference]
     for position, (path, leaf, partner) in enumerate(pairs):
@@ -42,36 +45,43 @@ def match_leaves(reference: list[Leaf], candidate: list[Leaf]) -> list[LeafPair]
     return [pair for pair in pairs if not _is_nothing(pair)]
 
 
-def match_arguments(reference: Bound, candidate: Bound) -> Iterator[LeafPair]:
-    """Yield the pairs of argument leaves of one call, under the reference's parameter names.
+def match_arguments(reference: Bound, candidate: Bound) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the pairs of argument values of one call, under the reference's parameter names.
 
     Names that both know pair first; then positional arguments by position, since wrappers rename them
-    (`Linear.input` stands against `QuantLinear.x`). What only one side knows counts where it holds a tensor.
+    (`Linear.input` stands against `QuantLinear.x`). What only one side knows stands against `MISSING`, and counts
+    where it holds a tensor.
     """
     theirs = dict(candidate.values)
     open_names = []
     for name, value in reference.values.items():
         if name in theirs:
-            yield from _below(name, value, theirs.pop(name))
+            yield name, value, theirs.pop(name)
         else:
             open_names.append(name)
     for name in open_names:
         value = reference.values[name]
         partner = _at_same_position(name, reference, candidate)
         if partner in theirs:
-            yield from _below(name, value, theirs.pop(partner))
-        else:
-            yield from _tensors_alone(name, value, reference_has=True)
+            yield name, value, theirs.pop(partner)
+        elif tensors(value):
+            yield name, value, MISSING
     for name, value in theirs.items():
-        yield from _tensors_alone(name, value, reference_has=False)
+        if tensors(value):
+            yield name, MISSING, value
 
 
-def _below(name: str, reference: Any, candidate: Any) -> Iterator[LeafPair]:
+def argument_leaves(name: str, reference: Any, candidate: Any) -> list[LeafPair]:
+    """Return the pairs of leaves of one argument; paths begin with its name."""
     if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
-        yield name, reference, candidate
-        return
-    for path, mine, theirs in match_leaves(leaves(reference), leaves(candidate)):
-        yield (join(name, path) if path else name), mine, theirs
+        return [(name, reference, candidate)]
+    if candidate is MISSING:
+        return [(join(name, path), leaf, MISSING) for path, leaf in tensors(reference)]
+    if reference is MISSING:
+        return [(join(name, path), MISSING, leaf) for path, leaf in tensors(candidate)]
+    return [
+        (join(name, path), mine, theirs) for path, mine, theirs in match_leaves(leaves(reference), leaves(candidate))
+    ]
 
 
 def _at_same_position(name: str, reference: Bound, candidate: Bound) -> str | None:
@@ -80,13 +90,6 @@ def _at_same_position(name: str, reference: Bound, candidate: Bound) -> str | No
         if position < len(candidate.positional):
             return candidate.positional[position]
     return None
-
-
-def _tensors_alone(name: str, value: Any, *, reference_has: bool) -> Iterator[LeafPair]:
-    for path, leaf in leaves(value):
-        if isinstance(leaf, torch.Tensor):
-            full = join(name, path) if path else name
-            yield (full, leaf, MISSING) if reference_has else (full, MISSING, leaf)
 
 
 def _is_nothing(pair: LeafPair) -> bool:

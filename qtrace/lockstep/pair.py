@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -52,7 +53,7 @@ class PairComparer:
     def compare(self, reference: Any, candidate: Any) -> Pair | None:
         """Return the comparison, or None where two plain values are equal: there is nothing to tell."""
         if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
-            return self._tensors(reference, candidate)
+            return self._known_pair(reference, candidate) or self._compared(reference, candidate)
         if _is_number(reference) and _is_number(candidate):
             if reference == candidate:
                 return None
@@ -67,27 +68,24 @@ class PairComparer:
             status = Status.CANDIDATE_ONLY
         return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
 
-    def _tensors(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
-        if reference.is_inference() or candidate.is_inference():
-            return _measured(reference, candidate)
-        key = (id(reference), id(candidate))
-        known = self._known.get(key)
-        if (
-            known is not None
-            and known[0]() is reference
-            and known[1]() is candidate
-            and known[2] == reference._version
-            and known[3] == candidate._version
-        ):
-            return known[4]
+    def _known_pair(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair | None:
+        entry = self._known.get((id(reference), id(candidate)))
+        if entry is None or entry[0]() is not reference or entry[1]() is not candidate:
+            return None
+        if entry[2] != reference._version or entry[3] != candidate._version:
+            return None
+        return entry[4]
+
+    def _compared(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
         pair = _measured(reference, candidate)
-        self._known[key] = (
-            weakref.ref(reference),
-            weakref.ref(candidate),
-            reference._version,
-            candidate._version,
-            pair,
-        )
+        if not (reference.is_inference() or candidate.is_inference()):
+            self._known[id(reference), id(candidate)] = (
+                weakref.ref(reference),
+                weakref.ref(candidate),
+                reference._version,
+                candidate._version,
+                pair,
+            )
         return pair
 
 
@@ -97,19 +95,18 @@ def spec_of(leaf: Any, *, values: bool = False) -> TensorSpec | None:
         return None
     if not isinstance(leaf, torch.Tensor):
         return TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:200])
-    kind = "Tensor" if type(leaf) in (torch.Tensor, torch.nn.Parameter) else type(leaf).__name__
-    if not values:
-        return TensorSpec(tuple(leaf.shape), _name(leaf.dtype), kind)
-    try:
-        summary = describe(leaf)
-    except NoValues:
-        return TensorSpec(tuple(leaf.shape), _name(leaf.dtype), kind)
-    return TensorSpec(tuple(leaf.shape), _name(leaf.dtype), kind, None, summary.min, summary.max)
+    spec = _tensor_spec(leaf.shape, leaf.dtype, type(leaf))
+    if values:
+        with contextlib.suppress(NoValues):
+            summary = describe(leaf)
+            spec = replace(spec, min=summary.min, max=summary.max)
+    return spec
 
 
-@lru_cache(maxsize=128)
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+@lru_cache(maxsize=4096)
+def _tensor_spec(shape: torch.Size, dtype: torch.dtype, kind: type) -> TensorSpec:
+    name = "Tensor" if kind in (torch.Tensor, torch.nn.Parameter) else kind.__name__
+    return TensorSpec(tuple(shape), str(dtype).removeprefix("torch."), name)
 
 
 def _same_plain(reference: Any, candidate: Any) -> bool:

@@ -2,7 +2,7 @@
 
 `measure` is for a pair, `describe` for one tensor, `plain` for what a model returned in whatever wrapping.
 Formulas and edges stand at `qtrace.stats.metrics.statistics`. All figures are within a relative error of 1e-6
-of a computation in float64 (the cosine's and the SQNR's included); sums run in float32 only where that holds,
+of a computation in float64, the SQNR in dB and the cosine included: sums run in float32 only where that holds,
 see `kernel`, and in float64 otherwise, see `exact`.
 """
 

@@ -27,7 +27,7 @@ from qtrace.stats.sums import Sums
 # accurate, since torch adds squares up in as few as eight running float32 sums, and the roundings of equal
 # ones add up too.
 _ROWS = (*range(256, 63, -1), *range(257, 385))
-# More rows than this are added up in float64.
+# The squares of more rows than this are added up in float64.
 _FEW = 512
 BLOCK = 1 << 20
 
@@ -118,8 +118,7 @@ def _sum(x: torch.Tensor, shape: tuple[int, int]) -> float:
     """Return the sum of a contiguous float32 tensor that is cut into rows of `shape`."""
     if not shape[0]:
         return x.sum().item()
-    rows = x.view(shape).sum(1)
-    return (rows.double() if shape[0] > _FEW else rows).sum().item()
+    return x.view(shape).sum(1).double().sum().item()
 
 
 def _squares(x: torch.Tensor, shape: tuple[int, int]) -> float:
