@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qtrace.errors import ForwardError, Interrupted, UsageError, did_you_mean
+from qtrace.passes import Options
 from qtrace.records import Argument, ReportData, Row, to_plain
 from qtrace.sources.samples import as_samples
-from qtrace.tracing import Options, Run
+from qtrace.tracing import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

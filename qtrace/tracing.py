@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import datetime
 import gc
 import platform
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ import torch
 
 import qtrace
 from qtrace.errors import ForwardError, Interrupted
-from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Lockstep
+from qtrace.lockstep import CANDIDATE, REFERENCE
 from qtrace.lockstep.pair import spec_of
 from qtrace.model import Model
+from qtrace.passes import Options, Pass
 from qtrace.plan import Plan, make_plan
-from qtrace.probe import Call, End, Listener, LiveSide
+from qtrace.probe import End
 from qtrace.records import Coverage, Outcome, ReportData, Row, Unmatched, Verdict
 from qtrace.stats import plain
 from qtrace.tree import leaves
@@ -35,20 +34,6 @@ NAMES = ("reference", "candidate")
 LEAST_COVERAGE = 0.5
 _PREVIEW = 8
 _AGREEING = (Verdict.EQUAL, Verdict.LAYOUT, Verdict.MASK)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What shapes a run; see `qtrace.trace`."""
-
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    tolerance: float | None = None
-    noise_floor: float = 0.0
-    call: str = "forward"
-    sources: tuple[str, str] = ("", "")
-    listeners: tuple[Listener | None, Listener | None] = (None, None)
-    progress: Callable[[int, int], None] | None = None
 
 
 class Run:
@@ -64,10 +49,7 @@ class Run:
         self._samples = samples
         self._options = options
         self.plan: Plan = make_plan(*self._models, options.only, options.skip)
-        self._devices = tuple(sorted({kind for model in self._models for kind in model.device_types()}))
-        self._comparisons: list[Comparison] = []
-        self._calls: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        self._unseen: tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]] = (Counter(), Counter())
+        self._passes: list[Pass] = []
         self._error: str | None = None
         self._done = 0
         self._warnings = [warning for model in self._models for warning in model.warnings()]
@@ -91,67 +73,49 @@ class Run:
         return self.report()
 
     def _run_sample(self, index: int, sample: Any) -> tuple[End, End]:
-        comparison = Comparison(
-            sample=index,
-            selected=self.plan.chosen.__contains__,
-            tolerance=self._options.tolerance,
-            noise_floor=self._options.noise_floor,
+        """Run one sample, each side with random numbers of its own where it draws any.
+
+        Keeping them apart costs a little at every module, so models in eval mode first run without; if they draw after
+        all, the pass is done again.
+        """
+        training = any(module.training for model in self._models for module in model.modules.values())
+        own_random = training or any(listener is not None for listener in self._options.listeners)
+        done = self._execute(index, sample, own_random=own_random)
+        if done.drew_random and not own_random and all(end.error is None for end in done.ends):
+            self._warn("random numbers are drawn although both models are in eval mode; each side drew the same ones")
+            self._passes.pop()
+            done = self._execute(index, sample, own_random=True)
+        for name, side in zip(NAMES, done.sides, strict=True):
+            if side.silent:
+                first = side.silent[0] or "<root>"
+                self._warn(
+                    f"{len(side.silent)} modules of the {name} take no hooks ({first} …): they were not compared"
+                )
+        return done.ends
+
+    def _execute(self, index: int, sample: Any, *, own_random: bool) -> Pass:
+        done = Pass(
+            self._models,
+            self.plan,
+            sample,
+            self._options,
+            index=index,
+            own_random=own_random,
             progress=self._progress,
         )
-        self._comparisons.append(comparison)
-        sides = [
-            LiveSide(
-                model.modules,
-                keys,
-                devices=self._devices,
-                listener=listener,
-                passed=comparison.passed if model.name == "reference" else None,
-            )
-            for model, keys, listener in zip(
-                self._models,
-                (self.plan.reference_keys, self.plan.candidate_keys),
-                self._options.listeners,
-                strict=True,
-            )
-        ]
-        lockstep = Lockstep(sides[REFERENCE], sides[CANDIDATE], comparison)
-        try:
-            # Each side has inputs of its own: a model may write to them.
-            lockstep.run(*(self._function(model.root, copy.deepcopy(sample)) for model in self._models))
-        finally:
-            for number, side in enumerate(sides):
-                self._calls[number].update(side.calls)
-                self._unseen[number].update(side.unseen)
-                self._note_silent(NAMES[number], side.silent)
-        ends = lockstep.ends
-        if self._options.call != "forward" and all(end.error is None for end in ends):
-            entry = Call(
-                "",
-                "",
-                type(self._models[REFERENCE].root).__name__,
-                0,
-                "",
-                order=sum(self._calls[REFERENCE].values()),
-            )
-            comparison.compare_outputs(entry, ends[0].value, ends[1].value, below=f"{self._options.call}()")
-        return ends
+        self._passes.append(done)
+        done.execute()
+        return done
 
-    def _function(self, model: torch.nn.Module, sample: Any) -> Callable[[], Any]:
-        entry = model if self._options.call == "forward" else getattr(model, self._options.call)
-        return lambda: entry(*sample.args, **sample.kwargs)
+    def _warn(self, warning: str) -> None:
+        if warning not in self._warnings:
+            self._warnings.append(warning)
 
     def _progress(self) -> None:
         self._done += 1
         if self._options.progress is not None:
             total = len(self.plan.reference_keys) * len(self._samples)
             self._options.progress(min(self._done, total), total)
-
-    def _note_silent(self, name: str, paths: list[str]) -> None:
-        if paths:
-            first = paths[0] or "<root>"
-            note = f"{len(paths)} modules of the {name} take no hooks ({first} …): they were not compared"
-            if note not in self._warnings:
-                self._warnings.append(note)
 
     def _raise_for(self, end: End, model: Model, sample: int) -> None:
         assert end.error is not None
@@ -167,7 +131,7 @@ class Run:
 
     def report(self) -> ReportData:
         """Return what was found until now."""
-        rows = tuple(row for comparison in self._comparisons for row in comparison.rows())
+        rows = tuple(row for done in self._passes for row in done.comparison.rows())
         coverage = self._coverage()
         reference, candidate = (model.describe() for model in self._models)
         return ReportData(
@@ -180,7 +144,7 @@ class Run:
             outcome=self._outcome(rows, coverage),
             coverage=coverage,
             rows=rows,
-            arguments=tuple(a for comparison in self._comparisons for a in comparison.arguments()),
+            arguments=tuple(a for done in self._passes for a in done.comparison.arguments()),
             unmatched=tuple(self._unmatched()),
             warnings=tuple(self._warnings),
             settings={
@@ -204,15 +168,16 @@ class Run:
     def _coverage(self) -> Coverage:
         """Count the reference's calls; the root's, and those that `only` and `skip` leave out, do not count."""
         counted = self.plan.chosen - {""}
-        calls = sum(n for path, n in self._calls[REFERENCE].items() if path in counted)
+        calls = compared = 0
         reasons: Counter[str] = Counter()
-        for comparison in self._comparisons:
-            reasons.update(comparison.reasons)
-        for (path, reason), n in self._unseen[REFERENCE].items():
-            if path in counted:
-                reasons[reason] += n
-                calls += n if reason == "in_thread" else 0
-        compared = sum(comparison.compared for comparison in self._comparisons)
+        for done in self._passes:
+            calls += sum(n for path, n in done.calls(REFERENCE).items() if path in counted)
+            compared += done.comparison.compared
+            reasons.update(done.comparison.reasons)
+            for (path, reason), n in done.unseen(REFERENCE).items():
+                if path in counted:
+                    reasons[reason] += n
+                    calls += n if reason == "in_thread" else 0
         unfinished = calls - compared - sum(reasons.values())
         if unfinished > 0:
             reasons["unfinished"] += unfinished
@@ -221,15 +186,13 @@ class Run:
     def _unmatched(self) -> Iterator[Unmatched]:
         """Yield the modules with calls that were compared with nothing, and the reference modules without partner."""
         modules = self._models[REFERENCE].modules
+        mine = sum((done.calls(REFERENCE) for done in self._passes), Counter())
+        theirs = sum((done.calls(CANDIDATE) for done in self._passes), Counter())
         for path in self.plan.alignment.alone:
-            if path in self.plan.chosen and self._calls[REFERENCE][path]:
-                yield Unmatched(
-                    "reference", path, type(modules[path]).__name__, self._calls[REFERENCE][path], "no_partner"
-                )
-        called = {key for path, key in self.plan.candidate_keys.items() if self._calls[CANDIDATE][path]}
-        alone: Counter[tuple[int, str, str]] = Counter()
-        for comparison in self._comparisons:
-            alone.update(comparison.alone_calls)
+            if path in self.plan.chosen and mine[path]:
+                yield Unmatched("reference", path, type(modules[path]).__name__, mine[path], "no_partner")
+        called = {key for path, key in self.plan.candidate_keys.items() if theirs[path]}
+        alone = sum((done.comparison.alone_calls for done in self._passes), Counter())
         for (side, path, kind), calls in alone.items():
             reason = "other_place" if side == CANDIDATE or path in called else "partner_not_called"
             yield Unmatched(NAMES[side], path, kind, calls, reason)

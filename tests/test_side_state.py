@@ -140,3 +140,22 @@ def test_each_side_draws_the_random_numbers_it_would_draw_alone() -> None:
     qtrace.trace(model, candidate, x)
     assert all(torch.equal(out, expected) for out in outputs)
     assert len(outputs) == 2
+
+
+def test_random_numbers_drawn_in_eval_mode_are_noticed_and_kept_apart() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.eval()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = nn.functional.dropout(self.first(x), 0.5, training=True)
+            out: torch.Tensor = self.second(hidden)
+            return out
+
+    model = Noisy()
+    report = qtrace.trace(model, twin(model), torch.randn(4, 8))
+    assert [row.peir for row in report.rows] == [0.0, 0.0, 0.0]
+    assert report.coverage.reference_calls == report.coverage.compared == 2
+    assert any("random numbers are drawn although both models are in eval mode" in w for w in report.warnings)

@@ -93,11 +93,10 @@ def test_seed_metrics_are_the_same_five(name: str) -> None:
     assert (found.sqnr_db, found.cosine, found.rel_l2) == (None, None, None)
 
 
-@pytest.mark.parametrize("n", [1 << 14, 3 << 19])
+@pytest.mark.parametrize("n", [1 << 14, 64 * 8191])
 def test_equal_roundings_do_not_pile_up(n: int) -> None:
     # GIVEN a reference of which every square is rounded the same way
     reference = torch.full((n,), 0.1)
-    reference[::2] = 0.3
     candidate = reference + 0.01 * normal(n).float()
     assert kernel.sums(reference, candidate, full=True) is not None
     check(measure(reference, candidate).result(), oracle(reference, candidate))

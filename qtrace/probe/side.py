@@ -62,6 +62,7 @@ class LiveSide:
         keys: Mapping[str, str],
         *,
         devices: tuple[str, ...] = ("cpu",),
+        own_random: bool = True,
         listener: Listener | None = None,
         passed: Callable[[Call, Any], None] | None = None,
     ) -> None:
@@ -71,6 +72,7 @@ class LiveSide:
         self.silent: list[str] = []
         self._keys = keys
         self._devices = devices
+        self._own_random = own_random
         self._listener = listener
         self._passed = passed
         self._left = 0
@@ -87,7 +89,7 @@ class LiveSide:
         """Register the hooks, run `function` (which runs the model) up to the first event, and return that."""
         self._register()
         self._driver = getcurrent()
-        self._state = SideState(self._devices)
+        self._state = SideState(self._devices, own_random=self._own_random)
         self._runner = greenlet(lambda _: self._run(function), parent=self._driver)
         # A new greenlet has an empty context; the model expects the caller's.
         self._runner.gr_context = copy_context()

@@ -45,10 +45,10 @@ class SideState:
     """Takes one side's torch state away at `suspend` and brings it back at `resume`.
 
     Both are called on the side's own stack, directly around the switch; between them the state is the one that
-    stood when the object was made (the driver's).
+    stood when the object was made (the driver's). With `own_random` off the random generator is left alone.
     """
 
-    def __init__(self, devices: tuple[str, ...] = ("cpu",)) -> None:
+    def __init__(self, devices: tuple[str, ...] = ("cpu",), *, own_random: bool = True) -> None:
         self._devices = devices
         self._switches = _switches()
         self._reads = tuple(read for read, _ in self._switches)
@@ -58,6 +58,7 @@ class SideState:
         self._away: Any = None
         self._function_modes: list[Any] = []
         self._dispatch_modes: list[Any] = []
+        self._own_random = own_random
         self._base_rng = torch.get_rng_state()
         self._rng = self._base_rng
         self._device_rng: list[Any] = []
@@ -72,9 +73,10 @@ class SideState:
                 for _ in range(depths[0] - self._base_depths[0])
             ]
             self._dispatch_modes = [pop_dispatch_mode() for _ in range(depths[1] - self._base_depths[1])]
-        self._rng = torch.get_rng_state()
-        if "cuda" in self._devices:
-            self._device_rng = torch.cuda.get_rng_state_all()
+        if self._own_random:
+            self._rng = torch.get_rng_state()
+            if "cuda" in self._devices:
+                self._device_rng = torch.cuda.get_rng_state_all()
         now = self._read()
         if now == self._base:
             self._saved = None
@@ -89,9 +91,10 @@ class SideState:
 
     def resume(self) -> None:
         """Put the side's state back."""
-        torch.set_rng_state(self._rng)
-        if self._device_rng:
-            torch.cuda.set_rng_state_all(self._device_rng)
+        if self._own_random:
+            torch.set_rng_state(self._rng)
+            if self._device_rng:
+                torch.cuda.set_rng_state_all(self._device_rng)
         if self._saved is not None:
             if self._away is not None:
                 self._away.__exit__(None, None, None)
@@ -104,7 +107,8 @@ class SideState:
 
     def begin(self) -> None:
         """Give the side the random state that stood when this object was made: both sides then draw the same."""
-        torch.set_rng_state(self._base_rng)
+        if self._own_random:
+            torch.set_rng_state(self._base_rng)
 
     def _read(self) -> tuple[Any, ...]:
         autocast: tuple[Any, ...] = ()

@@ -5,7 +5,7 @@ It gives up, by returning None, wherever float32 within a block might cost more 
 
 - anything that is not finite, be it in the data or by overflow (mask fills of -3.4e38);
 - squares so small that float32 loses their digits;
-- a stddev that is small beside the mean of |r - c|, since it comes from sums of squares of rows;
+- a stddev that is small beside the mean of |r - c|, since it is the small difference of two large sums;
 - a cosine near 0 and an SQNR near 0 dB, where the digits cancel.
 """
 
@@ -27,7 +27,7 @@ from qtrace.stats.sums import Sums
 # accurate, since torch adds squares up in as few as eight running float32 sums, and the roundings of equal
 # ones add up too.
 _ROWS = (*range(256, 63, -1), *range(257, 385))
-# The squares of more rows than this are added up in float64.
+# The norms of more rows than this are added up in float64.
 _FEW = 512
 BLOCK = 1 << 20
 
@@ -66,7 +66,8 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sum
             continue
         most = max(most, peak)
         shape = _rows(r.numel())
-        total += _sum(e, shape)
+        # torch adds up pairwise here: no rows needed, and a call saved is time saved on small tensors.
+        total += e.sum().item()
         noise += _squares(e, shape)
         if full:
             signal += _squares(r, shape)
@@ -114,19 +115,12 @@ def _rows(count: int) -> tuple[int, int]:
     return next(((count // row, row) for row in _ROWS if count % row == 0), (0, 0))
 
 
-def _sum(x: torch.Tensor, shape: tuple[int, int]) -> float:
-    """Return the sum of a contiguous float32 tensor that is cut into rows of `shape`."""
-    if not shape[0]:
-        return x.sum().item()
-    return x.view(shape).sum(1).double().sum().item()
-
-
 def _squares(x: torch.Tensor, shape: tuple[int, int]) -> float:
     """Return the sum of squares of a contiguous float32 tensor that is cut into rows of `shape`."""
     if shape[0]:
         norms = vector_norm(x.view(shape), 2, 1)
         norms = norms.double() if shape[0] > _FEW else norms
-        return dot(norms, norms).item()
+        return float(vector_norm(norms).item()) ** 2
     x = x.view(-1)
     rest = x.numel() % _ROWS[0]
     tail = x[-rest:]
@@ -136,12 +130,12 @@ def _squares(x: torch.Tensor, shape: tuple[int, int]) -> float:
 def _in_doubt(found: Sums, full: bool) -> bool:
     """Tell whether a relative error beyond 1e-6 cannot be excluded."""
     if not found.max:
-        return not math.isfinite(found.low + found.high)
+        return False
     faint = found.pairs * _FAINT
     if not (faint < found.noise < math.inf and found.noise < _STEADY * found.squares):
         return True
     if not full:
-        return not math.isfinite(found.high - found.low)
+        return False
     if not (faint < found.reference < math.inf and faint < found.candidate < math.inf):
         return True
     if found.reference + found.candidate + found.noise > _CANCELLED * abs(found.product):

@@ -40,8 +40,8 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metric
     """Measure |reference - candidate| and what belongs to it, over two tensors of one shape.
 
     Any dtypes (also two different ones), any strides, any devices: a candidate on another device is moved to
-    the reference's block by block. Nothing is written to and no state of torch is changed. On an accelerator
-    the work is queued and nothing waits for it before `Measurement.result`.
+    the reference's. Nothing is written to and no state of torch is changed. On an accelerator the work is
+    queued and nothing waits for it before `Measurement.result`.
 
     `metrics="seed"` leaves out SQNR, cosine and relative L2, which need two more sums.
 

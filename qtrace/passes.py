@@ -1,0 +1,106 @@
+"""One lockstep pass of a pair of models over one sample of inputs, and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qtrace.lockstep import REFERENCE, Comparison, Lockstep
+from qtrace.model import Model
+from qtrace.plan import Plan
+from qtrace.probe import Call, End, Listener, LiveSide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What shapes a run; see `qtrace.trace`."""
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    tolerance: float | None = None
+    noise_floor: float = 0.0
+    call: str = "forward"
+    sources: tuple[str, str] = ("", "")
+    listeners: tuple[Listener | None, Listener | None] = (None, None)
+    progress: Callable[[int, int], None] | None = None
+
+
+class Pass:
+    """One run of both models on one sample.
+
+    Its fields hold what is known so far, also when it was cut short: `comparison` the rows, `sides` the calls that were
+    counted, `ends` how each model ended.
+    """
+
+    def __init__(
+        self,
+        models: tuple[Model, Model],
+        plan: Plan,
+        sample: Any,
+        options: Options,
+        *,
+        index: int = 0,
+        own_random: bool = True,
+        progress: Callable[[], None] | None = None,
+    ) -> None:
+        self.comparison = Comparison(
+            sample=index,
+            selected=plan.chosen.__contains__,
+            tolerance=options.tolerance,
+            noise_floor=options.noise_floor,
+            progress=progress,
+        )
+        self.ends = (End(), End())
+        self.drew_random = False
+        self._models = models
+        self._sample = sample
+        self._call = options.call
+        devices = tuple(sorted({kind for model in models for kind in model.device_types()}))
+        self.sides = (
+            LiveSide(
+                models[0].modules,
+                plan.reference_keys,
+                devices=devices,
+                own_random=own_random,
+                listener=options.listeners[0],
+                passed=self.comparison.passed,
+            ),
+            LiveSide(
+                models[1].modules,
+                plan.candidate_keys,
+                devices=devices,
+                own_random=own_random,
+                listener=options.listeners[1],
+            ),
+        )
+
+    def execute(self) -> None:
+        """Run both models to their ends, or until one raises; no hook is left in any case."""
+        before = torch.get_rng_state()
+        lockstep = Lockstep(*self.sides, self.comparison)
+        # Each side has inputs of its own: a model may write to them.
+        lockstep.run(*(self._function(model.root, copy.deepcopy(self._sample)) for model in self._models))
+        self.ends = lockstep.ends
+        self.drew_random = not torch.equal(before, torch.get_rng_state())
+        if self._call != "forward" and all(end.error is None for end in self.ends):
+            order = sum(self.sides[REFERENCE].calls.values())
+            entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
+            first, second = (end.value for end in self.ends)
+            self.comparison.compare_outputs(entry, first, second, below=f"{self._call}()")
+
+    def calls(self, side: int) -> Counter[str]:
+        """Return how often each module of a side was called."""
+        return self.sides[side].calls
+
+    def unseen(self, side: int) -> Counter[tuple[str, str]]:
+        """Return how many calls of a side could not stand still, by path and reason."""
+        return self.sides[side].unseen
+
+    def _function(self, model: torch.nn.Module, sample: Any) -> Callable[[], Any]:
+        entry = model if self._call == "forward" else getattr(model, self._call)
+        return lambda: entry(*sample.args, **sample.kwargs)
