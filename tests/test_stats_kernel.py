@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -213,3 +214,31 @@ def test_alike_transposed_tensors_are_not_copied() -> None:
     assert pair is not None
     assert pair[0].data_ptr() == reference.data_ptr()
     assert blocks.flat(reference, reference.contiguous()) is None
+
+
+@pytest.mark.parametrize("direction", ["random", "along", "against", "across"])
+@pytest.mark.parametrize("share", [1e-4, 9e-4, 1.1e-3, 1e-2])
+def test_cosine_holds_where_the_candidates_squares_are_not_read(direction: str, share: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    reference = torch.randn(300, 257, generator=generator)
+    noise = torch.randn(300, 257, generator=generator)
+    if direction in ("along", "against"):
+        noise = reference * (1 if direction == "along" else -1) * (1 + 0.01 * noise)
+    if direction == "across":
+        noise = noise - reference * float((noise * reference).sum() / (reference * reference).sum())
+    candidate = reference + noise * (share * reference.norm() / noise.norm())
+    r, c = reference.double().flatten().numpy(), candidate.double().flatten().numpy()
+    expected = float(r @ c / np.linalg.norm(r) / np.linalg.norm(c))
+    found = measure(reference, candidate).result().cosine
+    assert found is not None
+    assert abs(found - expected) < 1e-6 * abs(expected)
+
+
+def test_cosine_holds_where_one_block_is_faithful_and_another_is_not() -> None:
+    reference = torch.randn(3 * kernel.BLOCK // 512, 512)
+    candidate = reference * 1.0005
+    candidate[: kernel.BLOCK // 1024] *= -0.7
+    r, c = reference.double().flatten().numpy(), candidate.double().flatten().numpy()
+    expected = float(r @ c / np.linalg.norm(r) / np.linalg.norm(c))
+    found = measure(reference, candidate).result().cosine
+    assert found == pytest.approx(expected, rel=1e-6)

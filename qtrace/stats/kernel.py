@@ -38,6 +38,11 @@ _STEADY = 4.25
 # The largest sum of sums of squares, in units of the product that comes out of them, that leaves enough digits.
 _CANCELLED = 4.0
 
+# Below this share of noise the cosine is 1 to within half of it: with q² = sum((r - c)²) / sum(r²), whatever the
+# direction of the noise, 1 - cosine < q² / 2 / (1 - q)². The candidate's sum of squares is then not read at all, and taken
+# for the reference's.
+_FAITHFUL = 1e-6
+
 _scratch = Scratch()
 
 
@@ -52,6 +57,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sum
     total = noise = signal = answer = 0.0
     unequal = 0
     agreeing = set()
+    unread = set()
     for index, (r, c) in enumerate(_singles(reference, candidate)):
         lowest, highest = aminmax(r)
         low, high = min(low, lowest.item()), max(high, highest.item())
@@ -68,25 +74,40 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sum
         shape = _rows(r.numel())
         # torch adds up pairwise here: no rows needed, and a call saved is time saved on small tensors.
         total += e.sum().item()
-        noise += _squares(e, shape)
+        here = _squares(e, shape)
+        noise += here
         if full:
-            signal += _squares(r, shape)
-            answer += _squares(c, shape)
+            strength = _squares(r, shape)
+            signal += strength
+            if here < _FAITHFUL * strength:
+                unread.add(index)
+                answer += strength
+            else:
+                answer += _squares(c, shape)
         if counted:
             unequal += int(e.count_nonzero())
     if not most:
         # Of the sums of squares only whether they are zero matters where there is no noise.
         signal = answer = float(low != 0 or high != 0)
-    elif agreeing and full:
-        for index, (r, _) in enumerate(_singles(reference, candidate)):
+    elif full:
+        for index, (r, _) in enumerate(_singles(reference, candidate) if agreeing else ()):
             if index in agreeing:
                 again = _squares(r, _rows(r.numel()))
                 signal += again
                 answer += again
+        if noise < _FAITHFUL * signal:
+            answer = signal
+        elif unread:
+            # Another block is not faithful: now the candidate's own squares count.
+            for index, (r, c) in enumerate(_singles(reference, candidate)):
+                if index in unread:
+                    shape = _rows(r.numel())
+                    answer += _squares(c, shape) - _squares(r, shape)
+    product = signal if noise < _FAITHFUL * signal else (signal + answer - noise) / 2
     squares = noise - total * (total / pairs)
     found = Sums(
         pairs, pairs, 0, 0, unequal, low, high, total / pairs, least, most, squares,
-        noise, signal, answer, (signal + answer - noise) / 2,
+        noise, signal, answer, product,
     )  # fmt: skip
     return None if _in_doubt(found, full) else found
 
