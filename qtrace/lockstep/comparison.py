@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from qtrace.lockstep.driver import REFERENCE
 from qtrace.lockstep.leaves import argument_leaves, match_arguments, match_leaves
 from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit
-from qtrace.records import Argument, Row, Statistics, Status, Verdict
+from qtrace.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tolerance import rounding_tolerance
 from qtrace.tree import is_object, leaves
 
@@ -57,7 +59,7 @@ class Comparison:
         """Compare the arguments of a call that both sides are about to make."""
         met = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
-            if self._was_handed_on(mine, theirs):
+            if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
             for path, leaf, partner in argument_leaves(name, mine, theirs):
                 pair = self._comparer.compare(leaf, partner)
@@ -115,7 +117,11 @@ class Comparison:
     def compare_outputs(self, call: Call, reference: Any, candidate: Any, *, below: str = "") -> list[Pair]:
         """Compare two outputs leaf by leaf, as rows of the reference's call; paths begin with `below`."""
         found = []
-        for path, mine, theirs in match_leaves(leaves(reference), leaves(candidate)):
+        if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
+            matched = [("", reference, candidate)]
+        else:
+            matched = match_leaves(leaves(reference), leaves(candidate))
+        for path, mine, theirs in matched:
             pair = self._comparer.compare(mine, theirs)
             if pair is not None:
                 found.append(pair)
@@ -148,7 +154,7 @@ class Comparison:
                     sample=self.sample,
                     reference=pair.reference,
                     candidate=pair.candidate,
-                    relation=pair.relation,
+                    relation=_with_error(pair.relation, found),
                     peir=found.peir,
                     max=found.max,
                 )
@@ -173,7 +179,7 @@ class Comparison:
             sample=self.sample,
             reference=pair.reference,
             candidate=pair.candidate,
-            relation=pair.relation,
+            relation=_with_error(pair.relation, found),
             mean=found.mean,
             min=found.min,
             max=found.max,
@@ -216,6 +222,13 @@ class Comparison:
     def _uncompared(self, call: Call, reason: str) -> None:
         if call.path != "":
             self.reasons[reason] += 1
+
+
+def _with_error(relation: Relation | None, found: Statistics) -> Relation | None:
+    """Return the relation with what remains under it; a layout is undone before anything is measured."""
+    if relation is not None and relation.kind == "layout":
+        return replace(relation, error=found.peir)
+    return relation
 
 
 def _reason(pairs: list[Pair]) -> str:

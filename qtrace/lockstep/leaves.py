@@ -52,6 +52,10 @@ def match_arguments(reference: Bound, candidate: Bound) -> Iterator[tuple[str, A
     (`Linear.input` stands against `QuantLinear.x`). What only one side knows stands against `MISSING`, and counts
     where it holds a tensor.
     """
+    if reference.values.keys() == candidate.values.keys():
+        for name, value in reference.values.items():
+            yield name, value, candidate.values[name]
+        return
     theirs = dict(candidate.values)
     open_names = []
     for name, value in reference.values.items():

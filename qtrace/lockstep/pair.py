@@ -12,7 +12,7 @@ import torch
 
 from qtrace.lockstep.leaves import MISSING
 from qtrace.records import Relation, Statistics, Status, TensorSpec
-from qtrace.relate import gain_relation, mask_relation, undo_layout
+from qtrace.relate import VISIBLE, gain_relation, mask_relation, undo_layout
 from qtrace.stats import Measurement, NoValues, describe, measure, plain
 
 
@@ -134,16 +134,20 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
             specs = spec_of(reference, values=True), spec_of(candidate, values=True)
             return Pair(*specs, status=Status.SHAPE_MISMATCH, dtypes=dtypes)
         second, relation = undone
-    pair = Pair(spec_of(reference), spec_of(candidate), measure(first, second), relation, dtypes=dtypes)
+    measurement = measure(first, second)
+    pair = Pair(spec_of(reference), spec_of(candidate), measurement, relation, dtypes=dtypes)
     pair.empty = first.numel() == 0
     # On an accelerator the numbers are not there yet, and waiting for them would stop it at every module.
     if first.device.type == "cpu" and first.is_floating_point() and second.is_floating_point():
-        _relate(pair, first, second)
+        sums = measurement.sums()
+        visible = not sums.max <= VISIBLE * (sums.high - sums.low)
+        if visible or sums.bad_reference or sums.bad_candidate:
+            _relate(pair, first, second)
     return pair
 
 
 def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
-    """Look for a relation where the numbers say that there may be one; a pair that agrees costs nothing."""
+    """Look for a relation that explains a visible difference, or values that are not finite."""
     found = pair.statistics()
     if found.non_finite is not None:
         pair.non_finite_same = _same_non_finite(first, second)
@@ -155,8 +159,6 @@ def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
     if found_relation is not None:
         how = layout.parameters if layout is not None else {}
         pair.relation = replace(found_relation, parameters={**how, **found_relation.parameters})
-    elif layout is not None:
-        pair.relation = replace(layout, error=found.peir)
 
 
 def _may_be_mask(found: Statistics) -> bool:

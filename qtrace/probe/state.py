@@ -19,7 +19,7 @@ from torch.overrides import _push_mode as push_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
 
-# Switches as (read, write). What a build of torch does not have is left out.
+# Process-wide switches as (read, write). What a build of torch does not have is left out.
 _SWITCH_NAMES: tuple[tuple[str, str], ...] = (
     ("_get_flash_sdp_enabled", "_set_sdp_use_flash"),
     ("_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"),
@@ -41,6 +41,18 @@ def _switches() -> tuple[Switch, ...]:
     return tuple(own + [(read, write) for read, write in named if read is not None and write is not None])
 
 
+_SWITCHES = _switches()
+# Read at every entry and exit of every module, so that it pays to look nothing up then.
+_READS = (
+    torch.is_grad_enabled,
+    torch.is_inference_mode_enabled,
+    _C._is_any_autocast_enabled,
+    _C._len_torch_function_stack,
+    _C._len_torch_dispatch_stack,
+    *(read for read, _ in _SWITCHES),
+)
+
+
 class SideState:
     """Takes one side's torch state away at `suspend` and brings it back at `resume`.
 
@@ -50,89 +62,88 @@ class SideState:
 
     def __init__(self, devices: tuple[str, ...] = ("cpu",), *, own_random: bool = True) -> None:
         self._devices = devices
-        self._switches = _switches()
-        self._reads = tuple(read for read, _ in self._switches)
-        self._base_depths = (_C._len_torch_function_stack(), _C._len_torch_dispatch_stack())
-        self._base = self._read()
-        self._saved: tuple[Any, ...] | None = None
+        self._own_random = own_random
+        self._base = [read() for read in _READS]
+        self._base_autocast = self._autocast()
+        self._disturbed = False
+        self._saved: list[Any] = []
+        self._saved_autocast: list[Any] = []
         self._away: Any = None
         self._function_modes: list[Any] = []
         self._dispatch_modes: list[Any] = []
-        self._own_random = own_random
         self._base_rng = torch.get_rng_state()
         self._rng = self._base_rng
         self._device_rng: list[Any] = []
-
-    def suspend(self) -> None:
-        """Save the side's state and put the driver's in its place."""
-        # Modes come off first: while one is active, even reading the state may be routed through it.
-        depths = (_C._len_torch_function_stack(), _C._len_torch_dispatch_stack())
-        if depths != self._base_depths:
-            self._function_modes = [
-                pop_function_mode()  # type: ignore[no-untyped-call]
-                for _ in range(depths[0] - self._base_depths[0])
-            ]
-            self._dispatch_modes = [pop_dispatch_mode() for _ in range(depths[1] - self._base_depths[1])]
-        if self._own_random:
-            self._rng = torch.get_rng_state()
-            if "cuda" in self._devices:
-                self._device_rng = torch.cuda.get_rng_state_all()
-        now = self._read()
-        if now == self._base:
-            self._saved = None
-            return
-        self._saved = now
-        if now[1] != self._base[1]:
-            # The guard remembers the side's whole autograd state and gives it back when it exits, so it lives
-            # exactly while the side is away.
-            self._away = _C._InferenceMode(self._base[1])
-            self._away.__enter__()
-        self._write(self._base)
-
-    def resume(self) -> None:
-        """Put the side's state back."""
-        if self._own_random:
-            torch.set_rng_state(self._rng)
-            if self._device_rng:
-                torch.cuda.set_rng_state_all(self._device_rng)
-        if self._saved is not None:
-            if self._away is not None:
-                self._away.__exit__(None, None, None)
-                self._away = None
-            self._write(self._saved)
-        while self._dispatch_modes:
-            push_dispatch_mode(self._dispatch_modes.pop())
-        while self._function_modes:
-            push_function_mode(self._function_modes.pop())  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Give the side the random state that stood when this object was made: both sides then draw the same."""
         if self._own_random:
             torch.set_rng_state(self._base_rng)
 
-    def _read(self) -> tuple[Any, ...]:
-        autocast: tuple[Any, ...] = ()
-        if _C._is_any_autocast_enabled():
-            autocast = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices)
-            autocast += (torch.is_autocast_cache_enabled(),)
-        return (
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            autocast,
-            *[read() for read in self._reads],
-        )
+    def suspend(self) -> None:
+        """Save the side's state and put the driver's in its place."""
+        if self._own_random:
+            self._take_random()
+        if self._base != [read() for read in _READS]:
+            self._take_away()
 
-    def _write(self, wanted: tuple[Any, ...]) -> None:
+    def resume(self) -> None:
+        """Put the side's state back."""
+        if self._own_random:
+            self._give_random()
+        if self._disturbed:
+            self._bring_back()
+
+    def _take_random(self) -> None:
+        self._rng = torch.get_rng_state()
+        if "cuda" in self._devices:
+            self._device_rng = torch.cuda.get_rng_state_all()
+
+    def _give_random(self) -> None:
+        torch.set_rng_state(self._rng)
+        if self._device_rng:
+            torch.cuda.set_rng_state_all(self._device_rng)
+
+    def _take_away(self) -> None:
+        # Modes come off first: while one is active, even reading the state may be routed through it.
+        functions = _C._len_torch_function_stack() - self._base[3]
+        dispatches = _C._len_torch_dispatch_stack() - self._base[4]
+        self._function_modes = [
+            pop_function_mode()  # type: ignore[no-untyped-call]
+            for _ in range(functions)
+        ]
+        self._dispatch_modes = [pop_dispatch_mode() for _ in range(dispatches)]
+        self._saved = [read() for read in _READS]
+        self._saved_autocast = self._autocast()
+        self._disturbed = True
+        if self._saved[1] != self._base[1]:
+            # The guard remembers the side's whole autograd state and gives it back when it exits, so it lives
+            # exactly while the side is away.
+            self._away = _C._InferenceMode(self._base[1])
+            self._away.__enter__()
+        self._write(self._base, self._base_autocast)
+
+    def _bring_back(self) -> None:
+        self._disturbed = False
+        if self._away is not None:
+            self._away.__exit__(None, None, None)
+            self._away = None
+        self._write(self._saved, self._saved_autocast)
+        while self._dispatch_modes:
+            push_dispatch_mode(self._dispatch_modes.pop())
+        while self._function_modes:
+            push_function_mode(self._function_modes.pop())  # type: ignore[no-untyped-call]
+
+    def _autocast(self) -> list[Any]:
+        each: list[Any] = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in self._devices]
+        return [*each, torch.is_autocast_cache_enabled()]
+
+    def _write(self, wanted: list[Any], autocast: list[Any]) -> None:
         torch.set_grad_enabled(wanted[0])
-        if wanted[2]:
-            for device, (enabled, dtype) in zip(self._devices, wanted[2], strict=False):
-                torch.set_autocast_enabled(device, enabled)
-                torch.set_autocast_dtype(device, dtype)
-            torch.set_autocast_cache_enabled(wanted[2][-1])
-        else:
-            for device in self._devices:
-                torch.set_autocast_enabled(device, False)
-        now = self._read()[3:]
-        for (_, write), value, current in zip(self._switches, wanted[3:], now, strict=True):
-            if value != current:
+        for device, (enabled, dtype) in zip(self._devices, autocast[:-1], strict=True):
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_autocast_cache_enabled(autocast[-1])
+        for (read, write), value in zip(_SWITCHES, wanted[5:], strict=True):
+            if read() != value:
                 write(value)

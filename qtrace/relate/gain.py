@@ -13,7 +13,7 @@ from qtrace.tolerance import rounding_tolerance
 
 # Only tensors that point the same way, and still differ by more than rounding, are worth a second look.
 _SAME_DIRECTION = 0.999
-_VISIBLE = 1e-3
+VISIBLE = 1e-3
 # Where the factor is taken out, what remains must be rounding, of a depth that any model has.
 _DEPTH = 100
 
@@ -32,7 +32,7 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
     if found.cosine is None or found.peir is None or found.non_finite is not None:
         return None
     rounding = rounding_tolerance((reference.dtype, candidate.dtype), _DEPTH)
-    if not (abs(found.cosine) > _SAME_DIRECTION and found.peir > max(_VISIBLE, rounding)):
+    if not (abs(found.cosine) > _SAME_DIRECTION and found.peir > max(VISIBLE, rounding)):
         return None
     first, second = reference.detach().double(), candidate.detach().to(reference.device).double()
     factor = float((first * second).sum() / (first * first).sum())

@@ -38,9 +38,9 @@ _STEADY = 4.25
 # The largest sum of sums of squares, in units of the product that comes out of them, that leaves enough digits.
 _CANCELLED = 4.0
 
-# Below this share of noise the cosine is 1 to within half of it: with q² = sum((r - c)²) / sum(r²), whatever the
-# direction of the noise, 1 - cosine < q² / 2 / (1 - q)². The candidate's sum of squares is then not read at all, and taken
-# for the reference's.
+# Below this share of noise the cosine is 1 to within half of it: with q² = sum((r - c)²) / sum(r²), whatever
+# the direction of the noise, 1 - cosine < q² / 2 / (1 - q)². The candidate's sum of squares is then not read at
+# all, and taken for the reference's.
 _FAITHFUL = 1e-6
 
 _scratch = Scratch()
