@@ -91,7 +91,7 @@ class Pass:
             order = sum(self.sides[REFERENCE].calls.values())
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
             first, second = (end.value for end in self.ends)
-            self.comparison.compare_outputs(entry, first, second, below=f"{self._call}()")
+            self.comparison.returned(entry, first, second, below=f"{self._call}()")
 
     def calls(self, side: int) -> Counter[str]:
         """Return how often each module of a side was called."""

@@ -6,6 +6,7 @@ value that is itself a leaf has the path "". Leaves are tensors and plain values
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -131,3 +132,32 @@ def _kind(kind: type) -> int:
     if issubclass(kind, (torch.nn.Module, type)) or any("__call__" in vars(base) for base in kind.__mro__):
         return _NOTHING
     return _ATTRIBUTES
+
+
+def replaced(value: Any, swaps: Mapping[int, torch.Tensor]) -> Any:
+    """Return `value` with tensors exchanged by their id, in containers of the same kinds; the rest is kept as it is.
+
+    Objects with attributes, such as a cache, are not taken apart.
+    """
+    if id(value) in swaps:
+        return swaps[id(value)]
+    kind = _kind_of(value)
+    if kind is _SEQUENCE:
+        items = [replaced(item, swaps) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if kind is _MAPPING:
+        changed = {key: replaced(value[key], swaps) for key in value}
+        if all(changed[key] is value[key] for key in value):
+            return value
+        made = copy.copy(value)
+        for key, item in changed.items():
+            made[key] = item
+        return made
+    if kind is _DATACLASS:
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        changed = {name: replaced(item, swaps) for name, item in fields.items()}
+        different = {name: item for name, item in changed.items() if item is not fields[name]}
+        return dataclasses.replace(value, **different) if different else value
+    return value

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtrace.lockstep import Lockstep, driver
-from qtrace.probe import Bound, Call, End, Enter, Event, Exit
+from qtrace.probe import Bound, Call, End, Enter, Event, Exit, Replacement
 
 Tree = tuple[str, tuple["Tree", ...]]
 
@@ -29,7 +29,7 @@ class ScriptedSide:
         self._events = self._walk()
         return next(self._events)
 
-    def step(self) -> Event:
+    def step(self, reply: Replacement | None = None) -> Event:
         return next(self._events)
 
     def close(self) -> None:

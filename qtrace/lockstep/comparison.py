@@ -10,32 +10,49 @@ from typing import Any
 import torch
 
 from qtrace.lockstep.driver import REFERENCE
-from qtrace.lockstep.leaves import argument_leaves, match_arguments, match_leaves
+from qtrace.lockstep.forcing import Forcing
+from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments, match_leaves
 from qtrace.lockstep.pair import Pair, PairComparer, spec_of
-from qtrace.probe import Call, Enter, Exit
+from qtrace.probe import Call, Enter, Exit, Replacement, Site
 from qtrace.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tolerance import rounding_tolerance
-from qtrace.tree import is_object, leaves
-
-# Statuses of pairs that say something about a call; a call with none of them was not compared.
-_TELLING = (Status.COMPARED, Status.NON_FINITE, Status.CONSTANT_REFERENCE)
+from qtrace.tree import is_object, join, leaves
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A pair whose numbers may still be on an accelerator; they are read when the run is over."""
+@dataclass(slots=True, eq=False)
+class Met:
+    """A call on which both sides met, or one that stayed alone (`candidate` is None, or `reference` is).
 
-    call: Call
-    name: str
-    pair: Pair
+    `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where an
+    argument differs. Pairs may still have their numbers on an accelerator; they are read when the run is over.
+    """
+
+    reference: Call | None
+    candidate: Call | None
+    parent: Met | None = None
+    arguments: list[tuple[str, Pair]] = field(default_factory=list)
+    outputs: list[tuple[str, Pair]] = field(default_factory=list)
+    forced: set[str] = field(default_factory=set)
+    argument_ids: set[int] = field(default_factory=set)
+    sites: tuple[Site | None, Site | None] = (None, None)
+    raised: bool = False
+    ended: bool = False
+
+    @property
+    def call(self) -> Call:
+        """Return the call of the side that is there, the reference's first."""
+        call = self.reference if self.reference is not None else self.candidate
+        assert call is not None
+        return call
 
 
 @dataclass(slots=True)
 class Comparison:
     """Collects one sample's run; `rows()` and `arguments()` give what was found, after the run.
 
-    `compared` counts the reference calls (the root's not) of which an output could be compared, `reasons` why
-    others could not.
+    `met` has an entry per call, in the order in which they were met. `compared` counts the reference calls (the
+    root's not) of which an output could be compared, `reasons` why others could not. `forcing`, where there is one,
+    decides what of the reference the candidate is handed; `sites` asks both sides where they are in their code.
     """
 
     sample: int = 0
@@ -43,30 +60,97 @@ class Comparison:
     tolerance: float | None = None
     noise_floor: float = 0.0
     progress: Callable[[], None] | None = None
+    forcing: Forcing | None = None
+    sites: Callable[[], tuple[Site | None, Site | None]] | None = None
     compared: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     alone_calls: Counter[tuple[int, str, str]] = field(default_factory=Counter)
-    _outputs: list[_Pending] = field(default_factory=list)
-    _arguments: list[_Pending] = field(default_factory=list)
-    _inputs_of: dict[Call, list[Pair]] = field(default_factory=dict)
+    met: list[Met] = field(default_factory=list)
+    _open: list[Met] = field(default_factory=list)
     # The objects are kept so that their ids stay theirs.
     _handed_on: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
     _comparer: PairComparer = field(default_factory=PairComparer)
 
     # What the lockstep tells.
 
-    def entered(self, reference: Enter, candidate: Enter) -> None:
+    def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
         """Compare the arguments of a call that both sides are about to make."""
-        met = []
+        met = Met(reference.call, candidate.call, self._open[-1] if self._open else None)
+        self.met.append(met)
+        self._open.append(met)
+        leaf_pairs = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
             if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
             for path, leaf, partner in argument_leaves(name, mine, theirs):
                 pair = self._comparer.compare(leaf, partner)
                 if pair is not None:
-                    met.append(pair)
-                    self._arguments.append(_Pending(reference.call, path, pair))
-        self._inputs_of[reference.call] = met
+                    met.arguments.append((path, pair))
+                    leaf_pairs.append((path, leaf, partner, pair))
+        if self.sites is not None and any(not self.agrees(p, reference.call.entry) for _, p in met.arguments):
+            met.sites = self.sites()
+        if self.forcing is None:
+            return None
+        met.argument_ids = {id(theirs) for _, _, theirs, _ in leaf_pairs}
+        return self.forcing.arguments(met, candidate, leaf_pairs)
+
+    def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
+        """Compare what both sides returned from the same call."""
+        met = self._open.pop()
+        met.ended = True
+        if reference.error is not None or candidate.error is not None:
+            met.raised = True
+            self._uncompared(reference.call, "raised")
+            return None
+        leaf_pairs = []
+        for path, mine, theirs in _matched(reference.value, candidate.value):
+            pair = self._comparer.compare(mine, theirs)
+            if pair is not None:
+                met.outputs.append((path, pair))
+                leaf_pairs.append((path, mine, theirs, pair))
+        if any(pair.measurement is not None and not pair.empty for _, pair in met.outputs):
+            self.compared += reference.call.path != ""
+        else:
+            self._uncompared(reference.call, _reason([pair for _, pair in met.outputs]))
+        if self.progress is not None:
+            self.progress()
+        if self.forcing is None:
+            return None
+        return self.forcing.outputs(met, candidate, leaf_pairs)
+
+    def alone(self, side: int, event: Exit) -> None:
+        """Note a call that the other side did not make in the same place."""
+        call = event.call
+        self.alone_calls[side, call.path, call.type] += 1
+        if side == REFERENCE:
+            self._uncompared(call, "alone")
+        self._note_alone(side, call, event.value)
+
+    def passed(self, call: Call, value: Any) -> None:
+        """Note a reference call that no module of the candidate answers to."""
+        if self.selected(call.path):
+            self._uncompared(call, "no_partner")
+            self._note_alone(REFERENCE, call, value)
+
+    def returned(self, call: Call, reference: Any, candidate: Any, *, below: str) -> None:
+        """Compare what another entry than forward returned, as rows of the root; their paths begin with `below`."""
+        met = Met(call, call, ended=True)
+        for path, mine, theirs in _matched(reference, candidate):
+            pair = self._comparer.compare(mine, theirs)
+            if pair is not None:
+                met.outputs.append((join(below, path), pair))
+        self.met.append(met)
+
+    def _note_alone(self, side: int, call: Call, value: Any) -> None:
+        parent = self._open[-1] if self._open else None
+        met = Met(call, None, parent, ended=True) if side == REFERENCE else Met(None, call, parent, ended=True)
+        for path, leaf in leaves(value) or [("", None)]:
+            spec = spec_of(leaf) if leaf is not None else None
+            if side == REFERENCE:
+                met.outputs.append((path, Pair(spec, None, status=Status.REFERENCE_ONLY)))
+            else:
+                met.outputs.append((path, Pair(None, spec, status=Status.CANDIDATE_ONLY)))
+        self.met.append(met)
 
     def _was_handed_on(self, reference: Any, candidate: Any) -> bool:
         """Return whether both are objects that came in together before, such as a cache that every layer is handed.
@@ -81,101 +165,54 @@ class Comparison:
         self._handed_on[key] = (reference, candidate)
         return False
 
-    def left(self, reference: Exit, candidate: Exit) -> None:
-        """Compare what both sides returned from the same call."""
-        if reference.error is not None or candidate.error is not None:
-            self._uncompared(reference.call, "raised")
-            return
-        found = self.compare_outputs(reference.call, reference.value, candidate.value)
-        if any(pair.measurement is not None and not pair.empty for pair in found):
-            self.compared += reference.call.path != ""
-        else:
-            self._uncompared(reference.call, _reason(found))
-        if self.progress is not None:
-            self.progress()
-
-    def alone(self, side: int, event: Exit) -> None:
-        """Note a call that the other side did not make in the same place."""
-        call = event.call
-        self.alone_calls[side, call.path, call.type] += 1
-        status = Status.REFERENCE_ONLY if side == REFERENCE else Status.CANDIDATE_ONLY
-        if side == REFERENCE:
-            self._uncompared(call, "alone")
-        for path, leaf in leaves(event.value) or [("", None)]:
-            spec = spec_of(leaf) if leaf is not None else None
-            pair = Pair(spec, None, status=status) if side == REFERENCE else Pair(None, spec, status=status)
-            self._outputs.append(_Pending(call, path, pair))
-
-    def passed(self, call: Call, value: Any) -> None:
-        """Note a reference call that no module of the candidate answers to."""
-        if self.selected(call.path):
-            self._uncompared(call, "no_partner")
-            for path, leaf in leaves(value) or [("", None)]:
-                spec = spec_of(leaf) if leaf is not None else None
-                self._outputs.append(_Pending(call, path, Pair(spec, None, status=Status.REFERENCE_ONLY)))
-
-    def compare_outputs(self, call: Call, reference: Any, candidate: Any, *, below: str = "") -> list[Pair]:
-        """Compare two outputs leaf by leaf, as rows of the reference's call; paths begin with `below`."""
-        found = []
-        if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
-            matched = [("", reference, candidate)]
-        else:
-            matched = match_leaves(leaves(reference), leaves(candidate))
-        for path, mine, theirs in matched:
-            pair = self._comparer.compare(mine, theirs)
-            if pair is not None:
-                found.append(pair)
-                self._outputs.append(_Pending(call, f"{below}.{path}".strip(".") if below else path, pair))
-        return found
-
     # What is left when the run is over.
 
     def rows(self) -> list[Row]:
         """Return the rows in the reference's execution order."""
-        made = [self._row(pending) for pending in self._outputs]
+        made = [self._row(met, path, pair) for met in self.met for path, pair in met.outputs]
         return sorted(made, key=lambda row: row.order)
 
     def arguments(self) -> list[Argument]:
         """Return the arguments that differ by more than rounding, in the reference's execution order."""
-        made = []
-        for pending in self._arguments:
-            found = pending.pair.statistics()
-            if self._agrees(pending.pair, found, pending.call.entry):
-                continue
-            call, pair = pending.call, pending.pair
-            made.append(
-                Argument(
-                    module=call.key or "",
-                    call=call.index,
-                    argument=pending.name,
-                    caller=call.caller,
-                    status=found.status,
-                    order=call.entry,
-                    sample=self.sample,
-                    reference=pair.reference,
-                    candidate=pair.candidate,
-                    relation=_with_error(pair.relation, found),
-                    peir=found.peir,
-                    max=found.max,
-                )
-            )
+        made = [
+            self._argument(met, name, pair)
+            for met in self.met
+            for name, pair in met.arguments
+            if not self.agrees(pair, met.call.entry)
+        ]
         return sorted(made, key=lambda argument: argument.order)
 
-    def _row(self, pending: _Pending) -> Row:
-        call, pair = pending.call, pending.pair
-        found = pair.statistics()
-        incoming = (p.statistics().peir for p in self._inputs_of.get(call, ()))
+    def _argument(self, met: Met, name: str, pair: Pair) -> Argument:
+        call, found = met.call, pair.statistics()
+        return Argument(
+            module=call.key or "",
+            call=call.index,
+            argument=name,
+            caller=call.caller,
+            status=found.status,
+            order=call.entry,
+            sample=self.sample,
+            reference=pair.reference,
+            candidate=pair.candidate,
+            relation=_with_error(pair.relation, found),
+            peir=found.peir,
+            max=found.max,
+        )
+
+    def _row(self, met: Met, output: str, pair: Pair) -> Row:
+        call, found = met.call, pair.statistics()
+        incoming = (p.statistics().peir for _, p in met.arguments)
         related = None
         if pair.relation is not None:
             related = found.peir if pair.relation.kind == "layout" else pair.relation.error
         return Row(
             module=call.key if call.key is not None else call.path,
             call=call.index,
-            output=pending.name,
+            output=output,
             type=call.type,
             order=call.order,
             status=found.status,
-            verdict=self._verdict(pair, found, call.order),
+            verdict=self.verdict(pair, call.order),
             sample=self.sample,
             reference=pair.reference,
             candidate=pair.candidate,
@@ -195,18 +232,22 @@ class Comparison:
             peir_in=max((peir for peir in incoming if peir is not None), default=None),
         )
 
-    def _verdict(self, pair: Pair, found: Statistics, order: int) -> Verdict:
+    def verdict(self, pair: Pair, depth: int) -> Verdict:
+        """Return what a pair means, `depth` calls after the inputs."""
+        found = pair.statistics()
         if found.status in (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY):
             return Verdict.UNMATCHED
         if found.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH):
             return Verdict.STRUCTURE
-        if self._agrees(pair, found, order):
+        if self.agrees(pair, depth):
             return Verdict.EQUAL if pair.relation is None else Verdict(pair.relation.kind)
         if found.status is Status.NON_FINITE:
             return Verdict.NON_FINITE
         return Verdict.GAIN if pair.relation is not None and pair.relation.kind == "gain" else Verdict.DIFFERS
 
-    def _agrees(self, pair: Pair, found: Statistics, depth: int) -> bool:
+    def agrees(self, pair: Pair, depth: int) -> bool:
+        """Return whether a pair is the same up to rounding, a layout or a mask's fill; NaN never agrees."""
+        found = pair.statistics()
         if pair.measurement is None:
             return False
         if pair.relation is not None and pair.relation.kind == "mask":
@@ -222,6 +263,12 @@ class Comparison:
     def _uncompared(self, call: Call, reason: str) -> None:
         if call.path != "":
             self.reasons[reason] += 1
+
+
+def _matched(reference: Any, candidate: Any) -> list[LeafPair]:
+    if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
+        return [("", reference, candidate)]
+    return match_leaves(leaves(reference), leaves(candidate))
 
 
 def _with_error(relation: Relation | None, found: Statistics) -> Relation | None:

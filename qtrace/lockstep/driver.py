@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qtrace.probe import Bound, Call, End, Enter, Event, Exit
+from qtrace.probe import Bound, Call, End, Enter, Event, Exit, Replacement
 from qtrace.tree import frozen
 
 REFERENCE, CANDIDATE = 0, 1
@@ -26,20 +26,23 @@ class Side(Protocol):
     def start(self, function: Callable[[], Any]) -> Event:
         """Begin, and return the first event."""
 
-    def step(self) -> Event:
-        """Go on to the next event."""
+    def step(self, reply: Replacement | None = None) -> Event:
+        """Go on to the next event; with a reply the side goes on with that value in place of its own."""
 
     def close(self) -> None:
         """End, wherever it stands."""
 
 
 class Meeting(Protocol):
-    """Told of every pair of calls while both stand there, and of every call that stayed alone."""
+    """Told of every pair of calls while both stand there, and of every call that stayed alone.
 
-    def entered(self, reference: Enter, candidate: Enter) -> None:
+    What it returns is handed to the candidate in place of its own values, where that still stands there.
+    """
+
+    def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
         """Both sides are at the entry of the same call."""
 
-    def left(self, reference: Exit, candidate: Exit) -> None:
+    def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
         """Both sides are at the exit of the same call; `error` is set on a side whose call raised."""
 
     def alone(self, side: int, event: Exit) -> None:
@@ -158,9 +161,9 @@ class Lockstep:
         if first.call is not scope.calls[REFERENCE] or second.call is not scope.calls[CANDIDATE]:
             return False
         self._scopes.pop()
-        self._meeting.left(first, second)
+        reply = self._meeting.left(first, second)
         self._step(REFERENCE)
-        self._step(CANDIDATE)
+        self._step(CANDIDATE, reply)
         return True
 
     def _entry(self, scope: Scope, side: int) -> Enter | None:
@@ -168,19 +171,19 @@ class Lockstep:
         event = self._now[side]
         return event if scope.whole[side] is None and isinstance(event, Enter) else None
 
-    def _step(self, side: int) -> None:
-        self._now[side] = self._sides[side].step()
+    def _step(self, side: int, reply: Replacement | None = None) -> None:
+        self._now[side] = self._sides[side].step(reply)
 
     def _pair_live(self, reference: Enter, candidate: Enter) -> None:
-        self._meeting.entered(reference, candidate)
+        reply = self._meeting.entered(reference, candidate)
         self._scopes.append(Scope((reference.call, candidate.call)))
         self._step(REFERENCE)
-        self._step(CANDIDATE)
+        self._step(CANDIDATE, reply)
 
     def _pair_with_shelved(self, outer: Scope, side: int, event: Enter, match: Shelved) -> None:
         """Pair an entry with a call that the other side came to before, and has left or is inside still."""
         first, second = (event, match.enter) if side == REFERENCE else (match.enter, event)
-        self._meeting.entered(first, second)
+        reply = self._meeting.entered(first, second)
         scope = Scope((first.call, second.call), is_even=False)
         scope.shelf[1 - side].extend(match.inside)
         if match.exit is not None:
@@ -192,7 +195,7 @@ class Lockstep:
             scope.ahead[1 - side].extend(still_open[depth + 1 :])
             del still_open[depth:]
         self._scopes.append(scope)
-        self._step(side)
+        self._step(side, reply if side == CANDIDATE else None)
 
     def _go_ahead(self, scope: Scope, side: int, *, keep: bool) -> None:
         """Let one side pass into a call whose partner has not come yet (`keep`), or can no longer come."""
@@ -253,10 +256,10 @@ class Lockstep:
                 exits.append(event)
             else:
                 exits.append(_lost(call))
-        self._meeting.left(exits[REFERENCE], exits[CANDIDATE])
+        reply = self._meeting.left(exits[REFERENCE], exits[CANDIDATE])
         for side in (REFERENCE, CANDIDATE):
             if exits[side] is self._now[side]:
-                self._step(side)
+                self._step(side, reply if side == CANDIDATE else None)
 
     def _clear(self, scope: Scope) -> None:
         """Report what stayed on the shelves alone."""

@@ -1,7 +1,7 @@
 """A model as a stream of events: hooks, bound arguments, and the torch state that belongs to one side."""
 
 from qtrace.probe.arguments import Bound, Signature, signature_of
-from qtrace.probe.events import Call, End, Enter, Event, Exit
+from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
 from qtrace.probe.side import Listener, LiveSide
 from qtrace.probe.state import SideState
 
@@ -14,7 +14,9 @@ __all__ = [
     "Exit",
     "Listener",
     "LiveSide",
+    "Replacement",
     "SideState",
     "Signature",
+    "Site",
     "signature_of",
 ]

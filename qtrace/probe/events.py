@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtrace.probe.arguments import Bound
@@ -29,10 +30,12 @@ class Call:
 
 @dataclass(slots=True)
 class Enter:
-    """A call is about to run; its arguments stand in `arguments`."""
+    """A call is about to run; its arguments stand in `arguments` by name, in `args` and `kwargs` as they were given."""
 
     call: Call
     arguments: Bound
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -51,6 +54,22 @@ class End:
     value: Any = None
     error: BaseException | None = None
     module: str = ""
+
+
+@dataclass(slots=True)
+class Replacement:
+    """What a side goes on with in place of its own: (args, kwargs) at an entry, the returned value at an exit."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in a side's code: the file, the line, and the function that stands there."""
+
+    file: str
+    line: int
+    function: str
 
 
 Event = Enter | Exit | End

@@ -10,18 +10,23 @@ the reason.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from qtrace.probe.arguments import Bound, Signature, signature_of
-from qtrace.probe.events import Call, End, Enter, Event, Exit
+from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
 from qtrace.probe.state import SideState
+
+# Frames in these folders are not the model's own code.
+_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]) + os.sep)
 
 
 class Listener(Protocol):
@@ -95,9 +100,19 @@ class LiveSide:
         self._runner.gr_context = copy_context()
         return self._step()
 
-    def step(self) -> Event:
-        """Go on to the next event."""
-        return self._step()
+    def step(self, reply: Replacement | None = None) -> Event:
+        """Go on to the next event; with a reply the model goes on with that value in place of its own."""
+        return self._step(reply)
+
+    def site(self) -> Site | None:
+        """Return where the model's own code made the call that it stands in: the innermost frame outside torch."""
+        frame = self._runner.gr_frame
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if not file.startswith(_FOREIGN):
+                return Site(file, frame.f_lineno, frame.f_code.co_name)
+            frame = frame.f_back
+        return None
 
     def close(self) -> None:
         """Take the hooks off and end the model's run, wherever it stands; may be called at any time, more than once."""
@@ -110,9 +125,9 @@ class LiveSide:
         while runner is not None and runner and not runner.dead:
             runner.throw(GreenletExit)
 
-    def _step(self) -> Event:
-        # None, always: a bare switch() hands over an empty tuple, which a pre-hook would return as "no arguments".
-        event = self._runner.switch(None)
+    def _step(self, reply: Replacement | None = None) -> Event:
+        # Always one value: a bare switch() hands over an empty tuple, which a pre-hook would return as "no arguments".
+        event = self._runner.switch(reply)
         assert isinstance(event, (Enter, Exit, End)), event
         return event
 
@@ -158,24 +173,25 @@ class LiveSide:
             for path, _ in group
         }
 
-    def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path, key, signature = self._places[module]
         if self._closed or not self._is_own_call(path):
-            return
+            return None
         stands = key is not None and not self._is_inner(module, key) and not self._in_vmap(path)
         call = self._call(path, key, module)
         self._stack.append(_Frame(module, key, call, stands))
         if self._listener is not None:
             self._listener.enter(call, module, signature.bind(args, kwargs))
         if stands:
-            self._stand_still(Enter(call, signature.bind(args, kwargs)))
+            return self._stand_still(Enter(call, signature.bind(args, kwargs), args, kwargs))
+        return None
 
-    def _leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> None:
+    def _leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
         if self._closed or getcurrent() is not self._runner:
-            return
+            return None
         frame = self._pop(module)
         if frame is None:
-            return
+            return None
         frame.call.order = self._left
         self._left += 1
         # An exit hook that always runs sees None both for "returned None" and for "raised".
@@ -189,7 +205,8 @@ class LiveSide:
         if frame.key is None and self._passed is not None:
             self._passed(frame.call, value)
         if frame.stands:
-            self._stand_still(Exit(frame.call, value, error))
+            return self._stand_still(Exit(frame.call, value, error))
+        return None
 
     def _call(self, path: str, key: str | None, module: torch.nn.Module) -> Call:
         index = self.calls[path]
@@ -230,9 +247,11 @@ class LiveSide:
                 return frame
         return None
 
-    def _stand_still(self, event: Event) -> None:
+    def _stand_still(self, event: Event) -> Any:
+        """Let the driver run until it comes back; return what the hook returns, None for "go on as you are"."""
         self._state.suspend()
         try:
-            self._driver.switch(event)
+            reply = self._driver.switch(event)
         finally:
             self._state.resume()
+        return reply.value if isinstance(reply, Replacement) else None
