@@ -84,7 +84,8 @@ def trace(
         candidate: the model that should compute the same.
         inputs: a mapping is keyword arguments, a tuple positional ones, a tensor the single one; a list of
             these is several samples, run one after the other.
-        local: whether to measure, beside the accumulated error, the error that each module makes by itself.
+        local: whether to look for who is at fault, in further passes that hand the candidate the reference's tensors at
+            chosen boundaries; None does so where the first pass found that the final outputs differ, False never.
         only: globs over reference paths (`*` one component, `**` any number); compare these modules alone.
         skip: globs over reference paths; leave these modules out.
         tolerance: the PEIR up to which two tensors agree; "auto" derives it from their dtypes and depth.
@@ -115,6 +116,7 @@ def trace(
         only=tuple(only),
         skip=tuple(skip),
         tolerance=None if isinstance(tolerance, str) else float(tolerance),
+        local=local,
         noise_floor=0.0 if isinstance(noise_floor, str) else float(noise_floor),
         call=call,
         sources=sources,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qtrace.lockstep import REFERENCE, Comparison, Lockstep
+from qtrace.lockstep.forcing import Forcing
 from qtrace.model import Model
 from qtrace.plan import Plan
 from qtrace.probe import Call, End, Listener, LiveSide
@@ -24,6 +25,7 @@ class Options:
     skip: tuple[str, ...] = ()
     tolerance: float | None = None
     noise_floor: float = 0.0
+    local: bool | None = None
     call: str = "forward"
     sources: tuple[str, str] = ("", "")
     listeners: tuple[Listener | None, Listener | None] = (None, None)
@@ -33,8 +35,8 @@ class Options:
 class Pass:
     """One run of both models on one sample.
 
-    Its fields hold what is known so far, also when it was cut short: `comparison` the rows, `sides` the calls that were
-    counted, `ends` how each model ended.
+    Its fields hold what is known so far, also when it was cut short: `comparison` the rows, `sides` the calls
+    that were counted, `ends` how each model ended.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Pass:
         index: int = 0,
         own_random: bool = True,
         progress: Callable[[], None] | None = None,
+        forcing: Forcing | None = None,
     ) -> None:
         self.comparison = Comparison(
             sample=index,
@@ -54,6 +57,8 @@ class Pass:
             tolerance=options.tolerance,
             noise_floor=options.noise_floor,
             progress=progress,
+            forcing=forcing,
+            sites=None if forcing is None else lambda: (self.sides[0].site(), self.sides[1].site()),
         )
         self.ends = (End(), End())
         self.drew_random = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import gc
 import platform
@@ -19,20 +20,23 @@ import torch
 
 import qtrace
 from qtrace.errors import ForwardError, Interrupted
+from qtrace.investigation import Investigation
 from qtrace.lockstep import CANDIDATE, REFERENCE
 from qtrace.lockstep.pair import spec_of
 from qtrace.model import Model
 from qtrace.passes import Options, Pass
 from qtrace.plan import Plan, make_plan
 from qtrace.probe import End
-from qtrace.records import Coverage, Outcome, ReportData, Row, Unmatched, Verdict
+from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Unmatched, Verdict
 from qtrace.stats import plain
+from qtrace.tolerance import rounding_tolerance
 from qtrace.tree import leaves
 
 NAMES = ("reference", "candidate")
 # Below this share of compared calls a run says nothing about the model.
 LEAST_COVERAGE = 0.5
 _PREVIEW = 8
+_ODD = (Verdict.UNMATCHED, Verdict.STRUCTURE)
 _AGREEING = (Verdict.EQUAL, Verdict.LAYOUT, Verdict.MASK)
 
 
@@ -50,6 +54,8 @@ class Run:
         self._options = options
         self.plan: Plan = make_plan(*self._models, options.only, options.skip)
         self._passes: list[Pass] = []
+        self._findings: list[Finding] = []
+        self._local: dict[tuple[int, str, int, str], float | None] = {}
         self._error: str | None = None
         self._done = 0
         self._warnings = [warning for model in self._models for warning in model.warnings()]
@@ -67,16 +73,29 @@ class Run:
                     for end, model in zip(ends, self._models, strict=True):
                         if end.error is not None:
                             self._raise_for(end, model, index)
+                self._investigate()
         except KeyboardInterrupt as error:
             self._error = "interrupted"
             raise Interrupted("interrupted; what was compared until then is reported", report=self.report()) from error
         return self.report()
 
+    def _investigate(self) -> None:
+        """Find who is to blame for the first sample whose final outputs differ."""
+        if self._options.local is False:
+            return
+        for done, sample in zip(self._passes, self._samples, strict=True):
+            rows = [row for row in done.comparison.rows() if row.module == "" and row.verdict not in _ODD]
+            if rows and not all(_is_clean(row) for row in rows):
+                investigation = Investigation(self._models, make_plan(*self._models), sample, self._options)
+                self._findings = investigation.findings(done.comparison)
+                self._local = {(done.comparison.sample, *key): error for key, error in investigation.local.items()}
+                return
+
     def _run_sample(self, index: int, sample: Any) -> tuple[End, End]:
         """Run one sample, each side with random numbers of its own where it draws any.
 
-        Keeping them apart costs a little at every module, so models in eval mode first run without; if they draw after
-        all, the pass is done again.
+        Keeping them apart costs a little at every module, so models in eval mode first run without; if they
+        draw after all, the pass is done again.
         """
         training = any(module.training for model in self._models for module in model.modules.values())
         own_random = training or any(listener is not None for listener in self._options.listeners)
@@ -131,7 +150,7 @@ class Run:
 
     def report(self) -> ReportData:
         """Return what was found until now."""
-        rows = tuple(row for done in self._passes for row in done.comparison.rows())
+        rows = tuple(self._with_local(row) for done in self._passes for row in done.comparison.rows())
         coverage = self._coverage()
         reference, candidate = (model.describe() for model in self._models)
         return ReportData(
@@ -145,6 +164,7 @@ class Run:
             coverage=coverage,
             rows=rows,
             arguments=tuple(a for done in self._passes for a in done.comparison.arguments()),
+            findings=tuple(self._findings),
             unmatched=tuple(self._unmatched()),
             warnings=tuple(self._warnings),
             settings={
@@ -159,11 +179,26 @@ class Run:
         )
 
     def _outcome(self, rows: Sequence[Row], coverage: Coverage) -> Outcome:
-        """Judge at the root's outputs: agreeing is clean, differing a fault; too little compared says nothing."""
-        root = [row for row in rows if row.module == "" and row.verdict not in (Verdict.UNMATCHED, Verdict.STRUCTURE)]
+        """Judge at the root's outputs and by the findings; too little compared says nothing.
+
+        Agreeing up to the rounding of the reference's dtype is clean. Beyond that it is a fault where
+        somebody is to blame, or where it is more than the coarser dtype's rounding explains and nobody looked; else
+        it is drift.
+        """
+        root = [row for row in rows if row.module == "" and row.verdict not in _ODD]
         if self._error is not None or not root or not coverage.fraction >= LEAST_COVERAGE:
             return Outcome.INCONCLUSIVE
-        return Outcome.CLEAN if all(row.verdict in _AGREEING for row in root) else Outcome.FAULT
+        if all(_is_clean(row) for row in root):
+            return Outcome.CLEAN
+        if self._findings:
+            return Outcome.FAULT
+        if self._options.local is False and not all(row.verdict in _AGREEING for row in root):
+            return Outcome.FAULT
+        return Outcome.DRIFT
+
+    def _with_local(self, row: Row) -> Row:
+        key = (row.sample, row.module, row.call, row.output)
+        return dataclasses.replace(row, peir_local=self._local[key]) if key in self._local else row
 
     def _coverage(self) -> Coverage:
         """Count the reference's calls; the root's, and those that `only` and `skip` leave out, do not count."""
@@ -196,6 +231,16 @@ class Run:
         for (side, path, kind), calls in alone.items():
             reason = "other_place" if side == CANDIDATE or path in called else "partner_not_called"
             yield Unmatched(NAMES[side], path, kind, calls, reason)
+
+
+def _is_clean(row: Row) -> bool:
+    """Return whether a final output agrees as closely as the reference's own dtype lets anybody agree with it."""
+    if row.verdict not in _AGREEING:
+        return False
+    dtype = getattr(torch, row.reference.dtype or "", None) if row.reference is not None else None
+    if row.peir is None or dtype is None or not dtype.is_floating_point or row.verdict is Verdict.MASK:
+        return True
+    return row.peir <= rounding_tolerance((dtype,), row.order)
 
 
 @contextlib.contextmanager

@@ -191,7 +191,9 @@ def test_a_cast_candidate_is_compared_in_its_own_type(dtype: torch.dtype) -> Non
     assert row.candidate.dtype == str(dtype).removeprefix("torch.")
     assert row.peir is not None
     assert 0 < row.peir < 0.05
-    assert report.outcome is Outcome.CLEAN
+    # float64 is as good as float32; the half types are not, and nobody is to blame for that.
+    assert report.outcome is (Outcome.CLEAN if dtype is torch.float64 else Outcome.DRIFT)
+    assert report.findings == ()
 
 
 def test_layout_is_undone_and_named() -> None:

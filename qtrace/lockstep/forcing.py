@@ -1,8 +1,8 @@
 """Teacher forcing: the candidate is handed the reference's tensors at chosen boundaries.
 
-What a module then shows is the error that it makes itself, on clean arguments. A tensor is handed over as a copy, in the
-candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. Where the two are related by no
-more than a guess, or one of them is no tensor, the candidate keeps its own.
+What a module then shows is the error that it makes itself, on clean arguments. A tensor is handed over as a
+copy, in the candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. Where
+the two are related by no more than a guess, or one of them is no tensor, the candidate keeps its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ LeafPairs = list[tuple[str, Any, Any, "Pair"]]
 class Forcing:
     """Where to hand over: at the entry and the exit of calls of these reference paths.
 
-    `entries` and `exits` are sets of reference paths, or a test of one; `names` limits the entries to these arguments.
+    `entries` and `exits` are sets of reference paths, or a test of one; `names` limits the entries to these
+    arguments.
     """
 
     entries: Collection[str] = ()

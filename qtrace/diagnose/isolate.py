@@ -1,0 +1,119 @@
+"""Black boxes first: which containers to open, and who is at fault once the boundaries inside are forced.
+
+A call that agrees on clean arguments is innocent, with everything inside it: what it compensates inside (a
+folded scale) is never looked at. So only a call that differs on clean arguments is *opened*: in the next pass
+the boundaries of its children are forced, and each child shows the error that it makes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from qtrace.diagnose.trial import CallRecord, Trial, Value
+from qtrace.records import Status
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A place where a fault would explain what was seen; `cases` are the calls that showed it.
+
+    `kind` is that of the finding. For `miscalls`, `argument` and `callees` say what was handed over to whom.
+    """
+
+    kind: str
+    module: str
+    call: CallRecord
+    argument: str | None = None
+    callees: list[str] = field(default_factory=list)
+    value: Value | None = None
+    callee: CallRecord | None = None
+    has_children: bool = False
+    members: list[str] = field(default_factory=list)
+
+    @property
+    def order(self) -> int:
+        """Return its place in execution order."""
+        return self.callee.entry if self.callee is not None else self.call.order
+
+
+def opened(trial: Trial, already: Collection[str] = ()) -> set[str]:
+    """Return the paths of the containers to open: they differ on clean arguments, and so do those around them.
+
+    A container inside one that was not forced is judged by what accumulated since that one's entry, which is
+    enough for the first fault in it. `already` are paths that were opened before: their children's boundaries
+    are forced.
+    """
+    found: set[str] = set()
+
+    def descend(call: CallRecord) -> None:
+        if call.side is not None or not call.children:
+            return
+        if call.module not in already:
+            if not (call.enters_clean and (call.differs or call.raised or not call.ended)):
+                return
+            found.add(call.module)
+        for child in call.children:
+            descend(child)
+
+    for root in trial.roots:
+        descend(root)
+    return found
+
+
+def suspects(trial: Trial, open_paths: Collection[str]) -> list[Suspect]:
+    """Return who is at fault, in execution order, after a pass in which the children of `open_paths` were forced."""
+    found: list[Suspect] = []
+    for call in trial.calls:
+        if call.side is None and call.module in open_paths and call.enters_clean:
+            found.extend(_inside(call, open_paths))
+    return _grouped(sorted(found, key=lambda suspect: suspect.order))
+
+
+def _inside(container: CallRecord, open_paths: Collection[str]) -> Iterator[Suspect]:
+    """Yield the faults of one open container's children, and of its own code."""
+    guilty_outputs: set[int] = set()
+    spoiled = False
+    own = False
+    for child in container.children:
+        if child.side is not None:
+            continue
+        for value in child.arguments:
+            if value.agrees or value.status is Status.CANDIDATE_ONLY or value.key in guilty_outputs:
+                continue
+            if not value.forced and child.leaves_clean and not child.differs:
+                # It went in as it was, and did no harm: position_ids that the callee does not look at.
+                continue
+            own = True
+            yield Suspect(
+                "miscalls",
+                container.module,
+                container,
+                argument=value.name,
+                callees=[child.module],
+                value=value,
+                callee=child,
+                has_children=True,
+            )
+        wrong = [value for value in child.outputs if not value.agrees]
+        guilty_outputs.update(value.key for value in wrong if not value.forced)
+        if wrong and child.enters_clean and child.module not in open_paths:
+            kind = "non_finite" if any(v.status is Status.NON_FINITE for v in wrong) else "introduces"
+            yield Suspect(kind, child.module, child, value=wrong[0], has_children=bool(child.children))
+        spoiled = spoiled or not child.leaves_clean
+    lone = [child for child in container.children if child.side is not None]
+    wrong = [value for value in container.outputs if not value.agrees]
+    if wrong and not spoiled and not own:
+        kind = "structure" if lone else "introduces"
+        callees = [child.module for child in lone]
+        yield Suspect(kind, container.module, container, value=wrong[0], callees=callees, has_children=True)
+
+
+def _grouped(found: list[Suspect]) -> list[Suspect]:
+    """Put the cases of one fault together: one argument handed to several callees, one module called several times."""
+    groups: dict[tuple[str, str, str | None], Suspect] = {}
+    for suspect in found:
+        first = groups.setdefault((suspect.kind, suspect.module, suspect.argument), suspect)
+        if first is not suspect:
+            first.callees.extend(name for name in suspect.callees if name not in first.callees)
+    return list(groups.values())

@@ -1,0 +1,101 @@
+"""Value types: what one pass showed, as a tree of calls, for a judgement that needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from qtrace.records import Status, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One argument or output of one call: does it agree, was the candidate handed the reference's.
+
+    `key` identifies the pair of tensors: an argument with the key of an output is that output, passed on.
+    `error` is the PEIR that remains under the relation, where there is one.
+    """
+
+    name: str
+    agrees: bool
+    forced: bool = False
+    status: Status = Status.COMPARED
+    error: float | None = None
+    rel_l2: float | None = None
+    relation: str | None = None
+    reference: TensorSpec | None = None
+    candidate: TensorSpec | None = None
+    key: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """Return whether what the candidate went on with is what the reference had."""
+        return self.agrees or self.forced
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CallRecord:
+    """One call; `side` is None where both sides made it, else the side that made it alone."""
+
+    module: str
+    type: str
+    call: int
+    entry: int
+    order: int
+    arguments: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    side: str | None = None
+    raised: bool = False
+    ended: bool = True
+    sites: tuple[tuple[str, int, str] | None, tuple[str, int, str] | None] = (None, None)
+    children: list[CallRecord] = field(default_factory=list)
+
+    @property
+    def enters_clean(self) -> bool:
+        """Return whether every argument that can matter was the reference's; a leftover of one side cannot."""
+        return all(value.is_clean or value.status is Status.CANDIDATE_ONLY for value in self.arguments)
+
+    @property
+    def differs(self) -> bool:
+        """Return whether an output does not agree."""
+        return any(not value.agrees for value in self.outputs)
+
+    @property
+    def leaves_clean(self) -> bool:
+        """Return whether whatever it returned went on as the reference's."""
+        return all(value.is_clean for value in self.outputs)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pass over one sample: its top calls, and the paths whose boundaries were forced."""
+
+    roots: tuple[CallRecord, ...]
+    forced: frozenset[str] = frozenset()
+
+    @cached_property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """Return all calls, each before those inside it."""
+        found: list[CallRecord] = []
+
+        def walk(call: CallRecord) -> Iterator[CallRecord]:
+            yield call
+            for child in call.children:
+                yield from walk(child)
+
+        for root in self.roots:
+            found.extend(walk(root))
+        return tuple(found)
+
+    @property
+    def final_error(self) -> float | None:
+        """Return the largest error among the root's outputs, None where none could be measured."""
+        errors = [v.error for root in self.roots if not root.module for v in root.outputs if v.error is not None]
+        return max(errors, default=None)
+
+    @property
+    def final_agrees(self) -> bool:
+        """Return whether the root's comparable outputs agree."""
+        values = [v for root in self.roots if not root.module for v in root.outputs if v.error is not None]
+        return bool(values) and all(v.agrees for v in values)

@@ -1,0 +1,49 @@
+"""Findings in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qtrace.diagnose.isolate import Suspect
+from qtrace.records import TensorSpec
+
+
+def summary(suspect: Suspect, static: Sequence[str]) -> str:
+    """Return one sentence: what is wrong there."""
+    if suspect.kind == "miscalls":
+        callees = suspect.callees
+        more = f" (and {len(callees) - 1} more)" if len(callees) > 1 else ""
+        value = suspect.value
+        shown = f": {_spec(value.reference)} against {_spec(value.candidate)}" if value is not None else ""
+        return (
+            f"receives the same arguments on both sides, but calls {callees[0]}{more} "
+            f"with another {suspect.argument}{shown}"
+        )
+    if suspect.kind == "structure":
+        return f"makes other calls: {', '.join(suspect.callees[:3])} ran on one side only"
+    if suspect.kind == "non_finite":
+        return "makes non-finite values out of the same arguments"
+    why = f": {'; '.join(static[:2])}" if static else ""
+    what = "its own code computes" if suspect.has_children else "computes"
+    return f"{what} something else from the same arguments{why}"
+
+
+def evidence_for(suspect: Suspect, static: Sequence[str], graft: dict[str, Any]) -> Iterator[str]:
+    """Yield what supports a finding, one sentence each."""
+    value = suspect.value
+    if value is not None and value.error is not None:
+        what = f"argument {value.name}" if suspect.kind == "miscalls" else f"output {value.name}".strip()
+        yield f"{what}: PEIR {value.error:.2e} on clean arguments"
+    yield from static
+    if graft["before"] is not None and graft["after"] is not None:
+        yield f"handing it the reference's tensors: final PEIR {graft['before']:.2e} to {graft['after']:.2e}"
+
+
+def _spec(spec: TensorSpec | None) -> str:
+    if spec is None:
+        return "not passed"
+    text = str(spec)
+    if spec.min is not None and spec.min == spec.max:
+        return f"{text}, all {spec.min:g}"
+    return text
