@@ -124,8 +124,9 @@ class Investigation:
 
     def _final_after(self, found: Sequence[Suspect]) -> float | None:
         """Return the final error with these suspects healed and everything else left as it is."""
-        entries = {name for suspect in found if suspect.kind == "miscalls" for name in suspect.callees}
-        names = {suspect.argument.split(".")[0] for suspect in found if suspect.argument is not None}
+        miscalls = [suspect for suspect in found if suspect.kind == "miscalls"]
+        entries = {name for suspect in miscalls for name in suspect.callees}
+        names = {suspect.argument for suspect in miscalls if suspect.argument is not None}
         exits = {suspect.module for suspect in found if suspect.kind != "miscalls"}
         forcing = Forcing(entries=entries, exits=exits, names=names.__contains__ if entries else None)
         done = self._pass(forcing)

@@ -87,7 +87,7 @@ class Pass:
     def execute(self) -> None:
         """Run both models to their ends, or until one raises; no hook is left in any case."""
         before = torch.get_rng_state()
-        lockstep = Lockstep(*self.sides, self.comparison)
+        lockstep = Lockstep(*self.sides, self.comparison, reference_first=self.comparison.forcing is not None)
         # Each side has inputs of its own: a model may write to them.
         lockstep.run(*(self._function(model.root, copy.deepcopy(self._sample)) for model in self._models))
         self.ends = lockstep.ends

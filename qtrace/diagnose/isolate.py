@@ -85,12 +85,13 @@ def _inside(container: CallRecord, open_paths: Collection[str]) -> Iterator[Susp
                 # It went in as it was, and did no harm: position_ids that the callee does not look at.
                 continue
             own = True
+            lone = _instead_of(container, child, value)
             yield Suspect(
-                "miscalls",
+                "miscalls" if lone is None else "structure",
                 container.module,
                 container,
-                argument=value.name,
-                callees=[child.module],
+                argument=value.name.split(".")[0],
+                callees=[child.module if lone is None else lone.module],
                 value=value,
                 callee=child,
                 has_children=True,
@@ -107,6 +108,20 @@ def _inside(container: CallRecord, open_paths: Collection[str]) -> Iterator[Susp
         kind = "structure" if lone else "introduces"
         callees = [child.module for child in lone]
         yield Suspect(kind, container.module, container, value=wrong[0], callees=callees, has_children=True)
+
+
+def _instead_of(container: CallRecord, child: CallRecord, value: Value) -> CallRecord | None:
+    """Return the call of one side alone whose output the wrong argument should have been, or should not."""
+    before = [c for c in container.children if c.order < child.order and c.order <= child.entry]
+    last = before[-1] if before else None
+    if last is None or last.side is None or value.reference is None:
+        return None
+    shapes = {spec.shape for v in last.outputs for spec in (v.reference, v.candidate) if spec is not None}
+    if value.reference.shape not in shapes:
+        return None
+    # What ran inside a lone call stands beside it here; the outermost is the one that was not made.
+    around = [c for c in before if c.side == last.side and f"{last.module}.".startswith(f"{c.module}.")]
+    return min(around, key=lambda c: len(c.module))
 
 
 def _grouped(found: list[Suspect]) -> list[Suspect]:

@@ -78,10 +78,14 @@ class Scope:
 
 
 class Lockstep:
-    """One run of both sides; `ends` holds how each ended, once `run` has returned."""
+    """One run of both sides; `ends` holds how each ended, once `run` has returned.
 
-    def __init__(self, reference: Side, candidate: Side, meeting: Meeting) -> None:
+    With `reference_first` the candidate never goes ahead: it can then be handed the reference's values everywhere.
+    """
+
+    def __init__(self, reference: Side, candidate: Side, meeting: Meeting, *, reference_first: bool = False) -> None:
         self.ends = (End(), End())
+        self._reference_first = reference_first
         self._sides = (reference, candidate)
         self._meeting = meeting
         self._now: list[Event] = []
@@ -138,7 +142,7 @@ class Lockstep:
                 self._pair_live(first, second)
             else:
                 side, self._turn = self._turn, 1 - self._turn
-                self._go_ahead(scope, side, keep=True)
+                self._go_ahead(scope, REFERENCE if self._reference_first else side, keep=True)
         elif first is not None:
             self._go_ahead(scope, REFERENCE, keep=False)
         elif second is not None:
