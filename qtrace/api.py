@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qtrace.errors import ForwardError, Interrupted, UsageError, did_you_mean
-from qtrace.passes import Options
+from qtrace.passes import LEAST_COVERAGE, Options
 from qtrace.records import Argument, ReportData, Row, to_plain
 from qtrace.sources.samples import as_samples
 from qtrace.tracing import Run
@@ -72,6 +72,7 @@ def trace(
     skip: Iterable[str] = (),
     tolerance: float | str = "auto",
     noise_floor: float | str = "auto",
+    min_coverage: float = LEAST_COVERAGE,
     call: str = "forward",
     sources: tuple[str, str] = ("", ""),
     listeners: tuple[Listener | None, Listener | None] = (None, None),
@@ -84,12 +85,15 @@ def trace(
         candidate: the model that should compute the same.
         inputs: a mapping is keyword arguments, a tuple positional ones, a tensor the single one; a list of
             these is several samples, run one after the other.
-        local: whether to look for who is at fault, in further passes that hand the candidate the reference's tensors at
-            chosen boundaries; None does so where the first pass found that the final outputs differ, False never.
+        local: whether to look for who is at fault, in further passes that hand the candidate the reference's
+            tensors at chosen boundaries; None does so where the first pass found that the final outputs differ,
+            False never.
         only: globs over reference paths (`*` one component, `**` any number); compare these modules alone.
         skip: globs over reference paths; leave these modules out.
         tolerance: the PEIR up to which two tensors agree; "auto" derives it from their dtypes and depth.
         noise_floor: with the tolerance on "auto", a PEIR that is taken for rounding noise in any case.
+        min_coverage: the share of the reference's calls that must be compared; below it the outcome is
+        inconclusive.
         call: the method to call instead of the model itself, such as "generate".
         sources: what the report says of where the two models came from.
         listeners: told of every call of each side, with its values.
@@ -118,6 +122,7 @@ def trace(
         tolerance=None if isinstance(tolerance, str) else float(tolerance),
         local=local,
         noise_floor=0.0 if isinstance(noise_floor, str) else float(noise_floor),
+        min_coverage=min_coverage,
         call=call,
         sources=sources,
         listeners=listeners,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qtrace.diagnose import CallRecord, Suspect, Trial, Value, is_noisy, opened, outliers, suspects
+from qtrace.diagnose import CallRecord, Suspect, Trial, Value, is_noisy, opened, outliers, suspects, vanished
 from qtrace.diagnose.words import evidence_for, summary
 from qtrace.lockstep import Comparison
 from qtrace.lockstep.comparison import Met
@@ -31,6 +31,10 @@ _MOST_PASSES = 6
 _MOST_SUSPECTS = 12
 # A graft that takes the final error down by this factor has found the cause.
 _HEALED = 0.1
+# A difference that is no rounding at any depth.
+_VISIBLE = 1e-3
+# Leaving a suspect unhealed must make the final error this many times larger, or it is none.
+_AS_GOOD = 3.0
 # Among many small errors, one that matters takes the final error down visibly when it is healed.
 _RELIEVED = 0.9
 # A local error comes from few roundings, whatever the depth.
@@ -55,6 +59,10 @@ class Investigation:
         trial = as_trial(first, local=False)
         before = trial.final_error
         found, noisy = self._isolated(trial)
+        if not found and not noisy and not self._is_cast:
+            found = vanished(trial, _VISIBLE)
+            if found and not self._is_healed(self._final_after(found), before):
+                return []
         if not found:
             return []
         return self._confirmed(found[:_MOST_SUSPECTS], before, noisy)
@@ -78,7 +86,7 @@ class Investigation:
         done = self._pass(forcing)
         trial = as_trial(done.comparison, local=True)
         for call in trial.calls:
-            if call.side is None and call.enters_clean:
+            if call.side is None and trial.enters_clean(call):
                 for value in call.outputs:
                     self.local[call.module, call.call, value.name] = value.error
         return trial
@@ -96,6 +104,12 @@ class Investigation:
         if noisy:
             return self._relieving(found, before)
         healed = self._final_after(found)
+        plain = [suspect for suspect in found if not _is_related(suspect)]
+        if plain and len(plain) < len(found) and not self._is_healed(healed, before):
+            # A factor that somebody undoes further down must not be healed, and is no fault.
+            without_related = self._final_after(plain)
+            if self._is_healed(without_related, before):
+                found, healed = plain, without_related
         if self._is_cast and not self._is_healed(healed, before):
             # Between two dtypes a visible step may be rounding that fell unluckily; only a cure makes it a fault.
             return []
@@ -104,8 +118,11 @@ class Investigation:
             without = before
             if len(found) > 1:
                 without = self._final_after([other for other in found if other is not suspect])
-                if self._is_healed(without, before) and self._is_healed(healed, before):
-                    # Nothing comes back without it: it does not reach the output.
+                comes_back = without is None or healed is None or without > max(_AS_GOOD * healed, self._floor)
+                # Where nothing comes back without it, it does not reach the output, or a suspect that comes after
+                # it hides that; a plain error on clean arguments is one all the same.
+                explained = _is_related(suspect) or suspect.kind in ("miscalls", "structure")
+                if not comes_back and (explained or _is_inside(suspect, found)):
                     continue
             graft = {"before": without, "after": healed}
             findings.append((without if without is not None else float("inf"), suspect, graft))
@@ -114,13 +131,19 @@ class Investigation:
 
     def _relieving(self, found: list[Suspect], before: float | None) -> list[Finding]:
         """Keep the outliers without which the final error is smaller; a folded scale makes it larger."""
-        kept = []
+        kept: list[tuple[float, Suspect]] = []
         for suspect in found:
             after = self._final_after([suspect])
-            if after is not None and before is not None and after < _RELIEVED * before:
-                kept.append((suspect, {"before": before, "after": after}))
-        kept.sort(key=lambda entry: entry[1]["after"])
-        return [self._finding(rank, *entry, before) for rank, entry in enumerate(kept, 1)]
+            if after is None:
+                continue
+            relieves = before is not None and after < _RELIEVED * before
+            if relieves or suspect.kind == "non_finite":
+                kept.append((after, suspect))
+        kept.sort(key=lambda entry: entry[0])
+        return [
+            self._finding(rank, suspect, {"before": before, "after": after}, before)
+            for rank, (after, suspect) in enumerate(kept, 1)
+        ]
 
     def _final_after(self, found: Sequence[Suspect]) -> float | None:
         """Return the final error with these suspects healed and everything else left as it is."""
@@ -234,6 +257,19 @@ def _children_of(trial: Trial, open_paths: set[str]) -> frozenset[str]:
         if call.module in open_paths
         for child in call.children
         if child.side is None
+    )
+
+
+def _is_related(suspect: Suspect) -> bool:
+    """Return whether what is wrong there is no more than a factor or a layout, which may be undone elsewhere."""
+    return suspect.value is not None and suspect.value.relation in ("gain", "layout")
+
+
+def _is_inside(suspect: Suspect, found: Sequence[Suspect]) -> bool:
+    """Return whether the code around it is a suspect itself, and may undo what looks wrong there."""
+    return any(
+        other.has_children and other.kind == "introduces" and suspect.module.startswith(f"{other.module}.")
+        for other in found
     )
 
 

@@ -13,15 +13,22 @@ from qtrace.records import Side
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One side's model; `name` is "reference" or "candidate", `modules` are by path, as `named_modules` lists them."""
+    """One side's model; `name` is "reference" or "candidate", `modules` are by path, as `named_modules` lists them.
+
+    `aliases` maps the further paths of a module that stands in several places to its first one.
+    """
 
     name: str
     root: torch.nn.Module
     source: str = ""
     modules: dict[str, torch.nn.Module] = field(init=False)
+    aliases: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", dict(self.root.named_modules()))
+        first = {id(module): path for path, module in self.modules.items()}
+        everywhere = self.root.named_modules(remove_duplicate=False)
+        object.__setattr__(self, "aliases", {p: first[id(m)] for p, m in everywhere if first[id(m)] != p})
 
     def infos(self) -> list[ModuleInfo]:
         """Return what alignment needs to know of each module."""

@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
+from qtrace.errors import UsageError
 from qtrace.lockstep import REFERENCE, Comparison, Lockstep
 from qtrace.lockstep.forcing import Forcing
 from qtrace.model import Model
 from qtrace.plan import Plan
-from qtrace.probe import Call, End, Listener, LiveSide
+from qtrace.probe import Call, End, Listener, LiveSide, RandomState
+from qtrace.sources.samples import map_tensors
+
+# Below this share of compared calls a run says nothing about the model.
+LEAST_COVERAGE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,7 @@ class Options:
     tolerance: float | None = None
     noise_floor: float = 0.0
     local: bool | None = None
+    min_coverage: float = LEAST_COVERAGE
     call: str = "forward"
     sources: tuple[str, str] = ("", "")
     listeners: tuple[Listener | None, Listener | None] = (None, None)
@@ -65,13 +71,14 @@ class Pass:
         self._models = models
         self._sample = sample
         self._call = options.call
-        devices = tuple(sorted({kind for model in models for kind in model.device_types()}))
+        self._devices = devices = tuple(sorted({kind for model in models for kind in model.device_types()}))
+        self._random = RandomState(devices)
         self.sides = (
             LiveSide(
                 models[0].modules,
                 plan.reference_keys,
                 devices=devices,
-                own_random=own_random,
+                random=self._random if own_random else None,
                 listener=options.listeners[0],
                 passed=self.comparison.passed,
             ),
@@ -79,19 +86,18 @@ class Pass:
                 models[1].modules,
                 plan.candidate_keys,
                 devices=devices,
-                own_random=own_random,
+                random=self._random if own_random else None,
                 listener=options.listeners[1],
             ),
         )
 
     def execute(self) -> None:
         """Run both models to their ends, or until one raises; no hook is left in any case."""
-        before = torch.get_rng_state()
         lockstep = Lockstep(*self.sides, self.comparison, reference_first=self.comparison.forcing is not None)
         # Each side has inputs of its own: a model may write to them.
-        lockstep.run(*(self._function(model.root, copy.deepcopy(self._sample)) for model in self._models))
+        lockstep.run(*(self._function(model.root, copied(self._sample)) for model in self._models))
         self.ends = lockstep.ends
-        self.drew_random = not torch.equal(before, torch.get_rng_state())
+        self.drew_random = not self._random.equals(RandomState(self._devices))
         if self._call != "forward" and all(end.error is None for end in self.ends):
             order = sum(self.sides[REFERENCE].calls.values())
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
@@ -109,3 +115,14 @@ class Pass:
     def _function(self, model: torch.nn.Module, sample: Any) -> Callable[[], Any]:
         entry = model if self._call == "forward" else getattr(model, self._call)
         return lambda: entry(*sample.args, **sample.kwargs)
+
+
+def copied(sample: Any) -> Any:
+    """Return inputs of one's own: tensors copied, also those that are the result of a computation with gradients.
+
+    Raises `UsageError` for inputs that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(map_tensors(torch.Tensor.detach, sample))
+    except Exception as error:
+        raise UsageError(f"the inputs cannot be copied for each side ({error}); give plain tensors") from error

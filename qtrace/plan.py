@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qtrace.align import Alignment, align
+from qtrace.align import Alignment, ModuleInfo, align
 from qtrace.model import Model
 from qtrace.patterns import select
 
@@ -25,7 +25,17 @@ class Plan:
 
 def make_plan(reference: Model, candidate: Model, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Plan:
     """Align two models by name; raises `UsageError` for a pattern of `only` or `skip` that matches no module."""
-    alignment = align(reference.infos(), candidate.infos())
+    # A module that stands in several places answers at each of them, under its first path.
+    alias_infos = [
+        ModuleInfo(path, type(reference.modules[first]).__name__) for path, first in reference.aliases.items()
+    ]
+    alignment = align([*reference.infos(), *alias_infos], candidate.infos())
+    pairs = {
+        path: replace(pair, reference=reference.aliases.get(pair.reference, pair.reference))
+        for path, pair in alignment.pairs.items()
+    }
+    taken = {pair.reference for pair in pairs.values()}
+    alignment = Alignment(pairs, tuple(path for path in reference.modules if path not in taken))
     paths = list(reference.modules)
     chosen = select(only, paths, option="--only") if only else set(paths)
     chosen -= select(skip, paths, option="--skip")

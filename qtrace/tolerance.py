@@ -12,13 +12,13 @@ import torch
 # its tensor. Sixteen times that leaves room for layers that amplify.
 _STEPS = 4.0
 # Beyond this no number of roundings is an excuse.
-_MOST = 0.05
+_MOST = 0.02
 
 
 def rounding_tolerance(dtypes: Iterable[torch.dtype], depth: int) -> float:
     """Return the PEIR up to which tensors of these dtypes agree, `depth` calls after the inputs.
 
-    4 eps sqrt(1 + depth), eps that of the coarsest floating dtype among them, at most 0.05; without any
+    4 eps sqrt(1 + depth), eps that of the coarsest floating dtype among them, at most 0.02; without any
     floating dtype that of float32, since integers (token ids, masks) are made from exact values or from float32
     ones.
     """

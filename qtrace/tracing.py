@@ -24,19 +24,21 @@ from qtrace.investigation import Investigation
 from qtrace.lockstep import CANDIDATE, REFERENCE
 from qtrace.lockstep.pair import spec_of
 from qtrace.model import Model
-from qtrace.passes import Options, Pass
+from qtrace.passes import Options, Pass, copied
 from qtrace.plan import Plan, make_plan
-from qtrace.probe import End
-from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Unmatched, Verdict
+from qtrace.probe import End, RandomState
+from qtrace.records import Coverage, Finding, Outcome, Relation, ReportData, Row, Status, Unmatched, Verdict
+from qtrace.relate import FILL
 from qtrace.stats import plain
 from qtrace.tolerance import rounding_tolerance
 from qtrace.tree import leaves
 
 NAMES = ("reference", "candidate")
-# Below this share of compared calls a run says nothing about the model.
-LEAST_COVERAGE = 0.5
 _PREVIEW = 8
-_ODD = (Verdict.UNMATCHED, Verdict.STRUCTURE)
+# Rounding does not add up to any of these.
+_NO_DRIFT = (Verdict.LAYOUT, Verdict.MASK, Verdict.NON_FINITE)
+# A final output with one of these was not compared, and does not agree.
+_UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
 _AGREEING = (Verdict.EQUAL, Verdict.LAYOUT, Verdict.MASK)
 
 
@@ -59,6 +61,8 @@ class Run:
         self._error: str | None = None
         self._done = 0
         self._warnings = [warning for model in self._models for warning in model.warnings()]
+        if reference is candidate:
+            self._warn("reference and candidate are one object: what was changed in place changed both")
 
     def execute(self) -> ReportData:
         """Run all samples and return the report.
@@ -81,11 +85,13 @@ class Run:
 
     def _investigate(self) -> None:
         """Find who is to blame for the first sample whose final outputs differ."""
-        if self._options.local is False:
+        coverage = self._coverage()
+        too_little = coverage.reference_calls and not coverage.fraction >= self._options.min_coverage
+        if self._options.local is False or too_little:
             return
         for done, sample in zip(self._passes, self._samples, strict=True):
-            rows = [row for row in done.comparison.rows() if row.module == "" and row.verdict not in _ODD]
-            if rows and not all(_is_clean(row) for row in rows):
+            rows = [r for r in done.comparison.rows() if r.module == "" and r.status is not Status.CANDIDATE_ONLY]
+            if rows and not all(self._is_clean(row) for row in rows):
                 investigation = Investigation(self._models, make_plan(*self._models), sample, self._options)
                 self._findings = investigation.findings(done.comparison)
                 self._local = {(done.comparison.sample, *key): error for key, error in investigation.local.items()}
@@ -142,11 +148,36 @@ class Run:
             raise end.error
         where = f"{end.module or '<root>'} ({type(model.modules[end.module]).__name__})"
         which = f" on sample {sample}" if len(self._samples) > 1 else ""
-        said = str(end.error).strip().split("\n")[0]
+        said = _first_line(end.error)
         self._error = (
             f"the {model.name} raised {type(end.error).__name__} in {where}{which}: {said}{_raised_at(end.error)}"
         )
+        if model.name == NAMES[CANDIDATE] and self._reference_runs(sample):
+            self._findings = [self._raises(end)]
         raise ForwardError(self._error, side=model.name, module=end.module, report=self.report()) from end.error
+
+    def _reference_runs(self, sample: int) -> bool:
+        """Return whether the reference takes the inputs on which the candidate raised: only then is that a fault."""
+        given = copied(self._samples[sample])
+        call = self._options.call
+        root = self._models[REFERENCE].root
+        try:
+            (root if call == "forward" else getattr(root, call))(*given.args, **given.kwargs)
+        except Exception:
+            return False
+        return True
+
+    def _raises(self, end: End) -> Finding:
+        key = self.plan.candidate_keys.get(end.module)
+        return Finding(
+            rank=1,
+            module=key if key is not None else end.module,
+            call=max(0, self._passes[-1].calls(CANDIDATE)[end.module] - 1),
+            kind="raises",
+            summary=f"raises {type(end.error).__name__} in the candidate alone: {_first_line(end.error)}",
+            confirmed=True,
+            evidence=(f"the candidate's module is {end.module or '<root>'}",),
+        )
 
     def report(self) -> ReportData:
         """Return what was found until now."""
@@ -185,16 +216,27 @@ class Run:
         somebody is to blame, or where it is more than the coarser dtype's rounding explains and nobody looked; else
         it is drift.
         """
-        root = [row for row in rows if row.module == "" and row.verdict not in _ODD]
-        if self._error is not None or not root or not coverage.fraction >= LEAST_COVERAGE:
+        # An output that the candidate gives beside the reference's is no difference; a missing or odd one is.
+        root = [row for row in rows if row.module == "" and row.status is not Status.CANDIDATE_ONLY]
+        if self._error is not None:
+            return Outcome.FAULT if self._findings else Outcome.INCONCLUSIVE
+        told = {row.sample for row in root if row.status not in _UNTOLD}
+        if len(told) < len(self._samples) and not any(row.status in _UNTOLD for row in root):
             return Outcome.INCONCLUSIVE
-        if all(_is_clean(row) for row in root):
+        if coverage.reference_calls and not coverage.fraction >= self._options.min_coverage:
+            return Outcome.INCONCLUSIVE
+        if all(self._is_clean(row) for row in root):
             return Outcome.CLEAN
         if self._findings:
             return Outcome.FAULT
         if self._options.local is False and not all(row.verdict in _AGREEING for row in root):
             return Outcome.FAULT
+        if any(row.status in _UNTOLD or row.verdict in _NO_DRIFT for row in root):
+            return Outcome.FAULT
         return Outcome.DRIFT
+
+    def _is_clean(self, row: Row) -> bool:
+        return _is_clean(row, self._options.tolerance, self._options.noise_floor)
 
     def _with_local(self, row: Row) -> Row:
         key = (row.sample, row.module, row.call, row.output)
@@ -233,20 +275,35 @@ class Run:
             yield Unmatched(NAMES[side], path, kind, calls, reason)
 
 
-def _is_clean(row: Row) -> bool:
+def _is_clean(row: Row, tolerance: float | None, noise_floor: float) -> bool:
     """Return whether a final output agrees as closely as the reference's own dtype lets anybody agree with it."""
     if row.verdict not in _AGREEING:
         return False
+    if row.relation is not None and row.relation.kind == "layout":
+        # Inside, a parent undoes it; whoever calls this model gets it as it is. Axes of size 1 broadcast away.
+        return not {"permute", "reshape"} & row.relation.parameters.keys()
+    if row.relation is not None and row.relation.kind == "mask" and not _both_fills(row.relation):
+        return False
     dtype = getattr(torch, row.reference.dtype or "", None) if row.reference is not None else None
-    if row.peir is None or dtype is None or not dtype.is_floating_point or row.verdict is Verdict.MASK:
+    if (
+        tolerance is not None
+        or row.peir is None
+        or dtype is None
+        or not dtype.is_floating_point
+        or row.verdict is Verdict.MASK
+    ):
         return True
-    return row.peir <= rounding_tolerance((dtype,), row.order)
+    return row.peir <= max(rounding_tolerance((dtype,), row.order), noise_floor)
+
+
+def _both_fills(relation: Relation) -> bool:
+    return all(fill is None or fill <= FILL for fill in relation.parameters.values())
 
 
 @contextlib.contextmanager
 def _set_apart(models: Sequence[Model]) -> Iterator[None]:
     """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
-    rng = torch.get_rng_state()
+    random = RandomState(tuple({kind for model in models for kind in model.device_types()}))
     # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
     # longer than they did. What lives already is left out of that for the time being.
     freezes = gc.get_freeze_count() == 0
@@ -254,12 +311,12 @@ def _set_apart(models: Sequence[Model]) -> Iterator[None]:
         gc.freeze()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        if any(model.is_compiled() for model in models):
+        if any(model.is_compiled() for model in models) or "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             yield
         finally:
-            torch.set_rng_state(rng)
+            random.restore()
             if freezes:
                 gc.unfreeze()
 
@@ -294,6 +351,10 @@ def _preview(tensor: torch.Tensor) -> str:
     first = plain(tensor.detach()).flatten()[:_PREVIEW].cpu()
     values = first.double() if first.is_floating_point() else first
     return np.array2string(values.numpy(), precision=4, separator=", ").replace("\n", "")
+
+
+def _first_line(error: BaseException | None) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _raised_at(error: BaseException) -> str:

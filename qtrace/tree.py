@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 Leaf = tuple[str, Any]
@@ -24,7 +26,7 @@ def leaves(value: Any) -> list[Leaf]:
     """Return the leaves of a nested value in order, as (path, leaf).
 
     Tuples, lists, mappings (a `ModelOutput` is one), dataclasses are walked whole. Of any other object with
-    attributes, such as a key-value cache, only the public attributes that hold tensors are taken. Modules,
+    attributes, such as a key-value cache, only the attributes that hold tensors are taken. Modules,
     functions and classes have no leaves.
 
     >>> leaves({"a": (1, None)})
@@ -76,6 +78,9 @@ def _walk(path: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
     if kind is _LEAF:
         found.append((path, value))
         return
+    if kind is _ARRAY:
+        found.append((path, torch.from_numpy(value) if value.dtype.kind in "fiub" else value.tolist()))
+        return
     if kind is _NOTHING or len(inside) > _DEEPEST or id(value) in inside:
         return
     inside.append(id(value))
@@ -84,8 +89,8 @@ def _walk(path: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
         for key in value:
             _walk(f"{prefix}{key}", value[key], found, inside)
     elif kind is _SEQUENCE:
-        names = getattr(value, "_fields", None) or range(len(value))
-        for name, item in zip(names, value, strict=True):
+        names = getattr(value, "_fields", ())
+        for name, item in zip(names if len(names) == len(value) else range(len(value)), value, strict=True):
             _walk(f"{prefix}{name}", item, found, inside)
     elif kind is _DATACLASS:
         for field in dataclasses.fields(value):
@@ -96,17 +101,20 @@ def _walk(path: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
 
 
 def _walk_attributes(prefix: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
-    for name, item in getattr(value, "__dict__", {}).items():
+    named = getattr(value, "__dict__", None)
+    if named is None:
+        slots = (name for base in type(value).__mro__ for name in vars(base).get("__slots__", ()))
+        named = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    for name, item in named.items():
         if isinstance(item, torch.Tensor):
-            if not name.startswith("_"):
-                found.append((prefix + name, item))
+            found.append((prefix + name, item))
         elif _kind_of(item) is not _LEAF and not name.startswith("_"):
             below: list[Leaf] = []
             _walk(prefix + name, item, below, inside)
             found.extend(leaf for leaf in below if isinstance(leaf[1], torch.Tensor))
 
 
-_LEAF, _MAPPING, _SEQUENCE, _DATACLASS, _ATTRIBUTES, _NOTHING = range(6)
+_LEAF, _MAPPING, _SEQUENCE, _DATACLASS, _ATTRIBUTES, _NOTHING, _ARRAY = range(7)
 
 
 _KINDS: dict[type, int] = {}
@@ -125,8 +133,10 @@ def _kind(kind: type) -> int:
         return _LEAF
     if issubclass(kind, Mapping):
         return _MAPPING
-    if issubclass(kind, (tuple, list)):
+    if issubclass(kind, (tuple, list, deque)):
         return _SEQUENCE
+    if issubclass(kind, np.ndarray):
+        return _ARRAY
     if dataclasses.is_dataclass(kind):
         return _DATACLASS
     if issubclass(kind, (torch.nn.Module, type)) or any("__call__" in vars(base) for base in kind.__mro__):

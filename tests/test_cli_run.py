@@ -141,7 +141,7 @@ def test_a_forward_that_raises_leaves_a_partial_report(folder: Path) -> None:
     ended = process("run", *options("raising"), "--report", "report.json")
     assert ended.returncode == 1
     assert "layers.0" in ended.stdout
-    assert "outcome: inconclusive. The run ended early" in ended.stdout
+    assert "outcome: fault. The run ended early" in ended.stdout
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the candidate raised ValueError in layers.1 (Block)")
     assert "too bad" in last

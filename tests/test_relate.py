@@ -142,3 +142,17 @@ def test_what_is_no_single_factor_is_no_gain() -> None:
     assert gain(wanted, wanted * torch.linspace(0.99, 1.01, 64)) is None
     assert gain(torch.zeros(4), torch.ones(4)) is None
     assert gain(wanted, wanted * float("nan")) is None
+
+
+def test_in_a_coarse_dtype_the_factor_must_be_what_makes_the_difference() -> None:
+    wanted = torch.randn(84, 64).bfloat16()
+    noisy = (wanted.float() * 1.07 + 0.08 * torch.randn(84, 64)).bfloat16()
+    assert gain(wanted, noisy) is None
+    assert gain(wanted, wanted * 1.5) is not None
+
+
+def test_a_huge_channel_does_not_hide_that_the_others_have_another_factor() -> None:
+    wanted = torch.randn(84, 64) * (1 + 500 * (torch.arange(64) == 5))
+    candidate = wanted * (1 + 0.5 * (torch.arange(64) == 5))
+    assert gain(wanted.bfloat16(), candidate.bfloat16()) is None
+    assert gain(wanted.bfloat16(), (wanted * 1.5).bfloat16()) is not None

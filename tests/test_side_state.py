@@ -159,3 +159,25 @@ def test_random_numbers_drawn_in_eval_mode_are_noticed_and_kept_apart() -> None:
     assert [row.peir for row in report.rows] == [0.0, 0.0, 0.0]
     assert report.coverage.reference_calls == report.coverage.compared == 2
     assert any("random numbers are drawn although both models are in eval mode" in w for w in report.warnings)
+
+
+def test_random_numbers_drawn_before_the_first_module_are_the_same_on_both_sides() -> None:
+    class Sampler(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+            self.eval()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.layer(x)
+            return out
+
+        def sample(self, x: torch.Tensor) -> torch.Tensor:
+            import random
+
+            out: torch.Tensor = self(x + torch.randn(4, 8)) * random.random()
+            return out
+
+    model = Sampler()
+    report = qtrace.trace(model, twin(model), torch.randn(4, 8), call="sample")
+    assert [row.peir for row in report.rows] == [0.0] * 3

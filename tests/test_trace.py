@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from typing import Any
 
 import pytest
@@ -207,7 +208,8 @@ def test_layout_is_undone_and_named() -> None:
     assert row.relation is not None
     assert (row.relation.kind, row.relation.parameters) == ("layout", {"permute": [1, 0, 2]})
     assert (row.verdict, row.peir, row.peir_related) == (Verdict.LAYOUT, 0.0, 0.0)
-    assert report.outcome is Outcome.CLEAN
+    # Inside a model a parent would undo it; whoever calls this one gets the other layout.
+    assert report.outcome is Outcome.FAULT
 
 
 def test_a_call_without_tensors_is_counted_as_not_compared() -> None:
@@ -399,3 +401,101 @@ def test_report_round_trips_through_json(tmp_path: Any) -> None:
     assert again.coverage == report.coverage
     frame = report.to_pandas()
     assert list(frame["peir"]) == [row.peir for row in report.rows]
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (lambda y: (y * 3, y), lambda y: (y[:, :2] * 7, y)),
+        (lambda y: {"logits": y, "h": y}, lambda y: {"h": y}),
+        (lambda y: {"logits": y, "h": y}, lambda y: {"logits": None, "h": y}),
+        (lambda y: (y, "left"), lambda y: (y, "right")),
+        (lambda y: (y, y.numpy()), lambda y: (y, y.numpy() * 9)),
+        (lambda y: (y, deque([y])), lambda y: (y, deque([y * 9]))),
+        (lambda y: (y, Slotted(y)), lambda y: (y, Slotted(y * 9))),
+        (lambda y: torch.tensor([0, 5, 2_000_000]), lambda y: torch.tensor([0, 6, 2_000_000])),
+        (lambda y: filled(y, -1e9), lambda y: filled(y * 5, -1e9)),
+        (lambda y: filled(y, -3.4e38), lambda y: filled(torch.rand_like(y), -3.4e38)),
+        (lambda y: filled(y, -60.0), lambda y: filled(y, -20000.0)),
+        (lambda y: y, lambda y: y.T.contiguous()),
+    ],
+)
+def test_a_final_output_that_differs_in_part_is_never_clean(reference: Any, candidate: Any) -> None:
+    first, second = Returns(reference), Returns(candidate)
+    second.load_state_dict(first.state_dict())
+    for local in (False, None):
+        report = qtrace.trace(first, second, torch.randn(3, 4), local=local)
+        assert report.outcome is Outcome.FAULT
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held: torch.Tensor) -> None:
+        self.held = held
+
+
+def filled(y: torch.Tensor, fill: float) -> torch.Tensor:
+    out = y.clone()
+    out[..., 0] = fill
+    return out
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate"),
+    [
+        (lambda y: y.mean(), lambda y: y.mean() * (1 + 1.2e-7)),
+        (lambda y: {"loss": y.mean(), "logits": y}, lambda y: {"loss": y.double().mean(), "logits": y}),
+        (lambda y: {"logits": y}, lambda y: {"logits": y, "extra": y}),
+        (lambda y: y, lambda y: y[None]),
+        (lambda y: filled(y, float("-inf")), lambda y: filled(y, float("-inf"))),
+        (lambda y: (y, float("nan")), lambda y: (y, float("nan"))),
+    ],
+)
+def test_what_is_no_difference_stays_clean(reference: Any, candidate: Any) -> None:
+    first, second = Returns(reference), Returns(candidate)
+    second.load_state_dict(first.state_dict())
+    assert qtrace.trace(first, second, torch.randn(3, 4)).outcome is Outcome.CLEAN
+
+
+def test_a_sample_whose_output_cannot_be_compared_spoils_the_others() -> None:
+    model, candidate = Returns(lambda y: y), Returns(lambda y: y if len(y) < 3 else y[:2])
+    candidate.load_state_dict(model.state_dict())
+    report = qtrace.trace(model, candidate, [torch.randn(2, 4), torch.randn(3, 4)])
+    assert report.outcome is Outcome.FAULT
+
+
+def test_a_model_without_modules_inside_is_judged_by_its_output() -> None:
+    model, other = nn.Linear(8, 4), nn.Linear(8, 4)
+    assert qtrace.trace(model, copy.deepcopy(model), torch.randn(2, 8)).outcome is Outcome.CLEAN
+    assert qtrace.trace(model, other, torch.randn(2, 8)).outcome is Outcome.FAULT
+
+
+def test_other_lengths_of_generate_differ() -> None:
+    from qtrace.zoo import llama
+
+    model, inputs = llama.tiny(), llama.tokens()
+    candidate = copy.deepcopy(model)
+    model.generation_config.max_new_tokens, candidate.generation_config.max_new_tokens = 4, 3
+    assert qtrace.trace(model, candidate, inputs, call="generate").outcome is not Outcome.CLEAN
+
+
+def test_a_shared_module_stands_against_its_copies() -> None:
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, shared).eval()
+    copies = nn.Sequential(*(copy.deepcopy(module) for module in model)).eval()
+    report = qtrace.trace(model, copies, torch.randn(2, 8))
+    assert [(row.module, row.call) for row in report.rows] == [("0", 0), ("1", 0), ("0", 1), ("0", 2), ("", 0)]
+    assert report.outcome is Outcome.CLEAN
+
+
+def test_inputs_with_a_history_are_copied_all_the_same() -> None:
+    model = Chain()
+    x = torch.randn(2, 8, requires_grad=True) * 2
+    assert qtrace.trace(model, twin(model), x).outcome is Outcome.CLEAN
+
+
+def test_one_object_on_both_sides_is_warned_about() -> None:
+    model = Chain()
+    report = qtrace.trace(model, model, torch.randn(2, 8))
+    assert any("are one object" in warning for warning in report.warnings)

@@ -75,7 +75,10 @@ def test_an_exception_names_side_module_and_keeps_what_was_compared(side: str) -
     report = error.report
     assert isinstance(report, qtrace.Report)
     assert [row.module for row in report.rows] == ["before", "middle.inner.layer"]
-    assert (report.outcome, report.error) == (Outcome.INCONCLUSIVE, message)
+    # The reference runs on these inputs: that the candidate raises is a fault of its own.
+    expected = Outcome.FAULT if side == "candidate" else Outcome.INCONCLUSIVE
+    assert (report.outcome, report.error) == (expected, message)
+    assert [(f.kind, f.module) for f in report.findings] == [("raises", "middle.inner.leaf")] * (side == "candidate")
     assert report.coverage.compared == 2
     assert set(report.coverage.reasons) == {"unfinished"}
     assert report.coverage.compared + sum(report.coverage.reasons.values()) == report.coverage.reference_calls
@@ -238,3 +241,19 @@ def test_a_scripted_module_is_reported_not_fatal() -> None:
     report = qtrace.trace(model, twin(model), torch.randn(2, 4))
     assert report.outcome is Outcome.CLEAN
     assert any("take no hooks (scripted …)" in warning for warning in report.warnings)
+
+
+def test_the_candidate_does_not_run_on_after_the_reference_was_interrupted() -> None:
+    ran: list[str] = []
+
+    def interrupt(x: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        ran.append("candidate")
+        return x
+
+    model, candidate = Deep(interrupt), Deep(note)
+    with pytest.raises(Interrupted):
+        qtrace.trace(model, candidate, torch.randn(2, 4))
+    assert ran == []

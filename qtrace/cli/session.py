@@ -54,6 +54,7 @@ def traced(
                 skip=config.compare.skip,
                 tolerance=config.compare.tolerance,
                 noise_floor=config.compare.noise_floor,
+                min_coverage=_least_coverage(config),
                 call=config.call,
                 sources=(pair.reference_source, pair.candidate_source),
                 listeners=listeners,
@@ -64,6 +65,13 @@ def traced(
                 raise
             return error.report, error
     return report, None
+
+
+def _least_coverage(config: RunConfig) -> float:
+    from qtrace.passes import LEAST_COVERAGE
+
+    wanted = config.policy.min_coverage if config.policy is not None else None
+    return LEAST_COVERAGE if wanted is None else wanted
 
 
 def delivered(report: ReportData, paths: Sequence[str], screen: Screen) -> OutputError | None:

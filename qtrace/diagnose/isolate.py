@@ -50,7 +50,7 @@ def opened(trial: Trial, already: Collection[str] = ()) -> set[str]:
         if call.side is not None or not call.children:
             return
         if call.module not in already:
-            if not (call.enters_clean and (call.differs or call.raised or not call.ended)):
+            if not (trial.enters_clean(call) and (call.differs or call.raised or not call.ended)):
                 return
             found.add(call.module)
         for child in call.children:
@@ -65,12 +65,35 @@ def suspects(trial: Trial, open_paths: Collection[str]) -> list[Suspect]:
     """Return who is at fault, in execution order, after a pass in which the children of `open_paths` were forced."""
     found: list[Suspect] = []
     for call in trial.calls:
-        if call.side is None and call.module in open_paths and call.enters_clean:
-            found.extend(_inside(call, open_paths))
-    return _grouped(sorted(found, key=lambda suspect: suspect.order))
+        if call.side is None and call.module in open_paths and trial.enters_clean(call):
+            found.extend(_inside(trial, call, open_paths))
+    # A model without modules inside is its own leaf.
+    for root in trial.roots:
+        if root.side is None and not root.children and trial.enters_clean(root) and root.differs:
+            value = next(value for value in root.outputs if not value.agrees)
+            found.append(Suspect("introduces", root.module, root, value=value))
+    return grouped(sorted(found, key=lambda suspect: suspect.order))
 
 
-def _inside(container: CallRecord, open_paths: Collection[str]) -> Iterator[Suspect]:
+def vanished(trial: Trial, least: float) -> list[Suspect]:
+    """Return the innermost containers that differed on clean arguments, in a pass without forcing, by at least `least`.
+
+    Where forcing their children's boundaries makes the difference vanish though no child is at fault, their own
+    code is: it keeps an alias that a child writes to, say, and the tensor that was handed over has none.
+    """
+    open_paths = opened(trial)
+    found = [
+        Suspect("introduces", call.module, call, value=next(v for v in call.outputs if not v.agrees), has_children=True)
+        for call in trial.calls
+        if call.module in open_paths
+        and call.differs
+        and not any(child.module in open_paths for child in call.children)
+        and max((v.error for v in call.outputs if v.error is not None), default=0.0) >= least
+    ]
+    return grouped(found)
+
+
+def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) -> Iterator[Suspect]:
     """Yield the faults of one open container's children, and of its own code."""
     guilty_outputs: set[int] = set()
     spoiled = False
@@ -81,7 +104,7 @@ def _inside(container: CallRecord, open_paths: Collection[str]) -> Iterator[Susp
         for value in child.arguments:
             if value.agrees or value.status is Status.CANDIDATE_ONLY or value.key in guilty_outputs:
                 continue
-            if not value.forced and child.leaves_clean and not child.differs:
+            if not value.forced and (not child.differs or (child.type, value.name) in trial.harmless):
                 # It went in as it was, and did no harm: position_ids that the callee does not look at.
                 continue
             own = True
@@ -98,15 +121,15 @@ def _inside(container: CallRecord, open_paths: Collection[str]) -> Iterator[Susp
             )
         wrong = [value for value in child.outputs if not value.agrees]
         guilty_outputs.update(value.key for value in wrong if not value.forced)
-        if wrong and child.enters_clean and child.module not in open_paths:
+        if wrong and trial.enters_clean(child) and child.module not in open_paths:
             kind = "non_finite" if any(v.status is Status.NON_FINITE for v in wrong) else "introduces"
             yield Suspect(kind, child.module, child, value=wrong[0], has_children=bool(child.children))
         spoiled = spoiled or not child.leaves_clean
-    lone = [child for child in container.children if child.side is not None]
+    alone = [child.module for child in container.children if child.side is not None]
     wrong = [value for value in container.outputs if not value.agrees]
     if wrong and not spoiled and not own:
-        kind = "structure" if lone else "introduces"
-        callees = [child.module for child in lone]
+        kind = "structure" if alone else "introduces"
+        callees = alone
         yield Suspect(kind, container.module, container, value=wrong[0], callees=callees, has_children=True)
 
 
@@ -124,7 +147,7 @@ def _instead_of(container: CallRecord, child: CallRecord, value: Value) -> CallR
     return min(around, key=lambda c: len(c.module))
 
 
-def _grouped(found: list[Suspect]) -> list[Suspect]:
+def grouped(found: list[Suspect]) -> list[Suspect]:
     """Put the cases of one fault together: one argument handed to several callees, one module called several times."""
     groups: dict[tuple[str, str, str | None], Suspect] = {}
     for suspect in found:

@@ -1,54 +1,109 @@
 """Where every module is a little off, as under quantization: who is off by far more than its peers.
 
-Not being zero is normal there. Peers are the modules of the same role: the same class, and the same last name where
-enough of them share it.
+Not being zero is normal there. Peers are values of the same role: the outputs, or one argument, of modules of the same
+class, and of the same last name where enough of them share it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from dataclasses import dataclass
 from statistics import median
 
-from qtrace.diagnose.isolate import Suspect
-from qtrace.diagnose.trial import CallRecord, Trial
+from qtrace.diagnose.isolate import Suspect, grouped
+from qtrace.diagnose.trial import CallRecord, Trial, Value
+from qtrace.records import Status
 
 # A share of modules that differ on clean arguments from which on differing is normal.
 _NORMAL = 0.4
 _FAR = 6.0
 _FEWEST_PEERS = 3
+_LEAST = 1e-9
+_BEYOND_NUMBERS = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.NON_FINITE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """An error made in one place: `argument` is None for an output; `container` made the call."""
+
+    call: CallRecord
+    container: CallRecord | None
+    value: Value
+    error: float
+
+    @property
+    def argument(self) -> str | None:
+        return None if self.value in self.call.outputs else self.value.name.split(".")[0]
+
+    @property
+    def role(self) -> tuple[str, str | None]:
+        return self.call.type, self.argument
+
+    @property
+    def name(self) -> str:
+        return self.call.module.rsplit(".", 1)[-1]
 
 
 def is_noisy(trial: Trial) -> bool:
     """Return whether differing on clean arguments is the rule among the leaves that were forced."""
-    judged = [call for call in _leaves(trial) if call.enters_clean]
+    leaves = [call for call in trial.calls if call.side is None and not call.children and call.outputs]
+    judged = [call for call in leaves if trial.enters_clean(call)]
     return len(judged) >= _FEWEST_PEERS and sum(call.differs for call in judged) >= _NORMAL * len(judged)
 
 
 def outliers(trial: Trial) -> list[Suspect]:
-    """Return the leaves whose own error is more than six times the median of their peers, worst first."""
-    errors = {call: error for call in _leaves(trial) if (error := _error(call)) is not None and call.enters_clean}
-    found = []
-    for call, error in errors.items():
-        peers = _peers(call, errors)
-        if len(peers) >= _FEWEST_PEERS and error > _FAR * max(median(peers), 1e-9):
-            found.append((error / max(median(peers), 1e-9), call))
+    """Return who stands out, worst first.
+
+    That is an own error of more than six times the peers' median, an argument of another kind, or a NaN.
+    """
+    measured = list(_errors(trial))
+    found: list[tuple[float, Suspect]] = []
+    for one in measured:
+        peers = _peers(one, measured)
+        typical = max(median(peers), _LEAST) if peers else None
+        if one.value.status in _BEYOND_NUMBERS:
+            found.append((float("inf"), _suspect(one)))
+        elif typical is not None and one.error > _FAR * typical:
+            found.append((one.error / typical, _suspect(one)))
     found.sort(key=lambda pair: -pair[0])
-    return [Suspect("introduces", call.module, call, value=call.outputs[0]) for _, call in found]
+    return grouped([suspect for _, suspect in found])
 
 
-def _peers(call: CallRecord, errors: dict[CallRecord, float]) -> list[float]:
-    by_role: dict[bool, list[float]] = defaultdict(list)
-    name = call.module.rsplit(".", 1)[-1]
-    for other, error in errors.items():
-        if other is not call and other.type == call.type:
-            by_role[other.module.rsplit(".", 1)[-1] == name].append(error)
-    return by_role[True] if len(by_role[True]) >= _FEWEST_PEERS else by_role[True] + by_role[False]
+def _errors(trial: Trial) -> list[_Measured]:
+    container = {id(child): call for call in trial.calls for child in call.children}
+    found = []
+    for call in trial.calls:
+        if call.side is not None:
+            continue
+        own = [value for value in call.outputs if trial.enters_clean(call)]
+        for value in (*call.arguments, *own):
+            odd = not value.agrees and value.status in _BEYOND_NUMBERS
+            odd = odd and (value.status is Status.NON_FINITE or value in call.arguments)
+            if value.rel_l2 is not None or odd:
+                found.append(_Measured(call, container.get(id(call)), value, value.rel_l2 or 0.0))
+    return found
 
 
-def _leaves(trial: Trial) -> list[CallRecord]:
-    return [call for call in trial.calls if call.side is None and not call.children and call.outputs]
+def _suspect(one: _Measured) -> Suspect:
+    if one.argument is None or one.container is None:
+        kind = "non_finite" if one.value.status is Status.NON_FINITE else "introduces"
+        return Suspect(kind, one.call.module, one.call, value=one.value, has_children=bool(one.call.children))
+    return Suspect(
+        "miscalls",
+        one.container.module,
+        one.container,
+        argument=one.argument,
+        callees=[one.call.module],
+        value=one.value,
+        callee=one.call,
+        has_children=True,
+    )
 
 
-def _error(call: CallRecord) -> float | None:
-    found = [value.rel_l2 for value in call.outputs if value.rel_l2 is not None]
-    return max(found, default=None)
+def _peers(one: _Measured, measured: list[_Measured]) -> list[float]:
+    """Return the errors of the same role: of the same last name, or where too few share it, of the class."""
+    others = [other for other in measured if other.call is not one.call and other.role == one.role]
+    same_name = [other.error for other in others if other.name == one.name]
+    if same_name and (one.call.children or one.argument is not None or len(same_name) >= _FEWEST_PEERS):
+        return same_name
+    everybody = [other.error for other in others]
+    return everybody if len(everybody) >= _FEWEST_PEERS else []

@@ -52,11 +52,6 @@ class CallRecord:
     children: list[CallRecord] = field(default_factory=list)
 
     @property
-    def enters_clean(self) -> bool:
-        """Return whether every argument that can matter was the reference's; a leftover of one side cannot."""
-        return all(value.is_clean or value.status is Status.CANDIDATE_ONLY for value in self.arguments)
-
-    @property
     def differs(self) -> bool:
         """Return whether an output does not agree."""
         return any(not value.agrees for value in self.outputs)
@@ -87,6 +82,28 @@ class Trial:
         for root in self.roots:
             found.extend(walk(root))
         return tuple(found)
+
+    @cached_property
+    def harmless(self) -> frozenset[tuple[str, str]]:
+        """Return the (class, argument) pairs that went in differently somewhere, and all the same the output agreed.
+
+        A wrapper may hand its layers position_ids that the reference leaves at None: what does no harm to one layer is
+        nobody's fault in another.
+        """
+        return frozenset(
+            (call.type, value.name)
+            for call in self.calls
+            if call.side is None and call.outputs and not call.differs
+            for value in call.arguments
+            if not value.is_clean
+        )
+
+    def enters_clean(self, call: CallRecord) -> bool:
+        """Return whether every argument that can matter was the reference's; a leftover of one side cannot."""
+        return all(
+            value.is_clean or value.status is Status.CANDIDATE_ONLY or (call.type, value.name) in self.harmless
+            for value in call.arguments
+        )
 
     @property
     def final_error(self) -> float | None:

@@ -227,7 +227,7 @@ class Comparison:
             rel_l2=found.rel_l2,
             mismatch=found.mismatch,
             non_finite=found.non_finite,
-            non_finite_same=pair.non_finite_same,
+            non_finite_same=pair.has_same_non_finite(),
             peir_related=related,
             peir_in=max((peir for peir in incoming if peir is not None), default=None),
         )
@@ -250,14 +250,19 @@ class Comparison:
         found = pair.statistics()
         if pair.measurement is None:
             return False
-        if pair.relation is not None and pair.relation.kind == "mask":
-            error = pair.relation.error
-            return error is not None and error <= 1e-3
-        if found.status is Status.NON_FINITE and not pair.non_finite_same:
-            return False
         tolerance = self.tolerance
         if tolerance is None:
+            if found.mismatch is not None and not any(dtype.is_floating_point for dtype in pair.dtypes):
+                # Token ids, indices, masks: one off is wrong, however large the others are.
+                return found.mismatch == 0
             tolerance = max(rounding_tolerance(pair.dtypes, depth), self.noise_floor)
+        if pair.relation is not None and pair.relation.kind == "mask":
+            return pair.relation.error is not None and pair.relation.error <= tolerance
+        if found.status is Status.NON_FINITE and not pair.has_same_non_finite():
+            return False
+        if found.status is Status.CONSTANT_REFERENCE:
+            # No interval to measure against, as with a loss: then against the value itself.
+            return found.rel_l2 is not None and found.rel_l2 <= tolerance
         return pair.empty or (found.peir is not None and found.peir <= tolerance)
 
     def _uncompared(self, call: Call, reason: str) -> None:

@@ -96,7 +96,9 @@ class Lockstep:
         """Run both functions to their ends, or until one of them raises; both sides are closed whatever happens."""
         try:
             self._scopes = [Scope()]
-            self._now = [self._sides[REFERENCE].start(reference), self._sides[CANDIDATE].start(candidate)]
+            self._now = [self._sides[REFERENCE].start(reference)]
+            if not self._failed():
+                self._now.append(self._sides[CANDIDATE].start(candidate))
             while not self._over():
                 self._advance()
         finally:
@@ -104,8 +106,8 @@ class Lockstep:
                 side.close()
         while self._scopes and not self._failed():
             self._clear(self._scopes.pop())
-        first, second = (event if isinstance(event, End) else End() for event in self._now)
-        self.ends = (first, second)
+        ends = [event if isinstance(event, End) else End() for event in self._now]
+        self.ends = (ends[0], ends[1] if len(ends) > 1 else End())
 
     def _over(self) -> bool:
         return all(isinstance(event, End) for event in self._now) or self._failed()
@@ -166,8 +168,7 @@ class Lockstep:
             return False
         self._scopes.pop()
         reply = self._meeting.left(first, second)
-        self._step(REFERENCE)
-        self._step(CANDIDATE, reply)
+        self._step_both(reply)
         return True
 
     def _entry(self, scope: Scope, side: int) -> Enter | None:
@@ -178,11 +179,16 @@ class Lockstep:
     def _step(self, side: int, reply: Replacement | None = None) -> None:
         self._now[side] = self._sides[side].step(reply)
 
+    def _step_both(self, reply: Replacement | None) -> None:
+        """Let both go on; not the candidate where the reference has just ended in an error, Ctrl-C above all."""
+        self._step(REFERENCE)
+        if not self._failed():
+            self._step(CANDIDATE, reply)
+
     def _pair_live(self, reference: Enter, candidate: Enter) -> None:
         reply = self._meeting.entered(reference, candidate)
         self._scopes.append(Scope((reference.call, candidate.call)))
-        self._step(REFERENCE)
-        self._step(CANDIDATE, reply)
+        self._step_both(reply)
 
     def _pair_with_shelved(self, outer: Scope, side: int, event: Enter, match: Shelved) -> None:
         """Pair an entry with a call that the other side came to before, and has left or is inside still."""
@@ -262,7 +268,7 @@ class Lockstep:
                 exits.append(_lost(call))
         reply = self._meeting.left(exits[REFERENCE], exits[CANDIDATE])
         for side in (REFERENCE, CANDIDATE):
-            if exits[side] is self._now[side]:
+            if exits[side] is self._now[side] and not self._failed():
                 self._step(side, reply if side == CANDIDATE else None)
 
     def _clear(self, scope: Scope) -> None:

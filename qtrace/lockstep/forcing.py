@@ -43,9 +43,13 @@ class Forcing:
             return None
         chosen = [pair for pair in pairs if self.names is None or self.names(pair[0].split(".")[0])]
         swaps = _swaps(met, chosen, _IN)
-        if not swaps:
-            return None
-        return Replacement((replaced(candidate.args, swaps), replaced(dict(candidate.kwargs), swaps)))
+        args, kwargs = replaced(candidate.args, swaps), replaced(dict(candidate.kwargs), swaps)
+        for name, mine, theirs, _ in chosen:
+            if theirs is None and type(mine) is torch.Tensor and name in candidate.arguments.values:
+                args, kwargs = _filled(candidate, name, mine.detach().clone(), args, kwargs)
+                met.forced.add(_IN + name)
+        unchanged = args is candidate.args and all(kwargs.get(n) is v for n, v in candidate.kwargs.items())
+        return None if unchanged and len(kwargs) == len(candidate.kwargs) else Replacement((args, kwargs))
 
     def outputs(self, met: Met, candidate: Exit, pairs: LeafPairs) -> Replacement | None:
         """Return the candidate's output with the reference's tensors in it, or None to leave it."""
@@ -60,6 +64,16 @@ class Forcing:
                 with torch.no_grad():
                     leaf.copy_(swaps.pop(id(leaf)))
         return Replacement(replaced(candidate.value, swaps)) if swaps else None
+
+
+def _filled(
+    candidate: Enter, name: str, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand over a whole argument where the candidate was given None, by position if it was given so."""
+    if name in candidate.arguments.positional:
+        position = candidate.arguments.positional.index(name)
+        return (*args[:position], tensor, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: tensor}
 
 
 def _swaps(met: Met, pairs: LeafPairs, mark: str) -> dict[int, torch.Tensor]:
@@ -85,9 +99,9 @@ def _in_candidates_terms(
         return reference.detach().to(candidate.device, candidate.dtype, copy=True)
     if relation is not None and relation.kind == "layout" and reference.shape != candidate.shape:
         return _in_layout(reference.detach(), candidate, relation.parameters)
-    if is_argument and relation is None and pair.measurement is None:
-        # Another shape altogether, such as a raw padding mask for a causal one: the callee is what the reference's
-        # is, and takes what that takes.
+    if is_argument and relation is None and pair.measurement is None and reference.numel() != candidate.numel():
+        # Another size altogether, such as a raw padding mask for a causal one, and no layout: the callee is
+        # what the reference's is, and takes what that takes.
         return reference.detach().to(candidate.device, copy=True)
     return None
 

@@ -12,7 +12,7 @@ import torch
 
 from qtrace.lockstep.leaves import MISSING
 from qtrace.records import Relation, Statistics, Status, TensorSpec
-from qtrace.relate import VISIBLE, gain_relation, mask_relation, undo_layout
+from qtrace.relate import FILL, VISIBLE, gain_relation, mask_relation, undo_layout
 from qtrace.stats import Measurement, NoValues, describe, measure, plain
 
 
@@ -27,8 +27,14 @@ class Pair:
     status: Status | None = None
     dtypes: tuple[torch.dtype, ...] = ()
     empty: bool = False
-    non_finite_same: bool | None = None
+    non_finite_same: torch.Tensor | None = None
     _statistics: Statistics | None = None
+
+    def has_same_non_finite(self) -> bool | None:
+        """Return whether NaN, Inf and -Inf stand at the same places on both sides; None where there are none."""
+        if self.statistics().non_finite is None:
+            return None
+        return self.non_finite_same is not None and bool(self.non_finite_same)
 
     def statistics(self) -> Statistics:
         """Return the numbers; the status is the pair's own where nothing was measured."""
@@ -95,6 +101,8 @@ def spec_of(leaf: Any, *, values: bool = False) -> TensorSpec | None:
         return None
     if not isinstance(leaf, torch.Tensor):
         return TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:200])
+    if leaf.is_nested:
+        return TensorSpec(None, None, type(leaf).__name__, "nested tensor")
     spec = _tensor_spec(leaf.shape, leaf.dtype, type(leaf))
     if values:
         with contextlib.suppress(NoValues):
@@ -114,11 +122,12 @@ def _same_plain(reference: Any, candidate: Any) -> bool:
     if isinstance(reference, torch.Tensor) or isinstance(candidate, torch.Tensor):
         return False
     off = (None, False)
-    return bool(reference == candidate) or (reference in off and candidate in off)
+    both_nan = reference != reference and candidate != candidate
+    return bool(reference == candidate) or both_nan or (reference in off and candidate in off)
 
 
 def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63
+    return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63  # NaN is none either
 
 
 def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
@@ -137,28 +146,34 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
     measurement = measure(first, second)
     pair = Pair(spec_of(reference), spec_of(candidate), measurement, relation, dtypes=dtypes)
     pair.empty = first.numel() == 0
-    # On an accelerator the numbers are not there yet, and waiting for them would stop it at every module.
-    if first.device.type == "cpu" and first.is_floating_point() and second.is_floating_point():
-        sums = measurement.sums()
-        visible = not sums.max <= VISIBLE * (sums.high - sums.low)
-        if visible or sums.bad_reference or sums.bad_candidate:
-            _relate(pair, first, second)
+    if not (first.is_floating_point() and second.is_floating_point()):
+        return pair
+    if first.device.type != "cpu":
+        # The numbers are not there yet, and waiting for them would stop the accelerator at every module.
+        pair.non_finite_same = _same_non_finite(first, second)
+        return pair
+    sums = measurement.sums()
+    visible = not sums.max <= VISIBLE * (sums.high - sums.low)
+    # Beside a fill of -1e9 every other difference is invisible.
+    filled = sums.max > 0 and sums.low < FILL
+    if visible or filled or sums.bad_reference or sums.bad_candidate:
+        _relate(pair, first, second, filled=filled)
     return pair
 
 
-def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
+def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor, *, filled: bool) -> None:
     """Look for a relation that explains a visible difference, or values that are not finite."""
     found = pair.statistics()
     if found.non_finite is not None:
         pair.non_finite_same = _same_non_finite(first, second)
     layout = pair.relation
     # Two masks are also one factor apart where both hold only zeros and a fill: the fill is asked for first.
-    found_relation = mask_relation(first, second) if _may_be_mask(found) else None
-    if found_relation is None:
-        found_relation = gain_relation(first, second, found)
-    if found_relation is not None:
+    relation = mask_relation(first, second) if filled or _may_be_mask(found) else None
+    if relation is None:
+        relation = gain_relation(first, second, found)
+    if relation is not None:
         how = layout.parameters if layout is not None else {}
-        pair.relation = replace(found_relation, parameters={**how, **found_relation.parameters})
+        pair.relation = replace(relation, parameters={**how, **relation.parameters})
 
 
 def _may_be_mask(found: Statistics) -> bool:
@@ -168,10 +183,10 @@ def _may_be_mask(found: Statistics) -> bool:
     return found.max is not None and found.max > 1.0 and low is not None and low < -50.0
 
 
-def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Return whether both hold the same of NaN, Inf and -Inf at the same places."""
+def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return, as a tensor of one bool, whether both hold the same of NaN, Inf and -Inf at the same places."""
     codes = []
-    for tensor in (first, second):
+    for tensor in (first, second.to(first.device)):
         code = torch.isnan(tensor).to(torch.int8) * 3
         codes.append(code + torch.isposinf(tensor).to(torch.int8) + torch.isneginf(tensor).to(torch.int8) * 2)
-    return torch.equal(codes[0], codes[1])
+    return (codes[0] == codes[1]).all()

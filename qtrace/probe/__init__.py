@@ -3,7 +3,7 @@
 from qtrace.probe.arguments import Bound, Signature, signature_of
 from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
 from qtrace.probe.side import Listener, LiveSide
-from qtrace.probe.state import SideState
+from qtrace.probe.state import RandomState, SideState
 
 __all__ = [
     "Bound",
@@ -14,6 +14,7 @@ __all__ = [
     "Exit",
     "Listener",
     "LiveSide",
+    "RandomState",
     "Replacement",
     "SideState",
     "Signature",

@@ -23,7 +23,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from qtrace.probe.arguments import Bound, Signature, signature_of
 from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
-from qtrace.probe.state import SideState
+from qtrace.probe.state import RandomState, SideState
 
 # Frames in these folders are not the model's own code.
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]) + os.sep)
@@ -67,7 +67,7 @@ class LiveSide:
         keys: Mapping[str, str],
         *,
         devices: tuple[str, ...] = ("cpu",),
-        own_random: bool = True,
+        random: RandomState | None = None,
         listener: Listener | None = None,
         passed: Callable[[Call, Any], None] | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class LiveSide:
         self.silent: list[str] = []
         self._keys = keys
         self._devices = devices
-        self._own_random = own_random
+        self._random = random
         self._listener = listener
         self._passed = passed
         self._left = 0
@@ -94,7 +94,7 @@ class LiveSide:
         """Register the hooks, run `function` (which runs the model) up to the first event, and return that."""
         self._register()
         self._driver = getcurrent()
-        self._state = SideState(self._devices, own_random=self._own_random)
+        self._state = SideState(self._devices, random=self._random)
         self._runner = greenlet(lambda _: self._run(function), parent=self._driver)
         # A new greenlet has an empty context; the model expects the caller's.
         self._runner.gr_context = copy_context()
@@ -126,7 +126,8 @@ class LiveSide:
             runner.throw(GreenletExit)
 
     def _step(self, reply: Replacement | None = None) -> Event:
-        # Always one value: a bare switch() hands over an empty tuple, which a pre-hook would return as "no arguments".
+        # Always one value: a bare switch() hands over an empty tuple, which a pre-hook would return as "no
+        # arguments".
         event = self._runner.switch(reply)
         assert isinstance(event, (Enter, Exit, End)), event
         return event

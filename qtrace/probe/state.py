@@ -9,9 +9,11 @@ variables are kept apart by greenlet itself.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import _C
 from torch.overrides import _pop_mode as pop_function_mode
@@ -53,16 +55,41 @@ _READS = (
 )
 
 
+class RandomState:
+    """All the generators that a forward may draw from: torch's, the accelerators', Python's and numpy's."""
+
+    def __init__(self, devices: tuple[str, ...] = ("cpu",)) -> None:
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if "cuda" in devices else []
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()
+
+    def restore(self) -> None:
+        """Put the generators back to where they stood."""
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+
+    def equals(self, other: RandomState) -> bool:
+        """Return whether nobody drew between the two."""
+        numpy = all(np.array_equal(a, b) for a, b in zip(self._numpy, other._numpy, strict=True))
+        cuda = all(torch.equal(a, b) for a, b in zip(self._cuda, other._cuda, strict=True))
+        return torch.equal(self._torch, other._torch) and self._python == other._python and numpy and cuda
+
+
 class SideState:
     """Takes one side's torch state away at `suspend` and brings it back at `resume`.
 
     Both are called on the side's own stack, directly around the switch; between them the state is the one that
-    stood when the object was made (the driver's). With `own_random` off the random generator is left alone.
+    stood when the object was made (the driver's). `random` is where the side's random generators begin; without
+    it they are left alone.
     """
 
-    def __init__(self, devices: tuple[str, ...] = ("cpu",), *, own_random: bool = True) -> None:
+    def __init__(self, devices: tuple[str, ...] = ("cpu",), *, random: RandomState | None = None) -> None:
         self._devices = devices
-        self._own_random = own_random
+        self._random = random
         self._base = [read() for read in _READS]
         self._base_autocast = self._autocast()
         self._disturbed = False
@@ -71,38 +98,25 @@ class SideState:
         self._away: Any = None
         self._function_modes: list[Any] = []
         self._dispatch_modes: list[Any] = []
-        self._base_rng = torch.get_rng_state()
-        self._rng = self._base_rng
-        self._device_rng: list[Any] = []
 
     def begin(self) -> None:
-        """Give the side the random state that stood when this object was made: both sides then draw the same."""
-        if self._own_random:
-            torch.set_rng_state(self._base_rng)
+        """Let the side draw from where its random generators begin."""
+        if self._random is not None:
+            self._random.restore()
 
     def suspend(self) -> None:
         """Save the side's state and put the driver's in its place."""
-        if self._own_random:
-            self._take_random()
+        if self._random is not None:
+            self._random = RandomState(self._devices)
         if self._base != [read() for read in _READS]:
             self._take_away()
 
     def resume(self) -> None:
         """Put the side's state back."""
-        if self._own_random:
-            self._give_random()
+        if self._random is not None:
+            self._random.restore()
         if self._disturbed:
             self._bring_back()
-
-    def _take_random(self) -> None:
-        self._rng = torch.get_rng_state()
-        if "cuda" in self._devices:
-            self._device_rng = torch.cuda.get_rng_state_all()
-
-    def _give_random(self) -> None:
-        torch.set_rng_state(self._rng)
-        if self._device_rng:
-            torch.cuda.set_rng_state_all(self._device_rng)
 
     def _take_away(self) -> None:
         # Modes come off first: while one is active, even reading the state may be routed through it.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qtrace.records import Relation, Statistics
+from qtrace.relate.elements import MOST, loose, near, sampled, typical
 from qtrace.stats import measure
 from qtrace.tolerance import rounding_tolerance
 
@@ -16,6 +17,8 @@ _SAME_DIRECTION = 0.999
 VISIBLE = 1e-3
 # Where the factor is taken out, what remains must be rounding, of a depth that any model has.
 _DEPTH = 100
+_UNEXPLAINED = 0.25
+_BLOCK = 1 << 20
 
 
 def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics) -> Relation | None:
@@ -34,18 +37,32 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
     rounding = rounding_tolerance((reference.dtype, candidate.dtype), _DEPTH)
     if not (abs(found.cosine) > _SAME_DIRECTION and found.peir > max(VISIBLE, rounding)):
         return None
-    first, second = reference.detach().double(), candidate.detach().to(reference.device).double()
-    factor = float((first * second).sum() / (first * first).sum())
+    first, second = reference.detach().reshape(-1), candidate.detach().to(reference.device).reshape(-1)
+    factor = _factor(first, second)
     if factor == 0 or not math.isfinite(factor):
         return None
-    error = measure(first, second / factor).result().peir
-    if error is None or not error <= rounding:
+    working = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    error = measure(first, second.to(working) / factor).result().peir
+    # A coarse dtype's tolerance also has room for a fault: the factor must be what makes the difference.
+    if error is None or not error <= min(rounding, found.peir * _UNEXPLAINED):
+        return None
+    few, others = sampled(first).to(working), sampled(second).to(working) / factor
+    if float(near(others, few, loose(rounding), typical(few)).double().mean()) < MOST:
         return None
     parameters: dict[str, Any] = {"factor": factor}
     name = _simple_name(factor)
     if name is not None:
         parameters["name"] = name
     return Relation("gain", parameters, error)
+
+
+def _factor(first: torch.Tensor, second: torch.Tensor) -> float:
+    product = energy = 0.0
+    for r, c in zip(torch.split(first, _BLOCK), torch.split(second, _BLOCK), strict=True):
+        r, c = r.double(), c.double()
+        product += float(r.dot(c))
+        energy += float(r.dot(r))
+    return product / energy if energy else math.nan
 
 
 def _simple_name(factor: float) -> str | None:

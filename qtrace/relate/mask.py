@@ -1,6 +1,8 @@
-"""Additive attention masks: the same pattern of allowed and blocked, whatever number stands for "blocked"."""
+"""Attention masks: the same pattern of allowed and blocked, whatever stands for "blocked"."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -8,28 +10,56 @@ from qtrace.records import Relation
 
 # exp(-50) is 2e-22: below this an entry is out of a softmax in any float type; a true "-inf" is below -1e4.
 _BLOCKED = -50.0
-_FILL = -1e4
+FILL = -1e4
 
 
 def mask_relation(reference: torch.Tensor, candidate: torch.Tensor) -> Relation | None:
-    """Return the relation "mask" of two additive masks of one shape that block the same entries, else None.
+    """Return the relation "mask" of two masks of one shape that block the same entries, else None.
 
-    At least one side must hold a fill below -1e4, and an entry is blocked where it is below -50. `parameters`
-    are the two largest fills; `error` is max|reference - candidate| over the allowed entries, in logits.
+    At least one side must be additive; the other may be bool, with True for allowed. An additive one must hold
+    a fill below -1e4, and blocks an entry where it is below -50. `parameters` are "reference_fill" and
+    "candidate_fill", the largest fill of each side that is additive. `error` is the PEIR over the allowed
+    entries alone, where a bool mask adds 0; in logits where the reference's are all the same.
     """
-    if reference.shape != candidate.shape or not (reference.is_floating_point() and candidate.is_floating_point()):
+    if reference.shape != candidate.shape or not (_additive(reference) or _additive(candidate)):
+        return None
+    if not all(_additive(side) or side.dtype is torch.bool for side in (reference, candidate)):
         return None
     first, second = reference.detach(), candidate.detach().to(reference.device)
-    blocked = first < _BLOCKED
-    if not bool(blocked.any()) or not torch.equal(blocked, second < _BLOCKED):
+    blocked = blocked_entries(first)
+    if not bool(blocked.any()) or not torch.equal(blocked, blocked_entries(second)):
         return None
-    fills = float(first[blocked].max()), float(second[blocked].max())
-    if min(fills) > _FILL:
+    parameters: dict[str, Any] = {
+        name: float(side[blocked].max())
+        for name, side in (("reference_fill", first), ("candidate_fill", second))
+        if _additive(side)
+    }
+    if min(parameters.values()) > FILL or not all(_is_fill(side[blocked]) for side in (first, second)):
         return None
     allowed = ~blocked
     if not bool(allowed.any()):
         return None
-    error = float((first[allowed].double() - second[allowed].double()).abs().max())
+    logits = [side[allowed].double() if _additive(side) else torch.zeros(()) for side in (first, second)]
+    mine, theirs = (part.to(first.device) for part in logits)
+    interval = float(mine.max() - mine.min())
+    error = float((mine - theirs).abs().max()) / (interval if interval > 0 else 1.0)
     if not error < float("inf"):
         return None
-    return Relation("mask", {"reference_fill": fills[0], "candidate_fill": fills[1]}, error)
+    return Relation("mask", parameters, error)
+
+
+def blocked_entries(mask: torch.Tensor) -> torch.Tensor:
+    """Return where an additive or a bool mask (True is allowed) lets nothing through, as bool."""
+    return mask < _BLOCKED if _additive(mask) else ~mask
+
+
+def _is_fill(values: torch.Tensor) -> bool:
+    """Return whether blocked entries are a fill (or two of them added up), not data that happens to be low."""
+    if not _additive(values):
+        return True
+    low, high = (float(v) for v in torch.aminmax(values))
+    return high <= -1e30 or high - low <= 0.01 * abs(high)
+
+
+def _additive(mask: torch.Tensor) -> bool:
+    return mask.is_floating_point()

@@ -1,0 +1,142 @@
+"""Runs the cases through `qtrace.trace` and counts how often the right module was named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import qtrace
+from bench.faults.case import Case
+from bench.faults.catalogue import cases
+from bench.faults.heuristics import HEURISTICS
+from qtrace.records import Finding, ReportData
+
+RIGHT = Path(__file__).parent / "right.txt"
+TOP = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one case came to.
+
+    `named` are the modules of the findings, best first. `first`, `top`, `found_all`, `kind` and `argument` are None
+    where the case has no fault (`kind` and `argument` also where the answer leaves them open or the first name is
+    wrong). `spurious` counts findings that are at no fault of the case. `heuristics` says for each rule whether the
+    module that it named is an answer. `error` is set where `trace` failed in a way that it does not promise.
+    """
+
+    id: str
+    architecture: str
+    fault: str
+    answers: tuple[str, ...]
+    named: tuple[str, ...] = ()
+    outcome: str | None = None
+    outcome_right: bool = False
+    first: bool | None = None
+    top: bool | None = None
+    found_all: bool | None = None
+    kind: bool | None = None
+    argument: bool | None = None
+    spurious: int = 0
+    heuristics: dict[str, bool] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is right: the fault first and all of them found, or no finding and the right outcome."""
+        if self.error is not None:
+            return False
+        if self.answers:
+            return bool(self.first and self.found_all)
+        return self.outcome_right and not self.named
+
+
+def run(ids: Iterable[str] | None = None, *, progress: Callable[[Result], None] | None = None) -> list[Result]:
+    """Run the cases with these ids (None: all) and return their results, in the catalogue's order."""
+    wanted = None if ids is None else set(ids)
+    chosen = [case for case in cases() if wanted is None or case.id in wanted]
+    if wanted is not None and len(chosen) < len(wanted):
+        raise ValueError(f"no case of the bench is called {sorted(wanted - {case.id for case in chosen})}")
+    results = []
+    for case in chosen:
+        results.append(run_case(case))
+        if progress is not None:
+            progress(results[-1])
+    return results
+
+
+def run_case(case: Case) -> Result:
+    """Build one case, trace it, and judge the report by the case's answer."""
+    pair = case.build()
+    begin = time.perf_counter()
+    report: Any
+    try:
+        report = qtrace.trace(pair.reference, pair.candidate, pair.inputs, call=case.call)
+    except qtrace.ForwardError as error:
+        report = error.report
+    except Exception as error:  # a bench goes on: whatever trace fails with counts against it
+        return _result(case, time.perf_counter() - begin, error=f"{type(error).__name__}: {error}")
+    return judge(case, report, time.perf_counter() - begin)
+
+
+def judge(case: Case, report: ReportData, seconds: float) -> Result:
+    """Compare the report's findings with the case's answer."""
+    named = tuple(finding.module for finding in report.findings)
+    outcome = report.outcome.value
+    judged: dict[str, Any] = {
+        "named": named,
+        "outcome": outcome,
+        "outcome_right": outcome in case.outcomes,
+        "spurious": sum(not _modules(finding) & case.answers for finding in report.findings),
+    }
+    if case.answers:
+        judged |= _judge_fault(case, report.findings)
+        judged["heuristics"] = {name: rule(report.rows) in case.answers for name, rule in HEURISTICS.items()}
+    return _result(case, seconds, **judged)
+
+
+def _judge_fault(case: Case, findings: Sequence[Finding]) -> dict[str, Any]:
+    first = bool(findings) and findings[0].module in case.answers
+    found = set().union(*(_modules(finding) for finding in findings))
+    right_argument = None
+    if first and case.argument is not None:
+        # A path inside a nested argument ("position_embeddings.0") names that argument, and more precisely.
+        right_argument = (findings[0].argument or "").split(".")[0] == case.argument
+    return {
+        "first": first,
+        "top": any(finding.module in case.answers for finding in findings[:TOP]),
+        "found_all": all(found & fault for fault in case.faults),
+        "kind": findings[0].kind in case.kinds if first and case.kinds else None,
+        "argument": right_argument,
+    }
+
+
+def _modules(finding: Finding) -> set[str]:
+    return {finding.module, *finding.members}
+
+
+def _result(case: Case, seconds: float, **judged: Any) -> Result:
+    if "error" in judged and case.answers:
+        judged |= {"first": False, "top": False, "found_all": False}
+    return Result(
+        id=case.id,
+        architecture=case.architecture,
+        fault=case.fault,
+        answers=tuple(sorted(case.answers)),
+        seconds=seconds,
+        **judged,
+    )
+
+
+def store_right(results: Sequence[Result]) -> None:
+    """Write the ids of the cases that are right, so that a later run can tell which of them turned wrong."""
+    RIGHT.write_text("".join(f"{result.id}\n" for result in results if result.right))
+
+
+def stored_right() -> list[str]:
+    """Return the ids that were right when they were last stored."""
+    return RIGHT.read_text().split() if RIGHT.exists() else []
