@@ -1,6 +1,6 @@
 # One environment, .venv in this clone, at the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help trace test check lint types format golden models bench clean
+.PHONY: help trace test check lint types format golden models bench bench-faults clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,9 @@ models: $(READY) ## download and convert the real models (SmolLM2-135M, MiniLM) 
 
 bench: $(READY) ## measure speed and memory, and write bench/results
 	$(BIN)/python -m bench
+
+bench-faults: $(READY) ## score qtrace on injected faults, and write bench/results
+	$(BIN)/python -m bench.faults
 
 clean: ## remove the environment and every cache but the models
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
