@@ -25,7 +25,7 @@ def load_pair(layers: int = LAYERS) -> tuple[torch.nn.Module, torch.nn.Module]:
     from transformers import AutoModelForCausalLM
 
     reference = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    reference.model.layers = reference.model.layers[:layers]
+    reference.model.layers = reference.model.layers[:layers].eval()
     reference.config.num_hidden_layers = layers
     candidate = copy.deepcopy(reference)
     with torch.no_grad():

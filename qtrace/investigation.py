@@ -44,11 +44,14 @@ _LOCAL_DEPTH = 15
 class Investigation:
     """Finds who is to blame on one sample; `local` holds each row's own error, where a pass has shown it."""
 
-    def __init__(self, models: tuple[Model, Model], plan: Plan, sample: Any, options: Options) -> None:
+    def __init__(
+        self, models: tuple[Model, Model], plan: Plan, sample: Any, options: Options, own_random: bool
+    ) -> None:
         self.local: dict[tuple[str, int, str], float | None] = {}
         self._models = models
         self._plan = plan
         self._sample = sample
+        self._own_random = own_random
         dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
         self._is_cast = dtypes[0] != dtypes[1]
         self._floor = rounding_tolerance(sorted(dtypes[0] | dtypes[1], key=str), len(plan.reference_keys))
@@ -92,7 +95,7 @@ class Investigation:
         return trial
 
     def _pass(self, forcing: Forcing) -> Pass:
-        done = Pass(self._models, self._plan, self._sample, self._options, forcing=forcing)
+        done = Pass(self._models, self._plan, self._sample, self._options, own_random=self._own_random, forcing=forcing)
         done.execute()
         for end in done.ends:
             if isinstance(end.error, KeyboardInterrupt):

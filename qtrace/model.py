@@ -10,6 +10,16 @@ import torch
 from qtrace.align import ModuleInfo
 from qtrace.records import Side
 
+_MODE_MATTERS = (
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.modules.batchnorm._NormBase,
+    torch.nn.RReLU,
+    torch.nn.RNNBase,
+    torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerDecoderLayer,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -46,7 +56,7 @@ class Model:
             parameters=sum(p.numel() for p in parameters),
             dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
             devices=self.device_types(),
-            training=any(module.training for module in self.modules.values()),
+            training=bool(self.in_training()),
         )
 
     def device_types(self) -> tuple[str, ...]:
@@ -61,10 +71,22 @@ class Model:
             for module in self.modules.values()
         )
 
+    def in_training(self) -> list[str]:
+        """Return the paths of the modules in training mode that may behave differently for it.
+
+        Of torch's own classes only few look at the mode; of anybody else's any may.
+        """
+        return [
+            path
+            for path, module in self.modules.items()
+            if module.training
+            and (isinstance(module, _MODE_MATTERS) or not type(module).__module__.startswith("torch.nn"))
+        ]
+
     def warnings(self) -> list[str]:
         """Return what a reader of the report must know before believing it."""
         found = []
-        training = [path for path, module in self.modules.items() if module.training]
+        training = self.in_training()
         if training:
             found.append(
                 f"the {self.name} has {len(training)} modules in training mode ({training[0] or '<root>'} …): "

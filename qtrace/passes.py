@@ -68,6 +68,7 @@ class Pass:
         )
         self.ends = (End(), End())
         self.drew_random = False
+        self.own_random = own_random
         self._models = models
         self._sample = sample
         self._call = options.call

@@ -92,7 +92,9 @@ class Run:
         for done, sample in zip(self._passes, self._samples, strict=True):
             rows = [r for r in done.comparison.rows() if r.module == "" and r.status is not Status.CANDIDATE_ONLY]
             if rows and not all(self._is_clean(row) for row in rows):
-                investigation = Investigation(self._models, make_plan(*self._models), sample, self._options)
+                investigation = Investigation(
+                    self._models, make_plan(*self._models), sample, self._options, done.own_random
+                )
                 self._findings = investigation.findings(done.comparison)
                 self._local = {(done.comparison.sample, *key): error for key, error in investigation.local.items()}
                 return
@@ -103,7 +105,7 @@ class Run:
         Keeping them apart costs a little at every module, so models in eval mode first run without; if they
         draw after all, the pass is done again.
         """
-        training = any(module.training for model in self._models for module in model.modules.values())
+        training = any(model.in_training() for model in self._models)
         own_random = training or any(listener is not None for listener in self._options.listeners)
         done = self._execute(index, sample, own_random=own_random)
         if done.drew_random and not own_random and all(end.error is None for end in done.ends):

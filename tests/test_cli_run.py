@@ -247,7 +247,7 @@ def test_quiet_says_only_the_outcome(folder: Path, capsys: pytest.CaptureFixture
 
 def test_warnings_go_to_stderr_unless_quiet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = Ended(capsys, "run", *options("training"))
-    assert ended.err.startswith("warning: the candidate has 10 modules in training mode")
+    assert re.match(r"warning: the candidate has \d+ modules in training mode", ended.err)
     assert "training mode" not in ended.out
     assert Ended(capsys, "run", *options("training"), "--quiet").err == ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_a_share_is_never_rounded_up(whole: int, missing: int) -> None:
     assert (text == "100 %") == (part == whole)
     assert (text == "0 %") == (part == 0)
     if text not in ("100 %", "0 %", "<0.1 %"):
-        assert float(text.split()[0]) / 100 <= part / whole
+        assert Fraction(text.split()[0]) / 100 <= Fraction(part, whole)
 
 
 def test_absent_and_zero_are_told_apart() -> None:
