@@ -5,6 +5,7 @@ The engines take turns within each repetition, so that a busy moment of the mach
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -35,6 +36,8 @@ def run(repetitions: int = REPETITIONS) -> list[dict[str, Any]]:
         times: dict[str, list[float]] = {name: [] for name in chosen}
         for _ in range(repetitions):
             for name, engine in chosen.items():
+                # What an engine left for the collector shall not slow down the one that comes next.
+                gc.collect()
                 begin = time.perf_counter()
                 engine(*pair, inputs)
                 times[name].append(time.perf_counter() - begin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,6 +104,9 @@ class Pass:
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
             first, second = (end.value for end in self.ends)
             self.comparison.returned(entry, first, second, below=f"{self._call}()")
+        # What the models returned is compared; to keep it would cost the memory that this way of running saves.
+        self.ends = (replace(self.ends[0], value=None), replace(self.ends[1], value=None))
+        self.comparison.release()
 
     def calls(self, side: int) -> Counter[str]:
         """Return how often each module of a side was called."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections import deque
 from typing import Any
 
@@ -499,3 +501,19 @@ def test_one_object_on_both_sides_is_warned_about() -> None:
     model = Chain()
     report = qtrace.trace(model, model, torch.randn(2, 8))
     assert any("are one object" in warning for warning in report.warnings)
+
+
+def test_nothing_of_the_models_outlives_the_run() -> None:
+    # Without a collection: what hangs in a cycle stays until one comes, and a few traces would fill the memory.
+    kept: list[weakref.ref[torch.Tensor]] = []
+    model = Stack()
+    handle = model.register_forward_hook(lambda _m, _a, out: kept.append(weakref.ref(out["logits"])))
+    gc.disable()
+    try:
+        report = qtrace.trace(model, twin(Stack()), {"ids": IDS}, local=False)
+    finally:
+        gc.enable()
+        handle.remove()
+    assert report.rows
+    assert [ref() for ref in kept] == [None] * len(kept)
+    assert kept

@@ -165,6 +165,13 @@ class Comparison:
         self._handed_on[key] = (reference, candidate)
         return False
 
+    def release(self) -> None:
+        """Let go of the models' objects and of whoever listens; what was measured stays."""
+        self._handed_on.clear()
+        self._open.clear()
+        self._comparer = PairComparer()
+        self.progress = self.sites = None
+
     # What is left when the run is over.
 
     def rows(self) -> list[Row]:
