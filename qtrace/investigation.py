@@ -17,7 +17,7 @@ from qtrace.diagnose import CallRecord, Suspect, Trial, Value, is_noisy, opened,
 from qtrace.diagnose.words import evidence_for, summary
 from qtrace.lockstep import Comparison
 from qtrace.lockstep.comparison import Met
-from qtrace.lockstep.forcing import Forcing
+from qtrace.lockstep.forcing import IN, OUT, Forcing
 from qtrace.model import Model
 from qtrace.passes import Options, Pass
 from qtrace.plan import Plan
@@ -175,8 +175,8 @@ class Investigation:
             kind=suspect.kind,
             argument=suspect.argument,
             callee=suspect.callees[0] if suspect.callees else None,
-            members=tuple(suspect.callees if suspect.kind == "miscalls" else suspect.members),
-            count=max(1, len(suspect.callees if suspect.kind == "miscalls" else suspect.members)),
+            members=tuple(suspect.callees) if suspect.kind == "miscalls" else (),
+            count=len(suspect.callees) if suspect.kind == "miscalls" else 1,
             confirmed=self._is_healed(graft["after"], before),
             graft=graft,
             summary=summary(suspect, static),
@@ -208,8 +208,7 @@ def as_trial(comparison: Comparison, *, local: bool) -> Trial:
         record = _record(comparison, met, local=local)
         made[id(met)] = record
         (made[id(met.parent)].children if met.parent is not None else roots).append(record)
-    forced = comparison.forcing.entries if comparison.forcing is not None else ()
-    return Trial(tuple(roots), frozenset(forced))
+    return Trial(tuple(roots))
 
 
 def _record(comparison: Comparison, met: Met, *, local: bool) -> CallRecord:
@@ -227,8 +226,8 @@ def _record(comparison: Comparison, met: Met, *, local: bool) -> CallRecord:
         call=call.index,
         entry=call.entry,
         order=call.order,
-        arguments=values(met.arguments, "in:", depth_in),
-        outputs=values(met.outputs, "out:", depth_out),
+        arguments=values(met.arguments, IN, depth_in),
+        outputs=values(met.outputs, OUT, depth_out),
         side="reference" if met.candidate is None else "candidate" if met.reference is None else None,
         raised=met.raised,
         ended=met.ended,

@@ -29,7 +29,6 @@ class Suspect:
     value: Value | None = None
     callee: CallRecord | None = None
     has_children: bool = False
-    members: list[str] = field(default_factory=list)
 
     @property
     def order(self) -> int:

@@ -64,10 +64,9 @@ class CallRecord:
 
 @dataclass(frozen=True)
 class Trial:
-    """One pass over one sample: its top calls, and the paths whose boundaries were forced."""
+    """One pass over one sample, by its top calls."""
 
     roots: tuple[CallRecord, ...]
-    forced: frozenset[str] = frozenset()
 
     @cached_property
     def calls(self) -> tuple[CallRecord, ...]:
@@ -110,9 +109,3 @@ class Trial:
         """Return the largest error among the root's outputs, None where none could be measured."""
         errors = [v.error for root in self.roots if not root.module for v in root.outputs if v.error is not None]
         return max(errors, default=None)
-
-    @property
-    def final_agrees(self) -> bool:
-        """Return whether the root's comparable outputs agree."""
-        values = [v for root in self.roots if not root.module for v in root.outputs if v.error is not None]
-        return bool(values) and all(v.agrees for v in values)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qtrace.lockstep.driver import REFERENCE
-from qtrace.lockstep.forcing import Forcing
+from qtrace.lockstep.forcing import Forcing, LeafPairs
 from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments, match_leaves
 from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit, Replacement, Site
@@ -78,15 +78,12 @@ class Comparison:
         met = Met(reference.call, candidate.call, self._open[-1] if self._open else None)
         self.met.append(met)
         self._open.append(met)
-        leaf_pairs = []
+        leaf_pairs: LeafPairs = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
             if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
-            for path, leaf, partner in argument_leaves(name, mine, theirs):
-                pair = self._comparer.compare(leaf, partner)
-                if pair is not None:
-                    met.arguments.append((path, pair))
-                    leaf_pairs.append((path, leaf, partner, pair))
+            leaf_pairs += self._compared(argument_leaves(name, mine, theirs))
+        met.arguments.extend((path, pair) for path, _, _, pair in leaf_pairs)
         if self.sites is not None and any(not self.agrees(p, reference.call.entry) for _, p in met.arguments):
             met.sites = self.sites()
         if self.forcing is None:
@@ -102,12 +99,8 @@ class Comparison:
             met.raised = True
             self._uncompared(reference.call, "raised")
             return None
-        leaf_pairs = []
-        for path, mine, theirs in _matched(reference.value, candidate.value):
-            pair = self._comparer.compare(mine, theirs)
-            if pair is not None:
-                met.outputs.append((path, pair))
-                leaf_pairs.append((path, mine, theirs, pair))
+        leaf_pairs = self._compared(_matched(reference.value, candidate.value))
+        met.outputs.extend((path, pair) for path, _, _, pair in leaf_pairs)
         if any(pair.measurement is not None and not pair.empty for _, pair in met.outputs):
             self.compared += reference.call.path != ""
         else:
@@ -135,11 +128,19 @@ class Comparison:
     def returned(self, call: Call, reference: Any, candidate: Any, *, below: str) -> None:
         """Compare what another entry than forward returned, as rows of the root; their paths begin with `below`."""
         met = Met(call, call, ended=True)
-        for path, mine, theirs in _matched(reference, candidate):
+        met.outputs.extend(
+            (join(below, path), pair) for path, _, _, pair in self._compared(_matched(reference, candidate))
+        )
+        self.met.append(met)
+
+    def _compared(self, matched: list[LeafPair]) -> LeafPairs:
+        """Return the pairs that have something to tell, with what stands on both sides."""
+        found = []
+        for path, mine, theirs in matched:
             pair = self._comparer.compare(mine, theirs)
             if pair is not None:
-                met.outputs.append((join(below, path), pair))
-        self.met.append(met)
+                found.append((path, mine, theirs, pair))
+        return found
 
     def _note_alone(self, side: int, call: Call, value: Any) -> None:
         parent = self._open[-1] if self._open else None
@@ -209,9 +210,7 @@ class Comparison:
     def _row(self, met: Met, output: str, pair: Pair) -> Row:
         call, found = met.call, pair.statistics()
         incoming = (p.statistics().peir for _, p in met.arguments)
-        related = None
-        if pair.relation is not None:
-            related = found.peir if pair.relation.kind == "layout" else pair.relation.error
+        relation = _with_error(pair.relation, found)
         return Row(
             module=call.key if call.key is not None else call.path,
             call=call.index,
@@ -223,7 +222,7 @@ class Comparison:
             sample=self.sample,
             reference=pair.reference,
             candidate=pair.candidate,
-            relation=_with_error(pair.relation, found),
+            relation=relation,
             mean=found.mean,
             min=found.min,
             max=found.max,
@@ -235,7 +234,7 @@ class Comparison:
             mismatch=found.mismatch,
             non_finite=found.non_finite,
             non_finite_same=pair.has_same_non_finite(),
-            peir_related=related,
+            peir_related=relation.error if relation is not None else None,
             peir_in=max((peir for peir in incoming if peir is not None), default=None),
         )
 

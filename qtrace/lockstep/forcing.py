@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qtrace.probe import Enter, Exit, Replacement
+from qtrace.relate import into_candidate
 from qtrace.tree import leaves, replaced
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from qtrace.lockstep.pair import Pair
 
 # How `Met.forced` tells arguments from outputs.
-_IN, _OUT = "in:", "out:"
+IN, OUT = "in:", "out:"
 LeafPairs = list[tuple[str, Any, Any, "Pair"]]
 
 
@@ -42,12 +43,12 @@ class Forcing:
         if met.call.key not in self.entries:
             return None
         chosen = [pair for pair in pairs if self.names is None or self.names(pair[0].split(".")[0])]
-        swaps = _swaps(met, chosen, _IN)
+        swaps = _swaps(met, chosen, IN)
         args, kwargs = replaced(candidate.args, swaps), replaced(dict(candidate.kwargs), swaps)
         for name, mine, theirs, _ in chosen:
             if theirs is None and type(mine) is torch.Tensor and name in candidate.arguments.values:
                 args, kwargs = _filled(candidate, name, mine.detach().clone(), args, kwargs)
-                met.forced.add(_IN + name)
+                met.forced.add(IN + name)
         unchanged = args is candidate.args and all(kwargs.get(n) is v for n, v in candidate.kwargs.items())
         return None if unchanged and len(kwargs) == len(candidate.kwargs) else Replacement((args, kwargs))
 
@@ -55,7 +56,7 @@ class Forcing:
         """Return the candidate's output with the reference's tensors in it, or None to leave it."""
         if met.call.key not in self.exits:
             return None
-        swaps = _swaps(met, pairs, _OUT)
+        swaps = _swaps(met, pairs, OUT)
         if not swaps:
             return None
         # A module that works in place may have its return value ignored: what it wrote to must hold the tensor too.
@@ -82,7 +83,7 @@ def _swaps(met: Met, pairs: LeafPairs, mark: str) -> dict[int, torch.Tensor]:
     for path, mine, theirs, pair in pairs:
         if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
             continue
-        handed = _in_candidates_terms(mine, theirs, pair, is_argument=mark == _IN)
+        handed = _in_candidates_terms(mine, theirs, pair, is_argument=mark == IN)
         if handed is not None:
             swaps[id(theirs)] = handed
             met.forced.add(mark + path)
@@ -98,21 +99,9 @@ def _in_candidates_terms(
     if reference.shape == candidate.shape and (relation is None or relation.kind == "gain"):
         return reference.detach().to(candidate.device, candidate.dtype, copy=True)
     if relation is not None and relation.kind == "layout" and reference.shape != candidate.shape:
-        return _in_layout(reference.detach(), candidate, relation.parameters)
+        return into_candidate(relation, reference, candidate)
     if is_argument and relation is None and pair.measurement is None and reference.numel() != candidate.numel():
         # Another size altogether, such as a raw padding mask for a causal one, and no layout: the callee is
         # what the reference's is, and takes what that takes.
         return reference.detach().to(candidate.device, copy=True)
     return None
-
-
-def _in_layout(reference: torch.Tensor, candidate: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
-    """Undo in reverse what `undo_layout` does to a candidate: its wide axes permuted, then reshaped."""
-    order = parameters.get("permute")
-    if order is None:
-        moved = reference.reshape(candidate.shape)
-    else:
-        wide = [n for n in candidate.shape if n != 1]
-        permuted = reference.reshape([wide[axis] for axis in order])
-        moved = permuted.permute([order.index(axis) for axis in range(len(order))]).reshape(candidate.shape)
-    return moved.to(candidate.device, candidate.dtype, copy=True)

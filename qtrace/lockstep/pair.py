@@ -12,7 +12,7 @@ import torch
 
 from qtrace.lockstep.leaves import MISSING
 from qtrace.records import Relation, Statistics, Status, TensorSpec
-from qtrace.relate import FILL, VISIBLE, gain_relation, mask_relation, undo_layout
+from qtrace.relate import FILL, VISIBLE, relate, undo_layout
 from qtrace.stats import Measurement, NoValues, describe, measure, plain
 
 
@@ -154,33 +154,21 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
         return pair
     sums = measurement.sums()
     visible = not sums.max <= VISIBLE * (sums.high - sums.low)
-    # Beside a fill of -1e9 every other difference is invisible.
     filled = sums.max > 0 and sums.low < FILL
     if visible or filled or sums.bad_reference or sums.bad_candidate:
-        _relate(pair, first, second, filled=filled)
+        _relate(pair, first, second)
     return pair
 
 
-def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor, *, filled: bool) -> None:
+def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
     """Look for a relation that explains a visible difference, or values that are not finite."""
     found = pair.statistics()
     if found.non_finite is not None:
         pair.non_finite_same = _same_non_finite(first, second)
-    layout = pair.relation
-    # Two masks are also one factor apart where both hold only zeros and a fill: the fill is asked for first.
-    relation = mask_relation(first, second) if filled or _may_be_mask(found) else None
-    if relation is None:
-        relation = gain_relation(first, second, found)
+    relation = relate(first, second, found, thorough=False)
     if relation is not None:
-        how = layout.parameters if layout is not None else {}
+        how = pair.relation.parameters if pair.relation is not None else {}
         pair.relation = replace(relation, parameters={**how, **relation.parameters})
-
-
-def _may_be_mask(found: Statistics) -> bool:
-    if found.non_finite is not None:
-        return True
-    low = found.reference_min
-    return found.max is not None and found.max > 1.0 and low is not None and low < -50.0
 
 
 def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from qtrace.relate.clipped import clipped_relation
 from qtrace.relate.difference import difference_of
 from qtrace.relate.gain import gain_relation
 from qtrace.relate.halves import halves_relation
-from qtrace.relate.mask import mask_relation
+from qtrace.relate.mask import FILL, mask_relation
 from qtrace.relate.permuted import permuted_relation
 from qtrace.relate.rotation import rotation_relation
 from qtrace.relate.rounded import cast_relation, rounded_relation
@@ -70,4 +70,7 @@ def _may_be_masks(found: Statistics) -> bool:
     if found.non_finite is not None:
         return True
     low = found.reference_min
-    return found.max is not None and found.max > 1.0 and low is not None and low < -50.0
+    if found.max is None or low is None:
+        return False
+    # Beside a fill of -1e9 every other difference is invisible, however small it is.
+    return (found.max > 1.0 and low < -50.0) or (found.max > 0 and low < FILL)
