@@ -90,7 +90,7 @@ class Run:
         if self._options.local is False or too_little:
             return
         for done, sample in zip(self._passes, self._samples, strict=True):
-            rows = [r for r in done.comparison.rows() if r.module == "" and r.status is not Status.CANDIDATE_ONLY]
+            rows = [row for row in done.comparison.final_rows() if row.status is not Status.CANDIDATE_ONLY]
             if rows and not all(self._is_clean(row) for row in rows):
                 investigation = Investigation(
                     self._models, make_plan(*self._models), sample, self._options, done.own_random

@@ -180,6 +180,10 @@ class Comparison:
         made = [self._row(met, path, pair) for met in self.met for path, pair in met.outputs]
         return sorted(made, key=lambda row: row.order)
 
+    def final_rows(self) -> list[Row]:
+        """Return the rows of the root alone, which is all that a judgement of the outcome reads."""
+        return [self._row(met, path, pair) for met in self.met if met.call.key == "" for path, pair in met.outputs]
+
     def arguments(self) -> list[Argument]:
         """Return the arguments that differ by more than rounding, in the reference's execution order."""
         made = [
