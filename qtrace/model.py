@@ -25,7 +25,10 @@ _MODE_MATTERS = (
 class Model:
     """One side's model; `name` is "reference" or "candidate", `modules` are by path, as `named_modules` lists them.
 
-    `aliases` maps the further paths of a module that stands in several places to its first one.
+    `aliases` maps the further paths of a module that stands in several places to its first one. `devices` are the
+    kinds of device that hold parameters and buffers, "cpu" always among them. `in_training` are the paths of the
+    modules in training mode that may behave differently for it: of torch's own classes only few look at the mode; of
+    anybody else's any may.
     """
 
     name: str
@@ -33,12 +36,23 @@ class Model:
     source: str = ""
     modules: dict[str, torch.nn.Module] = field(init=False)
     aliases: dict[str, str] = field(init=False)
+    devices: tuple[str, ...] = field(init=False)
+    in_training: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modules", dict(self.root.named_modules()))
-        first = {id(module): path for path, module in self.modules.items()}
-        everywhere = self.root.named_modules(remove_duplicate=False)
-        object.__setattr__(self, "aliases", {p: first[id(m)] for p, m in everywhere if first[id(m)] != p})
+        modules: dict[str, torch.nn.Module] = {}
+        first: dict[torch.nn.Module, str] = {}
+        aliases: dict[str, str] = {}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            if first.setdefault(module, path) == path:
+                modules[path] = module
+            else:
+                aliases[path] = first[module]
+        object.__setattr__(self, "modules", modules)
+        object.__setattr__(self, "aliases", aliases)
+        kinds = {t.device.type for kind in ("_parameters", "_buffers") for t in self._tensors(kind)}
+        object.__setattr__(self, "devices", tuple(sorted({"cpu", *kinds} - {"meta"})))
+        object.__setattr__(self, "in_training", tuple(p for p, m in self.modules.items() if _minds_training(m)))
 
     def infos(self) -> list[ModuleInfo]:
         """Return what alignment needs to know of each module."""
@@ -55,14 +69,9 @@ class Model:
             type=type(self.root).__name__,
             parameters=sum(p.numel() for p in parameters),
             dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-            devices=self.device_types(),
-            training=bool(self.in_training()),
+            devices=self.devices,
+            training=bool(self.in_training),
         )
-
-    def device_types(self) -> tuple[str, ...]:
-        """Return the kinds of device that hold its parameters and buffers; "cpu" is always among them."""
-        kinds = {t.device.type for kind in ("_parameters", "_buffers") for t in self._tensors(kind)}
-        return tuple(sorted({"cpu", *kinds} - {"meta"}))
 
     def is_compiled(self) -> bool:
         """Return whether any module runs compiled code, where hooks do not fire reliably."""
@@ -71,25 +80,13 @@ class Model:
             for module in self.modules.values()
         )
 
-    def in_training(self) -> list[str]:
-        """Return the paths of the modules in training mode that may behave differently for it.
-
-        Of torch's own classes only few look at the mode; of anybody else's any may.
-        """
-        return [
-            path
-            for path, module in self.modules.items()
-            if module.training
-            and (isinstance(module, _MODE_MATTERS) or not type(module).__module__.startswith("torch.nn"))
-        ]
-
     def warnings(self) -> list[str]:
         """Return what a reader of the report must know before believing it."""
         found = []
-        training = self.in_training()
-        if training:
+        if self.in_training:
             found.append(
-                f"the {self.name} has {len(training)} modules in training mode ({training[0] or '<root>'} …): "
+                f"the {self.name} has {len(self.in_training)} modules in training mode "
+                f"({self.in_training[0] or '<root>'} …): "
                 "dropout and batch norm may differ by chance; call .eval() on it"
             )
         if self.is_compiled():
@@ -103,4 +100,12 @@ class Model:
 
     def _tensors(self, kind: str) -> Iterator[torch.Tensor]:
         for module in self.modules.values():
-            yield from (tensor for tensor in getattr(module, kind).values() if tensor is not None)
+            named = getattr(module, kind)
+            if named:
+                yield from (tensor for tensor in named.values() if tensor is not None)
+
+
+def _minds_training(module: torch.nn.Module) -> bool:
+    if not module.training:
+        return False
+    return isinstance(module, _MODE_MATTERS) or not type(module).__module__.startswith("torch.nn")

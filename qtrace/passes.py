@@ -72,7 +72,7 @@ class Pass:
         self._models = models
         self._sample = sample
         self._call = options.call
-        self._devices = devices = tuple(sorted({kind for model in models for kind in model.device_types()}))
+        self._devices = devices = tuple(sorted({kind for model in models for kind in model.devices}))
         self._random = RandomState(devices)
         self.sides = (
             LiveSide(

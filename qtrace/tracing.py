@@ -105,7 +105,7 @@ class Run:
         Keeping them apart costs a little at every module, so models in eval mode first run without; if they
         draw after all, the pass is done again.
         """
-        training = any(model.in_training() for model in self._models)
+        training = any(model.in_training for model in self._models)
         own_random = training or any(listener is not None for listener in self._options.listeners)
         done = self._execute(index, sample, own_random=own_random)
         if done.drew_random and not own_random and all(end.error is None for end in done.ends):
@@ -305,7 +305,7 @@ def _both_fills(relation: Relation) -> bool:
 @contextlib.contextmanager
 def _set_apart(models: Sequence[Model]) -> Iterator[None]:
     """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
-    random = RandomState(tuple({kind for model in models for kind in model.device_types()}))
+    random = RandomState(tuple({kind for model in models for kind in model.devices}))
     # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
     # longer than they did. What lives already is left out of that for the time being.
     freezes = gc.get_freeze_count() == 0

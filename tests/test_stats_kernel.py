@@ -76,7 +76,7 @@ def test_hard_values(name: str) -> None:
 @pytest.mark.parametrize("name", HARD)
 def test_the_fast_path_is_right_or_gives_up(name: str) -> None:
     reference, candidate = HARD[name]()
-    gave_up = kernel.sums(reference, candidate, full=True) is None
+    gave_up = kernel.sums(reference, candidate, "all") is None
     ordinary = {"close", "very close", "heavy tails", "negative values", "one element differs", "two values"}
     if name in ordinary | {"equal", "equal zeros"}:
         assert not gave_up
@@ -94,12 +94,22 @@ def test_seed_metrics_are_the_same_five(name: str) -> None:
     assert (found.sqnr_db, found.cosine, found.rel_l2) == (None, None, None)
 
 
+@pytest.mark.parametrize("name", HARD)
+def test_the_range_alone_is_the_same_range(name: str) -> None:
+    reference, candidate = HARD[name]()
+    found = measure(reference, candidate, metrics="range").result()
+    extremes = ("min", "max", "peir", "reference_min", "reference_max")
+    check(found, {k: v for k, v in oracle(reference, candidate).items() if k in extremes})
+    if found.max:
+        assert (found.mean, found.stddev, found.rel_l2) == (None, None, None)
+
+
 @pytest.mark.parametrize("n", [1 << 14, 64 * 8191])
 def test_equal_roundings_do_not_pile_up(n: int) -> None:
     # GIVEN a reference of which every square is rounded the same way
     reference = torch.full((n,), 0.1)
     candidate = reference + 0.01 * normal(n).float()
-    assert kernel.sums(reference, candidate, full=True) is not None
+    assert kernel.sums(reference, candidate, "all") is not None
     check(measure(reference, candidate).result(), oracle(reference, candidate))
 
 
@@ -153,7 +163,7 @@ def test_small_sizes(n: int) -> None:
     reference, candidate = close(n=n)
     expected = oracle(reference, candidate)
     check(measure(reference, candidate).result(), expected)
-    fast = kernel.sums(reference, candidate, full=True)
+    fast = kernel.sums(reference, candidate, "all")
     if fast is not None:
         assert fast.mean == pytest.approx(expected["mean"], rel=1e-6)
 
@@ -166,7 +176,7 @@ def test_blocks_that_agree_count_when_others_do_not(monkeypatch: pytest.MonkeyPa
         reference = normal(3 * 4096).to(dtype)
         candidate = reference.clone()
         candidate[first * 4096 : (first + 1) * 4096] += 0.5 * torch.rand(4096).to(dtype)
-        assert kernel.sums(reference, candidate, full=True) is not None
+        assert kernel.sums(reference, candidate, "all") is not None
         check(measure(reference, candidate).result(), oracle(reference, candidate))
 
 

@@ -66,6 +66,26 @@ def test_in_place_writes_do_not_reach_what_was_compared_before() -> None:
     assert report.row("act").verdict is Verdict.DIFFERS
 
 
+def test_an_argument_that_is_handed_through_has_all_its_numbers_as_an_output() -> None:
+    # As an argument of Identity it is compared first, and there only its range matters.
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(64, 64)
+            self.through = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.through(x + self.first(x))  # type: ignore[no-any-return]
+
+    model = Residual()
+    candidate = twin(model)
+    with torch.no_grad():
+        candidate.first.weight.add_(1e-6)  # type: ignore[operator, union-attr]
+    row = qtrace.trace(model, candidate, torch.randn(64, 64), local=False).row("through")
+    assert row.max
+    assert None not in (row.mean, row.stddev, row.peir, row.sqnr_db, row.cosine, row.rel_l2)
+
+
 @pytest.mark.parametrize("wrap", [Wrapped, wrap_children])
 def test_wrappers_hide_nothing(wrap: Any) -> None:
     model = Stack()

@@ -82,7 +82,7 @@ class Comparison:
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
             if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
-            leaf_pairs += self._compared(argument_leaves(name, mine, theirs))
+            leaf_pairs += self._compared(argument_leaves(name, mine, theirs), brief=self.forcing is None)
         met.arguments.extend((path, pair) for path, _, _, pair in leaf_pairs)
         if self.sites is not None and any(not self.agrees(p, reference.call.entry) for _, p in met.arguments):
             met.sites = self.sites()
@@ -133,11 +133,11 @@ class Comparison:
         )
         self.met.append(met)
 
-    def _compared(self, matched: list[LeafPair]) -> LeafPairs:
+    def _compared(self, matched: list[LeafPair], *, brief: bool = False) -> LeafPairs:
         """Return the pairs that have something to tell, with what stands on both sides."""
         found = []
         for path, mine, theirs in matched:
-            pair = self._comparer.compare(mine, theirs)
+            pair = self._comparer.compare(mine, theirs, brief=brief)
             if pair is not None:
                 found.append((path, mine, theirs, pair))
         return found

@@ -13,7 +13,7 @@ import torch
 from qtrace.lockstep.leaves import MISSING
 from qtrace.records import Relation, Statistics, Status, TensorSpec
 from qtrace.relate import FILL, VISIBLE, relate, undo_layout
-from qtrace.stats import Measurement, NoValues, describe, measure, plain
+from qtrace.stats import Measurement, Metrics, NoValues, describe, measure, plain
 
 
 @dataclass(slots=True)
@@ -29,6 +29,10 @@ class Pair:
     empty: bool = False
     non_finite_same: torch.Tensor | None = None
     _statistics: Statistics | None = None
+
+    def is_brief(self) -> bool:
+        """Return whether only the range and the PEIR were measured."""
+        return self.measurement is not None and self.measurement.metrics == "range"
 
     def has_same_non_finite(self) -> bool | None:
         """Return whether NaN, Inf and -Inf stand at the same places on both sides; None where there are none."""
@@ -55,11 +59,20 @@ class PairComparer:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], tuple[Any, Any, int, int, Pair]] = {}
+        # To measure twice what is visibly different anyway would cost more than brevity saves.
+        self._may_be_brief = True
 
-    def compare(self, reference: Any, candidate: Any) -> Pair | None:
-        """Return the comparison, or None where two plain values are equal: there is nothing to tell."""
+    def compare(self, reference: Any, candidate: Any, *, brief: bool = False) -> Pair | None:
+        """Return the comparison, or None where two plain values are equal: there is nothing to tell.
+
+        A brief one of tensors that hardly differ has no more than their range and PEIR, which cost half the time.
+        """
         if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
-            return self._known_pair(reference, candidate) or self._compared(reference, candidate)
+            brief = brief and self._may_be_brief
+            known = self._known_pair(reference, candidate)
+            if known is not None and (brief or not known.is_brief()):
+                return known
+            return self._compared(reference, candidate, brief)
         if _is_number(reference) and _is_number(candidate):
             if reference == candidate:
                 return None
@@ -82,8 +95,10 @@ class PairComparer:
             return None
         return entry[4]
 
-    def _compared(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
-        pair = _measured(reference, candidate)
+    def _compared(self, reference: torch.Tensor, candidate: torch.Tensor, brief: bool) -> Pair:
+        pair = _measured(reference, candidate, "range" if brief else "all")
+        if brief and not pair.is_brief():
+            self._may_be_brief = False
         if not (reference.is_inference() or candidate.is_inference()):
             self._known[id(reference), id(candidate)] = (
                 weakref.ref(reference),
@@ -130,7 +145,8 @@ def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63  # NaN is none either
 
 
-def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
+def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics = "all") -> Pair:
+    """Compare two tensors; where the range alone shows that they may matter, all metrics are measured after all."""
     dtypes = (reference.dtype, candidate.dtype)
     try:
         first, second = plain(reference), plain(candidate)
@@ -143,12 +159,16 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
             specs = spec_of(reference, values=True), spec_of(candidate, values=True)
             return Pair(*specs, status=Status.SHAPE_MISMATCH, dtypes=dtypes)
         second, relation = undone
-    measurement = measure(first, second)
+    floating = first.is_floating_point() and second.is_floating_point()
+    at_hand = first.device.type == "cpu"
+    if not (floating and at_hand):
+        metrics = "all"
+    measurement = measure(first, second, metrics=metrics)
     pair = Pair(spec_of(reference), spec_of(candidate), measurement, relation, dtypes=dtypes)
     pair.empty = first.numel() == 0
-    if not (first.is_floating_point() and second.is_floating_point()):
+    if not floating:
         return pair
-    if first.device.type != "cpu":
+    if not at_hand:
         # The numbers are not there yet, and waiting for them would stop the accelerator at every module.
         pair.non_finite_same = _same_non_finite(first, second)
         return pair
@@ -156,6 +176,8 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor) -> Pair:
     visible = not sums.max <= VISIBLE * (sums.high - sums.low)
     filled = sums.max > 0 and sums.low < FILL
     if visible or filled or sums.bad_reference or sums.bad_candidate:
+        if metrics != "all":
+            pair.measurement = measure(first, second)
         _relate(pair, first, second)
     return pair
 

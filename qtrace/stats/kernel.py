@@ -21,6 +21,7 @@ from torch.linalg import vector_norm
 
 from qtrace.stats.blocks import Scratch, blocks
 from qtrace.stats.dtypes import INTEGERS
+from qtrace.stats.metrics import Metrics
 from qtrace.stats.sums import Sums
 
 # Sums are taken by rows of one of these lengths, the best first: long enough to be fast, short enough to be
@@ -46,11 +47,9 @@ _FAITHFUL = 1e-6
 _scratch = Scratch()
 
 
-def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sums | None:
-    """Return the sums of a pair of equal shape and `NARROW` dtypes on the CPU, or None where in doubt.
-
-    `full` asks for the sums of squares and products as well as for the seed's metrics.
-    """
+def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> Sums | None:
+    """Return the sums of a pair of equal shape and `NARROW` dtypes on the CPU that `metrics` need, None in doubt."""
+    full = metrics == "all"
     pairs = reference.numel()
     counted = reference.dtype in INTEGERS or candidate.dtype in INTEGERS
     low, high, least, most = math.inf, -math.inf, math.inf, 0.0
@@ -71,6 +70,10 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sum
             agreeing.add(index)
             continue
         most = max(most, peak)
+        if counted:
+            unequal += int(e.count_nonzero())
+        if metrics == "range":
+            continue
         shape = _rows(r.numel())
         # torch adds up pairwise here: no rows needed, and a call saved is time saved on small tensors.
         total += e.sum().item()
@@ -84,8 +87,6 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sum
                 answer += strength
             else:
                 answer += _squares(c, shape)
-        if counted:
-            unequal += int(e.count_nonzero())
     if not most:
         # Of the sums of squares only whether they are zero matters where there is no noise.
         signal = answer = float(low != 0 or high != 0)
@@ -109,7 +110,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sum
         pairs, pairs, 0, 0, unequal, low, high, total / pairs, least, most, squares,
         noise, signal, answer, product,
     )  # fmt: skip
-    return None if _in_doubt(found, full) else found
+    return None if metrics != "range" and _in_doubt(found, full) else found
 
 
 def _singles(reference: torch.Tensor, candidate: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:

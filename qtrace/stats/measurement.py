@@ -18,11 +18,11 @@ SMALL = 1 << 11
 class Measurement:
     """Sums of one pair; on an accelerator they are still there, unread, until `result` is called."""
 
-    __slots__ = ("_counted", "_metrics", "_sums")
+    __slots__ = ("_counted", "_sums", "metrics")
 
     def __init__(self, sums: Sums | torch.Tensor, metrics: Metrics, counted: bool) -> None:
         self._sums = sums
-        self._metrics: Metrics = metrics
+        self.metrics: Metrics = metrics
         self._counted = counted
 
     def sums(self) -> Sums:
@@ -33,7 +33,7 @@ class Measurement:
 
     def result(self) -> Statistics:
         """Return the metrics; see `qtrace.stats.metrics.statistics` for the formulas and their edges."""
-        return statistics(self.sums(), metrics=self._metrics, counted=self._counted)
+        return statistics(self.sums(), metrics=self.metrics, counted=self._counted)
 
 
 def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metrics = "all") -> Measurement:
@@ -43,7 +43,8 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metric
     the reference's. Nothing is written to and no state of torch is changed. On an accelerator the work is
     queued and nothing waits for it before `Measurement.result`.
 
-    `metrics="seed"` leaves out SQNR, cosine and relative L2, which need two more sums.
+    `metrics="seed"` leaves out SQNR, cosine and relative L2, which need two more sums, and `"range"` mean and stddev
+    as well: what is left is min, max and PEIR.
 
     Raises `ValueError` when the shapes differ and `NoValues` when a tensor has none (the meta device).
     """
@@ -65,7 +66,7 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metric
         reference, candidate = reference.cpu(), candidate.cpu()
     found = None
     if reference.dtype in NARROW and candidate.dtype in NARROW and reference.numel() >= SMALL:
-        found = kernel.sums(reference, candidate, full=full)
+        found = kernel.sums(reference, candidate, metrics)
     if found is None:
         found = exact.sums(reference, candidate, full=full)
     return Measurement(found, metrics, counted)

@@ -8,7 +8,8 @@ from typing import Literal
 from qtrace.records import Statistics, Status
 from qtrace.stats.sums import Sums
 
-Metrics = Literal["all", "seed"]
+# What to measure: the extremes alone, with them the mean and stddev, with those SQNR, cosine and relative L2.
+Metrics = Literal["range", "seed", "all"]
 
 
 def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -> Statistics:
@@ -24,7 +25,8 @@ def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -
     everywhere). A constant reference that is not met has peir None and the status `constant_reference`; a
     zero one has rel_l2 and sqnr_db None too. Without any finite pair all are None; an empty pair is
     `compared`. What is beyond float64 is None.
-    `mismatch`, the fraction of all elements that are unequal, is there if `counted`.
+    `mismatch`, the fraction of all elements that are unequal, is there if `counted`. Metrics that were not asked for
+    are None.
     """
     bad = (int(sums.bad_reference), int(sums.bad_candidate))
     non_finite = bad if any(bad) else None
@@ -43,6 +45,7 @@ def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -
         peir = _number(_ratio(sums.max, on_noise, interval, on_interval))
     # The mean of equal numbers may be off by a rounding, which would leave a trace here.
     stddev = 0.0 if sums.min == sums.max else math.sqrt(sums.squares / sums.finite)
+    summed = equal or metrics != "range"
     sqnr_db = cosine = rel_l2 = None
     if metrics == "all":
         norm = math.sqrt(sums.reference)
@@ -58,10 +61,10 @@ def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -
                 cosine = cosine and max(-1.0, min(1.0, cosine))
     return Statistics(
         status=status,
-        mean=_number(_ldexp(sums.mean, -on_noise)),
+        mean=_number(_ldexp(sums.mean, -on_noise)) if summed else None,
         min=_number(_ldexp(sums.min, -on_noise)),
         max=_number(_ldexp(sums.max, -on_noise)),
-        stddev=_number(_ldexp(stddev, -on_noise)),
+        stddev=_number(_ldexp(stddev, -on_noise)) if summed else None,
         peir=peir,
         sqnr_db=sqnr_db,
         cosine=cosine,
