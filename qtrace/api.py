@@ -12,6 +12,7 @@ from qtrace.errors import ForwardError, Interrupted, UsageError, did_you_mean
 from qtrace.passes import LEAST_COVERAGE, Options
 from qtrace.records import Argument, ReportData, Row, to_plain
 from qtrace.sources.samples import as_samples
+from qtrace.tolerance import Floors
 from qtrace.tracing import Run
 
 if TYPE_CHECKING:
@@ -85,15 +86,17 @@ def trace(
         candidate: the model that should compute the same.
         inputs: a mapping is keyword arguments, a tuple positional ones, a tensor the single one; a list of
             these is several samples, run one after the other.
-        local: whether to look for who is at fault, in further passes that hand the candidate the reference's
-            tensors at chosen boundaries; None does so where the first pass found that the final outputs differ,
-            False never.
+        local: whether to measure the error that each module makes by itself, and to look for who is at fault, in
+            further passes that hand the candidate the reference's tensors at chosen boundaries. None does so where
+            the first pass found that the final outputs differ, True also where they agree, False never: then it is
+            exactly one pass.
         only: globs over reference paths (`*` one component, `**` any number); compare these modules alone.
         skip: globs over reference paths; leave these modules out.
         tolerance: the PEIR up to which two tensors agree; "auto" derives it from their dtypes and depth.
-        noise_floor: with the tolerance on "auto", a PEIR that is taken for rounding noise in any case.
+        noise_floor: with the tolerance on "auto", a PEIR that is taken for rounding noise in any case; "measured" runs
+            the reference against itself in float64 and takes what each tensor loses for its noise.
         min_coverage: the share of the reference's calls that must be compared; below it the outcome is
-        inconclusive.
+            inconclusive.
         call: the method to call instead of the model itself, such as "generate".
         sources: what the report says of where the two models came from.
         listeners: told of every call of each side, with its values.
@@ -108,9 +111,9 @@ def trace(
         Interrupted: Ctrl-C, likewise.
         UsageError: a pattern matches no module, or the inputs have no usable form.
     """
-    for name, limit in (("tolerance", tolerance), ("noise_floor", noise_floor)):
-        if limit != "auto" and not (isinstance(limit, (int, float)) and limit >= 0):
-            raise UsageError(f"{name} is {limit!r}; expected 'auto' or a number that is not negative")
+    for name, limit, words in (("tolerance", tolerance, ("auto",)), ("noise_floor", noise_floor, ("auto", "measured"))):
+        if limit not in words and not (isinstance(limit, (int, float)) and limit >= 0):
+            raise UsageError(f"{name} is {limit!r}; expected {_either(words)} or a number that is not negative")
     for name, model in (("reference", reference), ("candidate", candidate)):
         if not isinstance(model, torch.nn.Module):
             raise UsageError(f"{name} is a {type(model).__name__}; expected a torch.nn.Module")
@@ -119,9 +122,12 @@ def trace(
     options = Options(
         only=tuple(only),
         skip=tuple(skip),
-        tolerance=None if isinstance(tolerance, str) else float(tolerance),
+        floors=Floors(
+            None if isinstance(tolerance, str) else float(tolerance),
+            0.0 if isinstance(noise_floor, str) else float(noise_floor),
+        ),
+        measure_noise=noise_floor == "measured",
         local=local,
-        noise_floor=0.0 if isinstance(noise_floor, str) else float(noise_floor),
         min_coverage=min_coverage,
         call=call,
         sources=sources,
@@ -134,6 +140,10 @@ def trace(
         if isinstance(error.report, ReportData):
             error.report = _as_report(error.report)
         raise
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, words))
 
 
 def _as_report(data: ReportData) -> Report:

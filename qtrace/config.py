@@ -63,6 +63,15 @@ def _auto_or_amount(value: Any) -> float | Literal["auto"]:
         raise PydanticCustomError("expected", "auto or a number that is not negative") from error
 
 
+def _floor(value: Any) -> float | Literal["auto", "measured"]:
+    if value == "measured":
+        return "measured"
+    try:
+        return _auto_or_amount(value)
+    except PydanticCustomError as error:
+        raise PydanticCustomError("expected", "auto, measured or a number that is not negative") from error
+
+
 def _fraction(value: Any) -> float:
     number = _number(value)
     if not 0 <= number <= 1:
@@ -92,6 +101,7 @@ Amount = Annotated[float, BeforeValidator(_amount)]
 Number = Annotated[float, BeforeValidator(_number)]
 Fraction = Annotated[float, BeforeValidator(_fraction)]
 AutoOrAmount = Annotated[float | Literal["auto"], BeforeValidator(_auto_or_amount)]
+NoiseFloor = Annotated[float | Literal["auto", "measured"], BeforeValidator(_floor)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 OutcomeName = Literal["clean", "fault", "drift", "inconclusive"]
@@ -150,7 +160,7 @@ class Compare(_Section):
     only: Names = ()
     skip: Names = ()
     tolerance: AutoOrAmount = "auto"
-    noise_floor: AutoOrAmount = "auto"
+    noise_floor: NoiseFloor = "auto"
     local: bool | None = None
 
 

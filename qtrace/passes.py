@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from qtrace.errors import UsageError
+from qtrace.fingerprint import Fingerprint
 from qtrace.lockstep import REFERENCE, Comparison, Lockstep
 from qtrace.lockstep.forcing import Forcing
 from qtrace.model import Model
+from qtrace.modelstate import buffers_kept
 from qtrace.plan import Plan
 from qtrace.probe import Call, End, Listener, LiveSide, RandomState
+from qtrace.records import Verdict
 from qtrace.sources.samples import map_tensors
+from qtrace.tolerance import Floors
 
 # Below this share of compared calls a run says nothing about the model.
 LEAST_COVERAGE = 0.5
@@ -28,8 +32,8 @@ class Options:
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    tolerance: float | None = None
-    noise_floor: float = 0.0
+    floors: Floors = field(default_factory=Floors)
+    measure_noise: bool = False
     local: bool | None = None
     min_coverage: float = LEAST_COVERAGE
     call: str = "forward"
@@ -42,7 +46,8 @@ class Pass:
     """One run of both models on one sample.
 
     Its fields hold what is known so far, also when it was cut short: `comparison` the rows, `sides` the calls
-    that were counted, `ends` how each model ended.
+    that were counted, `ends` how each model ended, `random` where the random generators stood, `fingerprints` those of
+    what the models returned, where the final outputs differ in a pass without forcing.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Pass:
         sample: Any,
         options: Options,
         *,
+        candidate_sample: Any = None,
         index: int = 0,
         own_random: bool = True,
         progress: Callable[[], None] | None = None,
@@ -60,26 +66,27 @@ class Pass:
         self.comparison = Comparison(
             sample=index,
             selected=plan.chosen.__contains__,
-            tolerance=options.tolerance,
-            noise_floor=options.noise_floor,
+            floors=options.floors,
             progress=progress,
             forcing=forcing,
             sites=None if forcing is None else lambda: (self.sides[0].site(), self.sides[1].site()),
         )
         self.ends = (End(), End())
         self.drew_random = False
+        self.fingerprints: tuple[Fingerprint | None, Fingerprint | None] = (None, None)
         self.own_random = own_random
         self._models = models
-        self._sample = sample
+        self._samples = (sample, sample if candidate_sample is None else candidate_sample)
         self._call = options.call
+        self._may_be_checked = forcing is None and options.local is not False
         self._devices = devices = tuple(sorted({kind for model in models for kind in model.devices}))
-        self._random = RandomState(devices)
+        self.random = RandomState(devices)
         self.sides = (
             LiveSide(
                 models[0].modules,
                 plan.reference_keys,
                 devices=devices,
-                random=self._random if own_random else None,
+                random=self.random if own_random else None,
                 listener=options.listeners[0],
                 passed=self.comparison.passed,
             ),
@@ -87,7 +94,7 @@ class Pass:
                 models[1].modules,
                 plan.candidate_keys,
                 devices=devices,
-                random=self._random if own_random else None,
+                random=self.random if own_random else None,
                 listener=options.listeners[1],
             ),
         )
@@ -96,17 +103,26 @@ class Pass:
         """Run both models to their ends, or until one raises; no hook is left in any case."""
         lockstep = Lockstep(*self.sides, self.comparison, reference_first=self.comparison.forcing is not None)
         # Each side has inputs of its own: a model may write to them.
-        lockstep.run(*(self._function(model.root, copied(self._sample)) for model in self._models))
+        given = zip(self._models, self._samples, strict=True)
+        with buffers_kept(self._models):
+            lockstep.run(*(self._function(model.root, copied(sample)) for model, sample in given))
         self.ends = lockstep.ends
-        self.drew_random = not self._random.equals(RandomState(self._devices))
+        self.drew_random = not self.random.equals(RandomState(self._devices))
         if self._call != "forward" and all(end.error is None for end in self.ends):
             order = sum(self.sides[REFERENCE].calls.values())
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
             first, second = (end.value for end in self.ends)
             self.comparison.returned(entry, first, second, below=f"{self._call}()")
+        if self._may_be_checked and not all(row.verdict is Verdict.EQUAL for row in self.comparison.final_rows()):
+            prints = [None if end.error is not None else Fingerprint(end.value) for end in self.ends]
+            self.fingerprints = (prints[0], prints[1])
         # What the models returned is compared; to keep it would cost the memory that this way of running saves.
         self.ends = (replace(self.ends[0], value=None), replace(self.ends[1], value=None))
         self.comparison.release()
+
+    def raised(self) -> bool:
+        """Return whether a model raised, so that the pass broke off."""
+        return any(end.error is not None for end in self.ends)
 
     def calls(self, side: int) -> Counter[str]:
         """Return how often each module of a side was called."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,39 @@ import torch
 _STEPS = 4.0
 # Beyond this no number of roundings is an excuse.
 _MOST = 0.02
+# What was measured is one run's noise, where the candidate has one of its own, of another size at each element.
+_MARGIN = 4.0
+# One tensor of one call: module path, call index, and "in:" or "out:" with the path of the value.
+Place = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """The PEIR up to which tensors agree, place by place.
+
+    `tolerance` is the reader's own limit and stands above all; `least` is one that is taken for rounding noise in any
+    case. `measured` is the reference's own noise at each place, as a PEIR, where a second run of it was made
+    (see `qtrace.noise`); it stands in for the estimate of `rounding_tolerance`.
+    """
+
+    tolerance: float | None = None
+    least: float = 0.0
+    measured: Mapping[Place, float] = field(default_factory=dict)
+
+    def of(self, dtypes: tuple[torch.dtype, ...], depth: int, place: Place | None = None) -> float:
+        """Return the limit for tensors of these dtypes, `depth` calls after the inputs.
+
+        Where the noise was measured it is max(4 eps, 4 n e / eps32), with n the noise of the reference, eps that of the
+        coarsest dtype and e / eps32 how much coarser than float32 that is; else `rounding_tolerance`.
+        """
+        if self.tolerance is not None:
+            return self.tolerance
+        noise = self.measured.get(place) if place is not None else None
+        if noise is None:
+            return max(rounding_tolerance(dtypes, depth), self.least)
+        eps = _coarsest_eps(dtypes)
+        coarser = max(1.0, eps / torch.finfo(torch.float32).eps)
+        return max(_STEPS * eps, _MARGIN * noise * coarser, self.least)
 
 
 def rounding_tolerance(dtypes: Iterable[torch.dtype], depth: int) -> float:

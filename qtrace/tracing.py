@@ -6,40 +6,36 @@ import contextlib
 import dataclasses
 import datetime
 import gc
-import platform
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import qtrace
+from qtrace.description import describe_inputs, environment
+from qtrace.diagnose import verdicts
 from qtrace.errors import ForwardError, Interrupted
-from qtrace.investigation import Investigation
+from qtrace.investigation import Investigation, as_trial
+from qtrace.judgement import final, is_clean, is_too_little, outcome
 from qtrace.lockstep import CANDIDATE, REFERENCE
-from qtrace.lockstep.pair import spec_of
 from qtrace.model import Model
+from qtrace.modelstate import SharedTensors, buffers_kept
+from qtrace.noise import measured_floors
 from qtrace.passes import Options, Pass, copied
 from qtrace.plan import Plan, make_plan
 from qtrace.probe import End, RandomState
-from qtrace.records import Coverage, Finding, Outcome, Relation, ReportData, Row, Status, Unmatched, Verdict
-from qtrace.relate import FILL
-from qtrace.stats import plain
-from qtrace.tolerance import rounding_tolerance
-from qtrace.tree import leaves
+from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Unmatched, Verdict
+from qtrace.selfcheck import FirstPass, SelfCheck, self_check
+from qtrace.staticreport import static_report
+from qtrace.tolerance import Floors
 
 NAMES = ("reference", "candidate")
-_PREVIEW = 8
-# Rounding does not add up to any of these.
-_NO_DRIFT = (Verdict.LAYOUT, Verdict.MASK, Verdict.NON_FINITE)
-# A final output with one of these was not compared, and does not agree.
-_UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
-_AGREEING = (Verdict.EQUAL, Verdict.LAYOUT, Verdict.MASK)
+# The calls around a row may say more than its own numbers: another shape, too, may be undone.
+_EXPLAINABLE = (None, Verdict.STRUCTURE, Verdict.NON_FINITE)
 
 
 class Run:
@@ -57,7 +53,10 @@ class Run:
         self.plan: Plan = make_plan(*self._models, options.only, options.skip)
         self._passes: list[Pass] = []
         self._findings: list[Finding] = []
-        self._local: dict[tuple[int, str, int, str], float | None] = {}
+        self._floors: list[Floors] = []
+        self._investigations: dict[int, Investigation] = {}
+        self._static: tuple[str, ...] = ()
+        self._shared = SharedTensors(self._models)
         self._error: str | None = None
         self._done = 0
         self._warnings = [warning for model in self._models for warning in model.warnings()]
@@ -84,20 +83,38 @@ class Run:
         return self.report()
 
     def _investigate(self) -> None:
-        """Find who is to blame for the first sample whose final outputs differ."""
-        coverage = self._coverage()
-        too_little = coverage.reference_calls and not coverage.fraction >= self._options.min_coverage
-        if self._options.local is False or too_little:
+        """Find who is to blame for the first sample whose final outputs differ; look at each module's own error."""
+        if self._options.local is False or is_too_little(self._coverage(), self._options):
             return
-        for done, sample in zip(self._passes, self._samples, strict=True):
-            rows = [row for row in done.comparison.final_rows() if row.status is not Status.CANDIDATE_ONLY]
-            if rows and not all(self._is_clean(row) for row in rows):
-                investigation = Investigation(
-                    self._models, make_plan(*self._models), sample, self._options, done.own_random
-                )
-                self._findings = investigation.findings(done.comparison)
-                self._local = {(done.comparison.sample, *key): error for key, error in investigation.local.items()}
+        for index, done in enumerate(self._passes):
+            rows = final(done.comparison.final_rows())
+            if rows and not all(is_clean(row, self._floors[index]) for row in rows):
+                check = self._self_check(index)
+                self._findings = check.applied(self._investigation(index).findings(done.comparison))
+                self._static = tuple(map(str, static_report(self._models, make_plan(*self._models))))
                 return
+        if self._options.local:
+            self._investigation(0).observe(self._passes[0].comparison)
+
+    def _self_check(self, index: int) -> SelfCheck:
+        """Look for a cause in the models' own state, before anybody is blamed."""
+        done = self._passes[index]
+        first = FirstPass(done.random, done.fingerprints, done.drew_random)
+        plan = make_plan(*self._models)
+        check = self_check(self._models, plan, self._samples[index], self._options.call, first)
+        for warning in (*self._shared.warnings(), *check.warnings):
+            self._warn(warning)
+        return check
+
+    def _investigation(self, index: int) -> Investigation:
+        plan, own_random = make_plan(*self._models), self._passes[index].own_random
+        options = self._for_sample(index)
+        made = Investigation(self._models, plan, self._samples[index], options, own_random)
+        self._investigations[index] = made
+        return made
+
+    def _for_sample(self, index: int) -> Options:
+        return dataclasses.replace(self._options, floors=self._floors[index])
 
     def _run_sample(self, index: int, sample: Any) -> tuple[End, End]:
         """Run one sample, each side with random numbers of its own where it draws any.
@@ -105,6 +122,12 @@ class Run:
         Keeping them apart costs a little at every module, so models in eval mode first run without; if they
         draw after all, the pass is done again.
         """
+        floors = self._options.floors
+        if self._options.measure_noise:
+            floors, warning = measured_floors(self._models[REFERENCE], sample, self._options)
+            if warning is not None:
+                self._warn(warning)
+        self._floors.append(floors)
         training = any(model.in_training for model in self._models)
         own_random = training or any(listener is not None for listener in self._options.listeners)
         done = self._execute(index, sample, own_random=own_random)
@@ -125,7 +148,7 @@ class Run:
             self._models,
             self.plan,
             sample,
-            self._options,
+            self._for_sample(index),
             index=index,
             own_random=own_random,
             progress=self._progress,
@@ -164,7 +187,8 @@ class Run:
         call = self._options.call
         root = self._models[REFERENCE].root
         try:
-            (root if call == "forward" else getattr(root, call))(*given.args, **given.kwargs)
+            with buffers_kept([self._models[REFERENCE]]):
+                (root if call == "forward" else getattr(root, call))(*given.args, **given.kwargs)
         except Exception:
             return False
         return True
@@ -183,8 +207,8 @@ class Run:
 
     def report(self) -> ReportData:
         """Return what was found until now."""
-        rows = tuple(self._with_local(row) for done in self._passes for row in done.comparison.rows())
-        coverage = self._coverage()
+        rows = tuple(row for done in self._passes for row in self._explained(done))
+        coverage, floors = self._coverage(), self._options.floors
         reference, candidate = (model.describe() for model in self._models)
         return ReportData(
             qtrace=qtrace.__version__,
@@ -192,7 +216,7 @@ class Run:
             environment=environment(),
             reference=reference,
             candidate=candidate,
-            inputs=tuple(_describe_inputs(self._samples)),
+            inputs=tuple(describe_inputs(self._samples)),
             outcome=self._outcome(rows, coverage),
             coverage=coverage,
             rows=rows,
@@ -200,11 +224,13 @@ class Run:
             findings=tuple(self._findings),
             unmatched=tuple(self._unmatched()),
             warnings=tuple(self._warnings),
+            static=self._static,
             settings={
                 "only": list(self._options.only),
                 "skip": list(self._options.skip),
-                "tolerance": self._options.tolerance if self._options.tolerance is not None else "auto",
-                "noise_floor": self._options.noise_floor or "auto",
+                "tolerance": "auto" if floors.tolerance is None else floors.tolerance,
+                "noise_floor": "measured" if self._options.measure_noise else floors.least or "auto",
+                "local": self._options.local is not False,
                 "call": self._options.call,
                 "samples": len(self._samples),
             },
@@ -212,37 +238,35 @@ class Run:
         )
 
     def _outcome(self, rows: Sequence[Row], coverage: Coverage) -> Outcome:
-        """Judge at the root's outputs and by the findings; too little compared says nothing.
-
-        Agreeing up to the rounding of the reference's dtype is clean. Beyond that it is a fault where
-        somebody is to blame, or where it is more than the coarser dtype's rounding explains and nobody looked; else
-        it is drift.
-        """
-        # An output that the candidate gives beside the reference's is no difference; a missing or odd one is.
-        root = [row for row in rows if row.module == "" and row.status is not Status.CANDIDATE_ONLY]
         if self._error is not None:
             return Outcome.FAULT if self._findings else Outcome.INCONCLUSIVE
-        told = {row.sample for row in root if row.status not in _UNTOLD}
-        if len(told) < len(self._samples) and not any(row.status in _UNTOLD for row in root):
-            return Outcome.INCONCLUSIVE
-        if coverage.reference_calls and not coverage.fraction >= self._options.min_coverage:
-            return Outcome.INCONCLUSIVE
-        if all(self._is_clean(row) for row in root):
-            return Outcome.CLEAN
-        if self._findings:
-            return Outcome.FAULT
-        if self._options.local is False and not all(row.verdict in _AGREEING for row in root):
-            return Outcome.FAULT
-        if any(row.status in _UNTOLD or row.verdict in _NO_DRIFT for row in root):
-            return Outcome.FAULT
-        return Outcome.DRIFT
+        return outcome(
+            rows,
+            coverage,
+            self._findings,
+            samples=len(self._samples),
+            options=self._options,
+            floors=self._floors,
+        )
 
-    def _is_clean(self, row: Row) -> bool:
-        return _is_clean(row, self._options.tolerance, self._options.noise_floor)
-
-    def _with_local(self, row: Row) -> Row:
-        key = (row.sample, row.module, row.call, row.output)
-        return dataclasses.replace(row, peir_local=self._local[key]) if key in self._local else row
+    def _explained(self, done: Pass) -> Iterator[Row]:
+        """Yield a pass's rows, with the verdict of those that differ and the errors that modules make themselves."""
+        rows = done.comparison.rows()
+        investigation = self._investigations.get(done.comparison.sample)
+        found = {}
+        if investigation is not None:
+            found = investigation.verdicts(self._findings)
+        elif any(row.verdict in _EXPLAINABLE for row in rows):
+            found = verdicts(as_trial(done.comparison, local=False), self._findings)
+        for row in rows:
+            key = (row.module, row.call, row.output)
+            changes: dict[str, Any] = {}
+            told = found.get(key)
+            if row.verdict is None or (row.verdict in _EXPLAINABLE and told is Verdict.ABSORBED):
+                changes["verdict"] = told
+            if investigation is not None and key in investigation.local:
+                changes["peir_local"] = investigation.local[key].error
+            yield dataclasses.replace(row, **changes) if changes else row
 
     def _coverage(self) -> Coverage:
         """Count the reference's calls; the root's, and those that `only` and `skip` leave out, do not count."""
@@ -277,31 +301,6 @@ class Run:
             yield Unmatched(NAMES[side], path, kind, calls, reason)
 
 
-def _is_clean(row: Row, tolerance: float | None, noise_floor: float) -> bool:
-    """Return whether a final output agrees as closely as the reference's own dtype lets anybody agree with it."""
-    if row.verdict not in _AGREEING:
-        return False
-    if row.relation is not None and row.relation.kind == "layout":
-        # Inside, a parent undoes it; whoever calls this model gets it as it is. Axes of size 1 broadcast away.
-        return not {"permute", "reshape"} & row.relation.parameters.keys()
-    if row.relation is not None and row.relation.kind == "mask" and not _both_fills(row.relation):
-        return False
-    dtype = getattr(torch, row.reference.dtype or "", None) if row.reference is not None else None
-    if (
-        tolerance is not None
-        or row.peir is None
-        or dtype is None
-        or not dtype.is_floating_point
-        or row.verdict is Verdict.MASK
-    ):
-        return True
-    return row.peir <= max(rounding_tolerance((dtype,), row.order), noise_floor)
-
-
-def _both_fills(relation: Relation) -> bool:
-    return all(fill is None or fill <= FILL for fill in relation.parameters.values())
-
-
 @contextlib.contextmanager
 def _set_apart(models: Sequence[Model]) -> Iterator[None]:
     """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
@@ -321,38 +320,6 @@ def _set_apart(models: Sequence[Model]) -> Iterator[None]:
             random.restore()
             if freezes:
                 gc.unfreeze()
-
-
-def environment() -> dict[str, Any]:
-    """Return what a number may depend on: versions, platform, threads."""
-    versions = {}
-    for name in ("torch", "transformers", "numpy", "tico", "torchao"):
-        if name in sys.modules:
-            version = getattr(sys.modules[name], "__version__", None)
-            versions[name] = str(version) if version is not None else metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-    }
-
-
-def _describe_inputs(samples: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    for index, sample in enumerate(samples):
-        named = {**{str(i): value for i, value in enumerate(sample.args)}, **sample.kwargs}
-        for name, leaf in leaves(named):
-            entry = {"sample": index, "name": name, "spec": spec_of(leaf, values=True)}
-            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
-                entry["values"] = _preview(leaf)
-            yield entry
-
-
-def _preview(tensor: torch.Tensor) -> str:
-    first = plain(tensor.detach()).flatten()[:_PREVIEW].cpu()
-    values = first.double() if first.is_floating_point() else first
-    return np.array2string(values.numpy(), precision=4, separator=", ").replace("\n", "")
 
 
 def _first_line(error: BaseException | None) -> str:

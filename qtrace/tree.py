@@ -144,13 +144,15 @@ def _kind(kind: type) -> int:
     return _ATTRIBUTES
 
 
-def replaced(value: Any, swaps: Mapping[int, torch.Tensor]) -> Any:
+def replaced(value: Any, swaps: Mapping[int, list[torch.Tensor]]) -> Any:
     """Return `value` with tensors exchanged by their id, in containers of the same kinds; the rest is kept as it is.
 
+    A tensor that stands in several places takes its replacements in turn, and the last one everywhere after that.
     Objects with attributes, such as a cache, are not taken apart.
     """
     if id(value) in swaps:
-        return swaps[id(value)]
+        turns = swaps[id(value)]
+        return turns.pop(0) if len(turns) > 1 else turns[0]
     kind = _kind_of(value)
     if kind is _SEQUENCE:
         items = [replaced(item, swaps) for item in value]

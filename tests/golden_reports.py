@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qtrace.records import (
@@ -40,7 +42,7 @@ class Rows:
     def add(self, module: str, peir: float | None, type: str = "Linear", *, new: bool = True, **fields: Any) -> None:
         """Add a row; with `new` False it is another output of the call before."""
         self._order += new
-        verdict = Verdict.DIFFERS if peir is None or peir > AGREE else Verdict.EQUAL
+        verdict = Verdict.INHERITED if peir is None or peir > AGREE else Verdict.EQUAL
         numbers: dict[str, Any] = {}
         if peir is not None:
             numbers = {
@@ -68,6 +70,10 @@ class Rows:
 def side(source: str, kind: str, **fields: Any) -> Side:
     usual = {"parameters": 1_234_567, "dtypes": ("float32",), "devices": ("cpu",), "training": False}
     return Side(source=source, type=kind, **{**usual, **fields})
+
+
+def site(file: str, line: int) -> dict[str, Any]:
+    return {"file": file, "line": line, "function": "forward"}
 
 
 def report(rows: Rows, outcome: Outcome, **fields: Any) -> ReportData:
@@ -98,18 +104,49 @@ def _vision(rows: Rows) -> None:
     layout = Relation("layout", {"reshape": [1, 48, 64]})
     rows.add(f"{VISUAL}.patch_embed.proj", 1.11e-06, "Conv3d", relation=layout, verdict=Verdict.LAYOUT)
     rows.add(f"{VISUAL}.patch_embed", 1.11e-06, "PatchEmbed")
-    rows.add(f"{VISUAL}.blocks.0.attn.qkv", 0.34)
+    rows.add(f"{VISUAL}.blocks.0.attn.qkv", 0.34, verdict=Verdict.ABSORBED, peir_in=5.2e-07)
     rows.add(f"{VISUAL}.blocks.0.attn.proj", 5.1e-07)
     rows.add(f"{VISUAL}.blocks.0.attn", 5.1e-07, "VisionAttention")
     rows.add(f"{VISUAL}.blocks.0", 6.2e-07, "VisionBlock")
     rows.add(VISUAL, 6.4e-07, "VisionModel", output="last_hidden_state")
 
 
+def blameless() -> ReportData:
+    """The seed's pair after one pass alone: the leap is at `o_proj`, the cause an attention mask of another shape."""
+    return _masked(measured=False)
+
+
 def mask_bug() -> ReportData:
-    """The seed's pair: the leap is at `o_proj`, the cause an attention mask of another shape."""
+    """The same with its diagnosis: who hands the mask on, in which lines, and what a graft does."""
+    finding = Finding(
+        rank=1,
+        module=TEXT,
+        call=0,
+        kind="miscalls",
+        argument="attention_mask",
+        callee=f"{TEXT}.layers.0",
+        callees=tuple(f"{TEXT}.layers.{layer}" for layer in range(4)),
+        summary=f"receives the same arguments on both sides, but calls {TEXT}.layers.0 (and 3 more) with another "
+        "attention_mask: float32 [1,1,84,84] against int64 [1,84], all 1",
+        confirmed=True,
+        graft={"before": 0.4017, "after": 5.41e-07},
+        source={
+            "reference": site("transformers/models/qwen3_vl/modeling_qwen3_vl.py", 849),
+            "candidate": site("tico/quantization/wrapq/quant_text_model.py", 212),
+        },
+    )
+    return dataclasses.replace(_masked(measured=True), findings=(finding,))
+
+
+def _masked(*, measured: bool) -> ReportData:
     rows = Rows()
     _vision(rows)
     arguments = []
+
+    def add(path: str, peir: float, type: str, received: float, verdict: Verdict, **fields: Any) -> None:
+        local = 3.1e-07 + len(rows.rows) * 1e-09 if measured else None
+        rows.add(path, peir, type, peir_in=received, peir_local=local, verdict=verdict, **fields)
+
     for layer in range(4):
         path = f"{TEXT}.layers.{layer}"
         arguments.append(
@@ -125,17 +162,122 @@ def mask_bug() -> ReportData:
             )
         )
         received = 0.5 * layer
+        known = Verdict.INHERITED if layer else Verdict.EQUAL
         for name in ("q_proj", "k_proj", "v_proj"):
-            rows.add(f"{path}.self_attn.{name}", 7.13e-07 + received / 9)
-        rows.add(f"{path}.self_attn.o_proj", 0.578 + layer / 1000)
-        rows.add(f"{path}.self_attn", 0.578 + layer / 1000, "TextAttention", output="0")
-        rows.add(f"{path}.mlp", 0.6 + layer / 1000, "TextMLP")
-        rows.add(path, 0.59 + layer / 1000, "DecoderLayer")
-    rows.add(f"{TEXT}.norm", 0.611, "RMSNorm")
-    rows.add(TEXT, 0.611, "TextModel", output="last_hidden_state")
-    rows.add("lm_head", 0.618)
-    rows.add("", 0.4017, "Qwen3VLForConditionalGeneration", output="logits", sqnr_db=11.24, mean=0.132488)
+            add(f"{path}.self_attn.{name}", 7.13e-07 + received / 9, "Linear", received, known)
+        add(f"{path}.self_attn.o_proj", 0.578 + layer / 1000, "Linear", 0.62, Verdict.INHERITED)
+        leaves = Verdict.INHERITED if layer else Verdict.AMPLIFIED
+        add(f"{path}.self_attn", 0.578 + layer / 1000, "TextAttention", received, leaves, output="0")
+        add(f"{path}.mlp", 0.6 + layer / 1000, "TextMLP", 0.4, Verdict.INHERITED)
+        add(path, 0.59 + layer / 1000, "DecoderLayer", received, Verdict.MISCALLED)
+    add(f"{TEXT}.norm", 0.611, "RMSNorm", 0.593, Verdict.INHERITED)
+    add(TEXT, 0.611, "TextModel", 4.99e-07, Verdict.AMPLIFIED, output="last_hidden_state")
+    add("lm_head", 0.618, "Linear", 0.611, Verdict.INHERITED)
+    rows.add("", 0.4017, "Qwen3VLForConditionalGeneration", output="logits", sqnr_db=11.24, mean=0.132488,
+             peir_in=0.0)  # fmt: skip
     return report(rows, Outcome.FAULT, arguments=tuple(arguments))
+
+
+def _llama(layers: int, own: Mapping[str, float]) -> Rows:
+    """Rows of a decoder in which the modules `own` introduce so much each, the error growing from there on."""
+    rows = Rows((1, 16, 64))
+    error = 2e-07
+
+    def add(path: str, type: str) -> None:
+        nonlocal error
+        received, local = error, own.get(path, 4e-07)
+        error = max(error, local) * 1.02
+        verdict = Verdict.EQUAL if error < AGREE else Verdict.INTRODUCED if local > AGREE else Verdict.INHERITED
+        rows.add(path, error, type, peir_in=received, peir_local=local, verdict=verdict, floor=3e-06)
+
+    for layer in range(layers):
+        for name, type in (("self_attn.o_proj", "Linear"), ("mlp.act_fn", "SiLUActivation"), ("mlp", "LlamaMLP")):
+            add(f"model.layers.{layer}.{name}", type)
+    add("model.norm", "LlamaRMSNorm")
+    rows.add("", error, "LlamaForCausalLM", output="logits", peir_in=0.0)
+    return rows
+
+
+LLAMA: dict[str, Any] = {
+    "reference": side("hf:models/llama", "LlamaForCausalLM"),
+    "candidate": side("port.py:llama", "LlamaForCausalLM"),
+    "inputs": (),
+    "unmatched": (),
+}
+HEALED = {"before": 0.0213, "after": 6.1e-07}
+
+
+def leaf() -> ReportData:
+    """One wrong activation, in every layer."""
+    path = "model.layers.{}.mlp.act_fn"
+    names = tuple(path.format(layer) for layer in range(30))
+    finding = Finding(
+        rank=1,
+        module=names[0],
+        call=0,
+        kind="introduces",
+        summary="computes something else from the same arguments: approximate is 'none' against 'tanh'",
+        members=names,
+        count=30,
+        confirmed=True,
+        graft=HEALED,
+        evidence=(
+            "output: PEIR 1.94e-03 on clean arguments, where rounding explains 3.00e-06",
+            "approximate: 'none' against 'tanh'",
+            "in all 30 modules alike",
+            "no parameter differs",
+            "no buffer differs",
+        ),
+    )
+    rows = _llama(30, dict.fromkeys(names, 1.94e-03))
+    return report(rows, Outcome.FAULT, findings=(finding,), coverage=Coverage(91, 91), **LLAMA)
+
+
+def two() -> ReportData:
+    """Two independent faults, one of them in a container's own code."""
+    wrong = {"model.layers.0.mlp": 0.08, "model.layers.2.self_attn.o_proj": 0.011}
+    own = Finding(
+        rank=1,
+        module="model.layers.0.mlp",
+        call=0,
+        kind="introduces",
+        summary="its own code computes something else from the same arguments",
+        confirmed=True,
+        graft={"before": 0.0911, "after": 4.4e-07},
+        source={
+            "reference": site("transformers/models/llama/modeling_llama.py", 171),
+            "candidate": site("port.py", 88),
+        },
+    )
+    row = Finding(
+        rank=2,
+        module="model.layers.2.self_attn.o_proj",
+        call=0,
+        kind="introduces",
+        summary="computes something else from the same arguments: weight row 17 has the opposite sign",
+        confirmed=True,
+        graft={"before": 0.0124, "after": 4.4e-07},
+        evidence=("weight: row 17 has the opposite sign",),
+    )
+    return report(_llama(4, wrong), Outcome.FAULT, findings=(own, row), coverage=Coverage(13, 13), **LLAMA)
+
+
+def unconfirmed() -> ReportData:
+    """A suspect whose graft does not heal the final outputs, and more of them than are told in full."""
+    names = [f"model.layers.{layer}.self_attn.o_proj" for layer in range(5)]
+    findings = tuple(
+        Finding(
+            rank=rank,
+            module=name,
+            call=0,
+            kind="introduces",
+            summary="computes something else from the same arguments",
+            graft={"before": 0.0311, "after": 0.0298},
+        )
+        for rank, name in enumerate(names, 1)
+    )
+    rows = _llama(5, dict.fromkeys(names, 0.01))
+    return report(rows, Outcome.FAULT, findings=findings, coverage=Coverage(16, 16), **LLAMA)
 
 
 def clean() -> ReportData:
@@ -170,7 +312,7 @@ def odds() -> ReportData:
     rows.add("decoder.skipped", None, sample=1, status=Status.REFERENCE_ONLY, candidate=None, **alone)
     rows.add("decoder.extra", None, sample=1, status=Status.CANDIDATE_ONLY, reference=None, **alone)
     rows.add("decoder.a_component_whose_name_is_longer_than_its_column", 0.03, "Wide", sample=1)
-    rows.add("", 0.125, "Net", sample=0, output="logits", verdict=Verdict.DIFFERS)
+    rows.add("", 0.125, "Net", sample=0, output="logits", verdict=Verdict.INTRODUCED)
     rows.add("", None, "Net", sample=1, output="logits", status=Status.SHAPE_MISMATCH,
              candidate=tensor(3, 2), **structure)  # fmt: skip
     arguments = (
@@ -223,27 +365,41 @@ def partial() -> ReportData:
     )
 
 
-def drift() -> ReportData:
-    """Slow growth without a leap, with what a diagnosis adds."""
-    rows = Rows()
-    for layer in range(24):
-        rows.add(f"model.layers.{layer}", 2e-03 * (layer + 1), "DecoderLayer")
-    rows.add("", 0.05, "LlamaForCausalLM", output="logits")
+def raised() -> ReportData:
+    """A forward that only the candidate's code cannot do."""
     finding = Finding(
         rank=1,
-        module="model.layers.7",
+        module="layers.1",
         call=0,
-        kind="introduces",
-        summary="adds more error than its peers",
+        kind="raises",
+        summary="raises ValueError in the candidate alone: too bad",
+        confirmed=True,
+        evidence=("the candidate's module is wrapped.layers.1",),
     )
-    return report(rows, Outcome.DRIFT, findings=(finding,), coverage=Coverage(24, 24), unmatched=(), inputs=())
+    return dataclasses.replace(partial(), outcome=Outcome.FAULT, findings=(finding,))
 
 
-REPORTS = {
+def drift() -> ReportData:
+    """Slow growth without a leap, in which each layer has its small part."""
+    rows = Rows()
+    for layer in range(24):
+        own = 2e-03 + layer % 5 * 1e-04
+        rows.add(f"model.layers.{layer}", 2e-03 * (layer + 1), "DecoderLayer", peir_in=2e-03 * layer, peir_local=own,
+                 verdict=Verdict.INTRODUCED)  # fmt: skip
+    rows.add("", 0.05, "LlamaForCausalLM", output="logits", peir_in=0.0)
+    return report(rows, Outcome.DRIFT, coverage=Coverage(24, 24), unmatched=(), inputs=())
+
+
+REPORTS: dict[str, Callable[[], ReportData]] = {
     "mask_bug": mask_bug,
+    "blameless": blameless,
+    "leaf": leaf,
+    "two": two,
+    "unconfirmed": unconfirmed,
     "clean": clean,
     "odds": odds,
     "inconclusive": inconclusive,
     "partial": partial,
+    "raised": raised,
     "drift": drift,
 }

@@ -11,7 +11,8 @@ import pytest
 import qtrace
 from qtrace.cli import main
 from qtrace.cli.command import command
-from qtrace.cli.options import CompareOptions, PairOptions, ScreenOptions, given
+from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, ScreenOptions, given
+from qtrace.cli.typed import typed
 from qtrace.errors import ForwardError, Interrupted, OutputError, QtraceError, SourceError, UsageError
 from tests.test_cli_run import MODELS, Ended, options, process
 
@@ -162,6 +163,30 @@ def test_repeatable_options_that_were_not_given_are_empty() -> None:
     values = given(PairOptions(), CompareOptions(only=["a"]))
     assert (values["text"], values["wrap_args"], values["only"], values["skip"]) == ((), (), ["a"], ())
     assert values["reference"] is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ((PairOptions(config=Path("a.yaml")), CompareOptions(), RuntimeOptions()), ["a.yaml"]),
+        (
+            (PairOptions(wrap="tico", wrap_args=["a=1", "b=2"], text=["x y"]), CompareOptions(), RuntimeOptions()),
+            ["--wrap", "tico", "--wrap-arg", "a=1", "--wrap-arg", "b=2", "--text", "x y"],
+        ),
+        (
+            (PairOptions(), CompareOptions(local=False, noise_floor="measured"), RuntimeOptions(token="secret")),
+            ["--noise-floor", "measured", "--no-local"],
+        ),
+        (
+            (PairOptions(), CompareOptions(local=True), RuntimeOptions(seed=0, trust_remote_code=True)),
+            ["--local", "--seed", "0", "--trust-remote-code"],
+        ),
+    ],
+)
+def test_what_was_typed_can_be_typed_again_without_secrets(
+    groups: tuple[PairOptions, CompareOptions, RuntimeOptions], words: list[str]
+) -> None:
+    assert list(typed(*groups)) == words
 
 
 def test_modules_lists_pairs_and_who_is_alone(

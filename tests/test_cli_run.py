@@ -6,15 +6,18 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from qtrace.cli import main
 from qtrace.records import loads
 from qtrace.render.trace_listing import HEADINGS
+from tests.test_render import statistics_of
 
 MODELS = """
 import os, signal
@@ -81,13 +84,14 @@ def options(candidate: str = "off", inputs: str = "ids", reference: str = "good"
     return [word for option, name in named.items() for word in (option, f"models.py:{name}")]
 
 
-def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "qtrace", *arguments],
         env=environment,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
         check=False,
@@ -118,9 +122,12 @@ def test_a_fault_is_shown_and_is_no_failure(folder: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     lines = ended.stdout.splitlines()
-    assert next(line for line in lines if line.startswith("module ")).split()[-2:] == ["PEIR", "↓"]
+    headings = [line.split() for line in lines if line.startswith("module ")]
+    assert headings[0][:2] == ["module", "verdict"]
+    assert headings[1] == ["module", "mean", "min", "max", "stddev", "PEIR", "↓"]
     assert any(line.startswith("layers.1.down") for line in lines)
-    assert "outcome: fault. The candidate does not compute what the reference computes." in lines
+    assert "The candidate does not compute what the reference computes." in map(str.strip, lines)
+    assert lines[-1] == "outcome: fault. 1 finding: layers.1 introduces an error."
     assert "compared 8 of 8 calls (100 %)" in lines
     assert max(map(len, (line.rstrip() for line in lines))) <= 80
     report = loads((folder / "report.json").read_text())
@@ -158,6 +165,27 @@ def test_an_interrupted_run_leaves_a_partial_report(folder: Path) -> None:
     assert "layers.0" in ended.stdout
     assert ended.stderr.strip().splitlines()[-1].startswith("error: interrupted")
     assert loads((folder / "report.json").read_text()).error == "interrupted"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["run", *options("good")], ["run", "--help"], ["--version"]])
+def test_a_full_disk_under_stdout_is_one_sentence(folder: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = process(*arguments, stdout=full)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: stdout: No space left on device; the results could not be printed\n"
+
+
+def test_a_terminal_without_blocks_and_arrows_gets_what_stands_in_for_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    ended = process("run", *options(), "--order", "execution")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.isascii()
+    assert "- Diagnosis ---" in ended.stdout
+    assert re.search(r"PEIR v\|bar", ended.stdout)
+    assert "?" not in ended.stdout
 
 
 def test_a_reader_who_leaves_ends_the_printing_quietly(folder: Path) -> None:
@@ -227,15 +255,31 @@ def test_too_little_in_common_is_inconclusive_whatever_the_gate(
 
 
 def test_top_sort_and_order_shape_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ended = Ended(capsys, "run", *options(), "--top", "1")
+    ended = Ended(capsys, "run", *options(), "--top", "1", "--all")
     assert "… and 8 more rows; --top 0 shows all" in ended.out
+    assert "folded away" not in ended.out
     ended = Ended(capsys, "run", *options(), "--order", "execution")
-    table = ended.out.split("PEIR ↓")[1]
+    table = statistics_of(ended.out)
     names = ["embed", "layers.0.up", "layers.0.down", "layers.1.up", "layers.1.down", "head", "<root>"]
     places = [table.index(f"\n{name} ") for name in names]
     assert places == sorted(places)
     ended = Ended(capsys, "run", *options(), "--sort", "sqnr")
     assert "SQNR dB ↑" in ended.out
+
+
+def test_the_command_that_is_proposed_is_the_one_that_was_typed_and_more(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = Ended(capsys, "run", *options(), "--seed", "5", "--top", "3", "--token", "secret")
+    proposal = re.search(r"^ *(qtrace run (?:.*\\\s*\n)*.*)$", ended.out, re.MULTILINE)
+    assert proposal is not None
+    words = shlex.split(proposal[1].replace("\\", ""))
+    only = ["--only", "layers.1", "--only", "layers.1.**"]
+    assert words == ["qtrace", "run", *options(), "--seed", "5", *only, "--order", "execution"]
+    again = Ended(capsys, *words[1:])
+    assert again.code == 0
+    assert "layers.1.down" in again.out
+    assert "layers.0" not in again.out.split("module")[-1]
 
 
 def test_quiet_says_only_the_outcome(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +334,7 @@ def test_show_trace_lists_the_calls_of_one_side(folder: Path, capsys: pytest.Cap
     ended = Ended(capsys, "run", *options(), "--show-trace", "candidate")
     assert "candidate, call by call" in ended.out
     assert "reference, call by call" not in ended.out
-    listing = ended.out.split("call by call")[1].split("module ")[0]
+    listing = ended.out.split("call by call")[1].split("Diagnosis")[0]
     assert "→ ids" in listing
     assert "int64 [1,12]" in listing
     assert "layers.1.down  Linear" in listing
@@ -300,7 +344,7 @@ def test_show_trace_lists_the_calls_of_one_side(folder: Path, capsys: pytest.Cap
 def test_inspect_shows_all_values_and_their_difference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = Ended(capsys, "run", *options(), "--inspect", "layers.1.down")
     for side in ("reference", "candidate", "difference"):
-        listing = ended.out.split(f"{side}, call by call")[1].split("call by call")[0].split("module ")[0]
+        listing = ended.out.split(f"{side}, call by call")[1].split("call by call")[0].split("Diagnosis")[0]
         assert "layers.1.down" in listing
         assert "layers.0" not in listing
         values = re.findall(r"-?\d+\.\d*(?:e-\d+)?", listing.split("←")[-1])
@@ -330,7 +374,9 @@ def test_plot_draws_the_final_output(folder: Path, capsys: pytest.CaptureFixture
         (["--tolerance", "small"], 2, "--tolerance"),
         (["--no-such"], 2, "No such option: --no-such"),
         (["--top", "many"], 2, "Invalid value for '--top'"),
-        (["--show-trace", "left"], 2, "'left' is not one of 'reference', 'candidate', 'both'"),
+        (["--show-trace", "left"], 2, "'--show-trace': 'left' is not one of 'reference', 'candidate', 'both'"),
+        (["--fail-on", "drft"], 2, "'--fail-on': 'drft' is not one of 'fault', 'drift'"),
+        (["--report", "/proc/x.json"], 1, "report /proc/x.json: No such file or directory; choose another place"),
         (["nowhere.yaml"], 2, "no such config file: nowhere.yaml"),
         (["--wrap", "tico"], 2, "exclude each other"),
     ],

@@ -106,7 +106,7 @@ def test_common_options_replace_the_configs(config: RunConfig) -> None:
         ),
         (
             {"noise_floor": "-1"},
-            "--noise-floor must be auto or a number that is not negative, and is the text '-1'",
+            "--noise-floor must be auto, measured or a number that is not negative, and is the text '-1'",
         ),
         ({"threads": 0}, "--threads must be a whole number of at least 1, and is 0"),
         ({"dtype": "fp8"}, "--dtype must be float16, bfloat16, float32 or float64, and is the text 'fp8'"),

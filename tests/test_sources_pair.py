@@ -194,7 +194,7 @@ def test_threads_are_set() -> None:
         (
             {**LLAMA, "wrap": "dtype", "call": "forwrad"},
             UsageError,
-            "LlamaForCausalLM has no method forwrad to call; did you mean forward or zero_grad or float?",
+            "LlamaForCausalLM has no method forwrad to call; did you mean forward or float?",
         ),
         (
             {"reference": "torch.nn:ReLU", "inputs": LLAMA["inputs"], "wrap": "dtype"},

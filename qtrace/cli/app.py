@@ -11,7 +11,7 @@ import typer
 import qtrace
 from qtrace.cli import modules, run
 from qtrace.cli.command import command
-from qtrace.cli.exits import CommandLineError
+from qtrace.cli.exits import CommandLineError, no_more_stdout
 from qtrace.errors import ExitCode
 
 app = typer.Typer(
@@ -49,8 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CommandLineError as error:
         wrong: Any = error
         hint = f" (see `{wrong.ctx.command_path} --help`)" if wrong.ctx is not None else ""
-        typer.echo(f"error: {wrong.format_message()}{hint}", err=True)
+        # A choice is checked by pydantic, where that is installed, and typer hands on how that begins its sentence.
+        said = wrong.format_message().replace("Value error, ", "")
+        typer.echo(f"error: {said}{hint}", err=True)
         code = wrong.exit_code
     except typer.Abort:
+        code = ExitCode.ERROR
+    except OSError as error:
+        # Help and version are typer's to print.
+        typer.echo(f"error: {no_more_stdout(error)}", err=True)
         code = ExitCode.ERROR
     sys.exit(code if isinstance(code, int) else ExitCode.DONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback as tracebacks
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import cast
 
 import typer
 
-from qtrace.errors import ExitCode, QtraceError
+from qtrace.errors import ExitCode, OutputError, QtraceError
 
 # The base of what typer raises for a wrong command line; it comes from click, or from typer's own copy of it.
 CommandLineError = cast("type[Exception]", typer.BadParameter.__mro__[2])
@@ -32,6 +33,16 @@ def errors_end_the_command(*, traceback: bool) -> Iterator[None]:
         name = f"{type(error).__name__}: {said}" if said else type(error).__name__
         hint = "" if traceback else "; --traceback shows where, please report it"
         _end(f"{name}; this is a bug in qtrace{hint}", ExitCode.ERROR, traceback)
+
+
+def no_more_stdout(error: OSError) -> OutputError:
+    """Return, in a sentence, that stdout takes nothing more, and see that nothing more is written to it.
+
+    What is still buffered would be flushed there again when the process ends.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OutputError(f"stdout: {error.strerror or type(error).__name__}; the results could not be printed")
 
 
 def _end(message: str, code: ExitCode, traceback: bool) -> None:

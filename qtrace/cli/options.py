@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -148,7 +149,11 @@ class CompareOptions:
     ] = None
     noise_floor: Annotated[
         str | None,
-        typer.Option(metavar="PEIR", help="Error expected of a correct candidate, or auto.", rich_help_panel=COMPARE),
+        typer.Option(
+            metavar="PEIR",
+            help="PEIR that is noise in any case; auto: none; measured: what the reference itself shows.",
+            rich_help_panel=COMPARE,
+        ),
     ] = None
     local: Annotated[
         bool | None,
@@ -175,16 +180,25 @@ class TableOptions:
         ),
     ] = None
     sort: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="KEY",
-            help="Rank by this: peir, sqnr, cosine, rel_l2, mean, max, …, module, order.",
+            help="Rank by this: introduced (the default where it was measured), received, accumulated (PEIR), sqnr, "
+            "cosine, rel_l2, mean, max, …, module, order.",
             rich_help_panel=RESULTS,
         ),
-    ] = "peir"
+    ] = None
     order: Annotated[Order, typer.Option(help="Worst row first, or as the model runs.", rich_help_panel=RESULTS)] = (
         Order.RANK
     )
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Every row, also those that only inherit their error or are equal; every finding in full.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +233,16 @@ class ScreenOptions:
     ] = False
 
 
-def view_of(table: TableOptions) -> View:
-    """Return how a report's rows are to be shown; raises `UsageError` for an unknown `--sort`."""
-    from qtrace.render.metrics import check_sort_key
+def view_of(table: TableOptions, typed: Sequence[str] = ()) -> View:
+    """Return how a report's rows are to be shown; raises `UsageError` for an unknown `--sort`.
+
+    `typed` are the words of the command line that say what was run.
+    """
+    from qtrace.render.metrics import sort_key
     from qtrace.render.selection import View
 
-    return View(check_sort_key(table.sort), table.order is Order.EXECUTION, table.top)
+    sort = None if table.sort is None else sort_key(table.sort)
+    return View(sort, table.order is Order.EXECUTION, table.top, table.everything, tuple(typed))
 
 
 def given(*groups: Any) -> dict[str, Any]:

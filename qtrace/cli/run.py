@@ -17,6 +17,7 @@ from qtrace.cli.options import (
     TableOptions,
     view_of,
 )
+from qtrace.cli.typed import typed
 
 
 class TraceSide(str, Enum):
@@ -83,7 +84,7 @@ def run(
     from qtrace.render import check, terminal
     from qtrace.render.outcome import outcome
 
-    view, paths = view_of(table), reports.report or []
+    view, paths = view_of(table, typed(pair, compare, runtime)), reports.report or []
     check(paths)
     config = configured(pair, compare, runtime)
     out = Screen(screen, only_json="-" in paths)
@@ -100,7 +101,7 @@ def run(
     out.results(watch.listing(out.width))
     out.results(terminal.results(report, view, width=out.width))
     out.results(watch.plot(out.width))
-    out.outcome(outcome(report))
+    out.outcome(outcome(report, width=out.width))
     finish(report, ended or failed, [one.value for one in fail_on or ()])
 
 

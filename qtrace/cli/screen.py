@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
@@ -11,9 +12,13 @@ from typing import TextIO
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from qtrace.cli.exits import no_more_stdout
 from qtrace.cli.options import ScreenOptions
 
 WIDTH_OF_A_FILE = 120
+# What stands in, one character each so that columns stay, where the terminal has no such characters.
+STAND_INS = str.maketrans("█─…↓↑→←·•∞", "#-~v^><..8")
+PLAIN = "qtrace.plain"
 
 Advance = Callable[[int, int], None]
 
@@ -67,13 +72,17 @@ class Screen:
 
     @contextlib.contextmanager
     def _reader_may_leave(self) -> Iterator[None]:
-        """Let a closed pipe (`| head`) end the printing, not the command: its exit code still counts."""
+        """Let a closed pipe (`| head`) end the printing, not the command: its exit code still counts.
+
+        Raises `OutputError` where stdout takes nothing for any other reason, such as a full disk.
+        """
         try:
             yield
             self._stdout.flush()
-        except BrokenPipeError:
-            # What is still buffered must not be flushed into the closed pipe when the process ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout.fileno())
+        except OSError as error:
+            unprintable = no_more_stdout(error)
+            if not isinstance(error, BrokenPipeError):
+                raise unprintable from error
 
     def models_print_aside(self) -> contextlib.AbstractContextManager[object]:
         """Keep what models and toolkits print off stdout where that must be only JSON."""
@@ -99,10 +108,18 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Return, for the codec, what stands in for characters that the terminal does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wanted = error.object[error.start : error.end].translate(STAND_INS)
+    return "".join(char if char.isascii() else "?" for char in wanted), error.end
+
+
 def _console(file: TextIO, options: ScreenOptions) -> Console:
     if hasattr(file, "reconfigure"):
-        # A terminal without the arrows and boxes shows replacements rather than failing.
-        file.reconfigure(errors="replace")
+        codecs.register_error(PLAIN, _plainly)
+        file.reconfigure(errors=PLAIN)
     return _Console(file=file, width=_width(file), no_color=options.no_color or None, highlight=False, soft_wrap=False)
 
 

@@ -7,18 +7,22 @@ the boundaries of its children are forced, and each child shows the error that i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qtrace.diagnose.trial import CallRecord, Trial, Value
 from qtrace.records import Status
+
+_FEWEST_REPEATS = 3
 
 
 @dataclass(slots=True)
 class Suspect:
     """A place where a fault would explain what was seen; `cases` are the calls that showed it.
 
-    `kind` is that of the finding. For `miscalls`, `argument` and `callees` say what was handed over to whom.
+    `kind` is that of the finding. For `miscalls`, `argument` and `callees` say what was handed over to whom. `members`
+    are the further modules that show the same.
     """
 
     kind: str
@@ -29,6 +33,12 @@ class Suspect:
     value: Value | None = None
     callee: CallRecord | None = None
     has_children: bool = False
+    members: list[str] = field(default_factory=list)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Return all the modules that show it."""
+        return (self.module, *self.members)
 
     @property
     def order(self) -> int:
@@ -103,6 +113,9 @@ def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) ->
         for value in child.arguments:
             if value.agrees or value.status is Status.CANDIDATE_ONLY or value.key in guilty_outputs:
                 continue
+            if not value.forced and spoiled and value.status is Status.COMPARED:
+                # It is made of what an earlier child got wrong and nobody could put right.
+                continue
             if not value.forced and (not child.differs or (child.type, value.name) in trial.harmless):
                 # It went in as it was, and did no harm: position_ids that the callee does not look at.
                 continue
@@ -154,3 +167,66 @@ def grouped(found: list[Suspect]) -> list[Suspect]:
         if first is not suspect:
             first.callees.extend(name for name in suspect.callees if name not in first.callees)
     return list(groups.values())
+
+
+def repeats(
+    found: Sequence[Suspect], trial: Trial, alike: Callable[[Suspect], Hashable] = lambda suspect: None
+) -> list[Suspect]:
+    """Put one fault that repeated layers share together: the same kind, at the same place of each layer.
+
+    It is one fault where at least three of them show it, or all that there are; `alike` tells what else must be the
+    same. Two layers of many are two faults.
+    """
+    groups: dict[Hashable, list[Suspect]] = {}
+    for suspect in found:
+        key = suspect.kind, role(suspect.module), suspect.argument, suspect.call.type, alike(suspect)
+        groups.setdefault(key, []).append(suspect)
+    there = Counter(role(module) for module in {call.module for call in trial.calls if call.side is None})
+    kept: list[Suspect] = []
+    for group in groups.values():
+        first, *others = group
+        if len(group) >= _FEWEST_REPEATS or (others and len(group) == there[role(first.module)]):
+            first.members.extend(other.module for other in others)
+            for other in others:
+                first.callees.extend(name for name in other.callees if name not in first.callees)
+            kept.append(first)
+        else:
+            kept.extend(group)
+    return sorted(kept, key=lambda suspect: suspect.order)
+
+
+def role(path: str) -> str:
+    """Return a path with the layers' numbers left open.
+
+    >>> role("model.layers.3.mlp")
+    'model.layers.*.mlp'
+    """
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def is_accounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> bool:
+    """Return whether a pass in which every boundary was forced shows nobody at fault but children of `open_paths`.
+
+    `trial` is that pass, `first` the one without forcing. What differs inside a call that came out right in
+    `first`, on clean arguments, is compensated there and counts for nothing.
+    """
+    innocent = {
+        (call.module, call.call)
+        for call in first.calls
+        if call.side is None and call.ended and call.outputs and not call.differs and first.enters_clean(call)
+    }
+
+    harmless = trial.harmless | first.harmless
+
+    def is_wrong(call: CallRecord) -> bool:
+        handed = (v for v in call.arguments if (call.type, v.name) not in harmless)
+        return call.differs or any(not v.agrees and v.status is not Status.CANDIDATE_ONLY for v in handed)
+
+    def descend(call: CallRecord, is_open: bool) -> bool:
+        if call.side is not None or (call.module, call.call) in innocent:
+            return True
+        if not is_open and is_wrong(call):
+            return False
+        return all(descend(child, call.module in open_paths) for child in call.children)
+
+    return all(descend(root, True) for root in trial.roots)

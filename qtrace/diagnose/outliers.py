@@ -6,7 +6,8 @@ class, and of the same last name where enough of them share it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from statistics import median
 
 from qtrace.diagnose.isolate import Suspect, grouped
@@ -15,8 +16,13 @@ from qtrace.records import Status
 
 # A share of modules that differ on clean arguments from which on differing is normal.
 _NORMAL = 0.4
+# And a share of those of the same classes.
+_MOST_OF_CLASS = 2 / 3
+# The relative L2 error of noise; that of eight to five bits is below 0.11.
+_SMALL = 0.25
 _FAR = 6.0
 _FEWEST_PEERS = 3
+_FEWEST_OTHERS = 4
 _LEAST = 1e-9
 _BEYOND_NUMBERS = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.NON_FINITE)
 
@@ -40,26 +46,38 @@ class _Measured:
 
     @property
     def name(self) -> str:
-        return self.call.module.rsplit(".", 1)[-1]
+        """Return the last component that is no layer's number."""
+        return next((part for part in reversed(self.call.module.split(".")) if not part.isdigit()), "")
 
 
 def is_noisy(trial: Trial) -> bool:
-    """Return whether differing on clean arguments is the rule among the leaves that were forced."""
+    """Return whether differing a little on clean arguments is the rule among the leaves that were forced.
+
+    It is where many modules differ, and most of those of the classes that do. What differs by its own size is no noise:
+    it is kept in another form, rotated or with scales folded in.
+    """
     leaves = [call for call in trial.calls if call.side is None and not call.children and call.outputs]
     judged = [call for call in leaves if trial.enters_clean(call)]
-    return len(judged) >= _FEWEST_PEERS and sum(call.differs for call in judged) >= _NORMAL * len(judged)
+    off = [call for call in judged if call.differs]
+    modules, differing = ({call.module for call in calls} for calls in (judged, off))
+    classes = {call.type for call in off}
+    alike = {call.module for call in judged if call.type in classes}
+    if len(modules) < _FEWEST_PEERS or len(differing) < max(_NORMAL * len(modules), _MOST_OF_CLASS * len(alike)):
+        return False
+    return median(max(v.rel_l2 or 0.0 for v in call.outputs) for call in off) < _SMALL
 
 
 def outliers(trial: Trial) -> list[Suspect]:
     """Return who stands out, worst first.
 
-    That is an own error of more than six times the peers' median, an argument of another kind, or a NaN.
+    That is an own error of more than six times the peers' median, an argument of another kind, or a NaN. The only one
+    of its kind is measured against all other outputs.
     """
     measured = list(_errors(trial))
     found: list[tuple[float, Suspect]] = []
     for one in measured:
         peers = _peers(one, measured)
-        typical = max(median(peers), _LEAST) if peers else None
+        typical = max(median(peers), _LEAST) if peers else _typical_of_all(one, measured)
         if one.value.status in _BEYOND_NUMBERS:
             found.append((float("inf"), _suspect(one)))
         elif typical is not None and one.error > _FAR * typical:
@@ -70,6 +88,7 @@ def outliers(trial: Trial) -> list[Suspect]:
 
 def _errors(trial: Trial) -> list[_Measured]:
     container = {id(child): call for call in trial.calls for child in call.children}
+    trial = replace(trial, known=trial.known | _customary(trial))
     found = []
     for call in trial.calls:
         if call.side is not None:
@@ -81,6 +100,27 @@ def _errors(trial: Trial) -> list[_Measured]:
             if value.rel_l2 is not None or odd:
                 found.append(_Measured(call, container.get(id(call)), value, value.rel_l2 or 0.0))
     return found
+
+
+def _typical_of_all(one: _Measured, measured: list[_Measured]) -> float | None:
+    """Return what an output without peers is judged by: the median of all others, or more where its like shows more."""
+    others = [other for other in measured if one.argument is None is other.argument and other.call is not one.call]
+    errors = [other.error for other in others if other.error > _LEAST]
+    alike = [other.error for other in others if other.role == one.role]
+    return max(median(errors), *alike, _LEAST) if len(errors) >= _FEWEST_OTHERS else None
+
+
+def _customary(trial: Trial) -> set[tuple[str, str]]:
+    """Return the (class, argument) pairs that are odd at most calls of the class: a convention, and nobody's error."""
+    calls = Counter(call.type for call in trial.calls if call.side is None)
+    odd = Counter(
+        (call.type, value.name)
+        for call in trial.calls
+        if call.side is None
+        for value in call.arguments
+        if not value.is_clean
+    )
+    return {key for key, count in odd.items() if calls[key[0]] > 1 and count >= _MOST_OF_CLASS * calls[key[0]]}
 
 
 def _suspect(one: _Measured) -> Suspect:

@@ -13,6 +13,8 @@ from qtrace.records import Status, TensorSpec
 class Value:
     """One argument or output of one call: does it agree, was the candidate handed the reference's.
 
+    `deliberate` says that the candidate holds the reference's values in a convention that hardly comes about by
+    accident, such as rotated or reordered channels.
     `key` identifies the pair of tensors: an argument with the key of an output is that output, passed on.
     `error` is the PEIR that remains under the relation, where there is one.
     """
@@ -24,6 +26,7 @@ class Value:
     error: float | None = None
     rel_l2: float | None = None
     relation: str | None = None
+    deliberate: bool = False
     reference: TensorSpec | None = None
     candidate: TensorSpec | None = None
     key: int = 0
@@ -64,9 +67,13 @@ class CallRecord:
 
 @dataclass(frozen=True)
 class Trial:
-    """One pass over one sample, by its top calls."""
+    """One pass over one sample, by its top calls.
+
+    `known` are (class, argument) pairs of which an earlier pass showed that a difference does no harm; see `harmless`.
+    """
 
     roots: tuple[CallRecord, ...]
+    known: frozenset[tuple[str, str]] = frozenset()
 
     @cached_property
     def calls(self) -> tuple[CallRecord, ...]:
@@ -86,16 +93,26 @@ class Trial:
     def harmless(self) -> frozenset[tuple[str, str]]:
         """Return the (class, argument) pairs that went in differently somewhere, and all the same the output agreed.
 
-        A wrapper may hand its layers position_ids that the reference leaves at None: what does no harm to one layer is
-        nobody's fault in another.
+        A wrapper may hand its layers position_ids that the reference leaves at None, or sines with another sign: what
+        does no harm to one layer is nobody's fault in another. Nor is it the fault of those around, who only hand on
+        the very same tensors.
         """
-        return frozenset(
-            (call.type, value.name)
+        odd = [
+            (call, value)
             for call in self.calls
-            if call.side is None and call.outputs and not call.differs
+            if call.side is None and call.outputs
             for value in call.arguments
-            if not value.is_clean
-        )
+            # What is undone further in was not without effect: elsewhere nobody may undo it.
+            if not value.is_clean and not value.deliberate
+        ]
+        found = {(call.type, value.name) for call, value in odd if not call.differs}
+        handed_on = {
+            (id(call), value.key) for call, value in odd if any(value.key in _keys(child) for child in call.children)
+        }
+        used = [(call, value) for call, value in odd if (id(call), value.key) not in handed_on]
+        fine = {value.key for call, value in used if not call.differs}
+        fine -= {value.key for call, value in used if call.differs and _takes_only(call, value.key)}
+        return self.known | found | {(call.type, value.name) for call, value in odd if value.key in fine}
 
     def enters_clean(self, call: CallRecord) -> bool:
         """Return whether every argument that can matter was the reference's; a leftover of one side cannot."""
@@ -106,6 +123,18 @@ class Trial:
 
     @property
     def final_error(self) -> float | None:
-        """Return the largest error among the root's outputs, None where none could be measured."""
-        errors = [v.error for root in self.roots if not root.module for v in root.outputs if v.error is not None]
-        return max(errors, default=None)
+        """Return the largest error among the root's outputs, None where none could be measured.
+
+        One that was handed over at the root's own exit has none left.
+        """
+        values = (value for root in self.roots if not root.module for value in root.outputs)
+        return max((0.0 if v.forced else v.error for v in values if v.error is not None), default=None)
+
+
+def _keys(call: CallRecord) -> set[int]:
+    return {value.key for value in call.arguments}
+
+
+def _takes_only(call: CallRecord, key: int) -> bool:
+    """Return whether everything else that goes into a call is clean, so that this is what makes it differ."""
+    return all(value.is_clean or value.key == key for value in call.arguments)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from qtrace.diagnose.isolate import Suspect
+from qtrace.diagnose.trial import Value
 from qtrace.records import TensorSpec
 
 
@@ -15,7 +15,7 @@ def summary(suspect: Suspect, static: Sequence[str]) -> str:
         callees = suspect.callees
         more = f" (and {len(callees) - 1} more)" if len(callees) > 1 else ""
         value = suspect.value
-        shown = f": {_spec(value.reference)} against {_spec(value.candidate)}" if value is not None else ""
+        shown = f": {_contrast(value)}" if value is not None else ""
         return (
             f"receives the same arguments on both sides, but calls {callees[0]}{more} "
             f"with another {suspect.argument}{shown}"
@@ -29,15 +29,22 @@ def summary(suspect: Suspect, static: Sequence[str]) -> str:
     return f"{what} something else from the same arguments{why}"
 
 
-def evidence_for(suspect: Suspect, static: Sequence[str], graft: dict[str, Any]) -> Iterator[str]:
+def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
     """Yield what supports a finding, one sentence each."""
     value = suspect.value
     if value is not None and value.error is not None:
-        what = f"argument {value.name}" if suspect.kind == "miscalls" else f"output {value.name}".strip()
+        callee = suspect.callee
+        of = f" of {callee.module}" if callee is not None else ""
+        what = f"argument {value.name}{of}" if callee is not None else f"output {value.name}".strip()
         yield f"{what}: PEIR {value.error:.2e} on clean arguments"
     yield from static
-    if graft["before"] is not None and graft["after"] is not None:
-        yield f"handing it the reference's tensors: final PEIR {graft['before']:.2e} to {graft['after']:.2e}"
+
+
+def _contrast(value: Value) -> str:
+    mine, theirs = _spec(value.reference), _spec(value.candidate)
+    if mine != theirs or value.error is None:
+        return f"{mine} against {theirs}"
+    return f"{mine} on both sides, PEIR {value.error:.2e}"
 
 
 def _spec(spec: TensorSpec | None) -> str:

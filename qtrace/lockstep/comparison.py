@@ -10,21 +10,27 @@ from typing import Any
 import torch
 
 from qtrace.lockstep.driver import REFERENCE
-from qtrace.lockstep.forcing import Forcing, LeafPairs
+from qtrace.lockstep.forcing import IN, OUT, Forcing, LeafPairs
 from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments, match_leaves
 from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit, Replacement, Site
 from qtrace.records import Argument, Relation, Row, Statistics, Status, Verdict
-from qtrace.tolerance import rounding_tolerance
+from qtrace.tolerance import Floors, Place
 from qtrace.tree import is_object, join, leaves
+
+# A local error comes from few roundings, whatever the depth.
+LOCAL_DEPTH = 15
+# What is off by more than noise is worth the question how it is related; of the rest, so many pairs in a pass.
+_WORTH_ASKING = 0.05
+_MOST_ASKED = 64
 
 
 @dataclass(slots=True, eq=False)
 class Met:
     """A call on which both sides met, or one that stayed alone (`candidate` is None, or `reference` is).
 
-    `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where an
-    argument differs. Pairs may still have their numbers on an accelerator; they are read when the run is over.
+    `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where
+    somebody asks for them. Pairs may still have their numbers on an accelerator; they are read when the run is over.
     """
 
     reference: Call | None
@@ -57,8 +63,7 @@ class Comparison:
 
     sample: int = 0
     selected: Callable[[str], bool] = lambda path: True
-    tolerance: float | None = None
-    noise_floor: float = 0.0
+    floors: Floors = field(default_factory=Floors)
     progress: Callable[[], None] | None = None
     forcing: Forcing | None = None
     sites: Callable[[], tuple[Site | None, Site | None]] | None = None
@@ -66,6 +71,7 @@ class Comparison:
     reasons: Counter[str] = field(default_factory=Counter)
     alone_calls: Counter[tuple[int, str, str]] = field(default_factory=Counter)
     met: list[Met] = field(default_factory=list)
+    _asked: int = 0
     _open: list[Met] = field(default_factory=list)
     # The objects are kept so that their ids stay theirs.
     _handed_on: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
@@ -84,10 +90,11 @@ class Comparison:
                 continue
             leaf_pairs += self._compared(argument_leaves(name, mine, theirs), brief=self.forcing is None)
         met.arguments.extend((path, pair) for path, _, _, pair in leaf_pairs)
-        if self.sites is not None and any(not self.agrees(p, reference.call.entry) for _, p in met.arguments):
+        if self.sites is not None:
             met.sites = self.sites()
         if self.forcing is None:
             return None
+        self._explain(leaf_pairs)
         met.argument_ids = {id(theirs) for _, _, theirs, _ in leaf_pairs}
         return self.forcing.arguments(met, candidate, leaf_pairs)
 
@@ -109,6 +116,7 @@ class Comparison:
             self.progress()
         if self.forcing is None:
             return None
+        self._explain(leaf_pairs)
         return self.forcing.outputs(met, candidate, leaf_pairs)
 
     def alone(self, side: int, event: Exit) -> None:
@@ -141,6 +149,20 @@ class Comparison:
             if pair is not None:
                 found.append((path, mine, theirs, pair))
         return found
+
+    def _explain(self, found: LeafPairs) -> None:
+        """Ask how the pairs that differ are related; on an accelerator their numbers are not there yet."""
+        if self.forcing is None or not self.forcing.explains:
+            return
+        for _, mine, theirs, pair in found:
+            if not self._comparer.is_explicable(pair, mine, theirs) or self.agrees(pair, LOCAL_DEPTH):
+                continue
+            off = pair.statistics().rel_l2
+            if off is not None and off < _WORTH_ASKING:
+                self._asked += 1
+                if self._asked > _MOST_ASKED:
+                    continue
+            self._comparer.explain(pair, mine, theirs, self.floors.of(pair.dtypes, LOCAL_DEPTH))
 
     def _note_alone(self, side: int, call: Call, value: Any) -> None:
         parent = self._open[-1] if self._open else None
@@ -190,7 +212,7 @@ class Comparison:
             self._argument(met, name, pair)
             for met in self.met
             for name, pair in met.arguments
-            if not self.agrees(pair, met.call.entry)
+            if not self.agrees(pair, met.call.entry, place(met, IN, name))
         ]
         return sorted(made, key=lambda argument: argument.order)
 
@@ -215,6 +237,7 @@ class Comparison:
         call, found = met.call, pair.statistics()
         incoming = (p.statistics().peir for _, p in met.arguments)
         relation = _with_error(pair.relation, found)
+        where = place(met, OUT, output)
         return Row(
             module=call.key if call.key is not None else call.path,
             call=call.index,
@@ -222,7 +245,7 @@ class Comparison:
             type=call.type,
             order=call.order,
             status=found.status,
-            verdict=self.verdict(pair, call.order),
+            verdict=self.verdict(pair, call.order, where),
             sample=self.sample,
             reference=pair.reference,
             candidate=pair.candidate,
@@ -238,46 +261,55 @@ class Comparison:
             mismatch=found.mismatch,
             non_finite=found.non_finite,
             non_finite_same=pair.has_same_non_finite(),
-            peir_related=relation.error if relation is not None else None,
+            peir_related=pair.peir_related(),
             peir_in=max((peir for peir in incoming if peir is not None), default=None),
+            floor=self.floors.of(pair.dtypes, call.order, where) if pair.measurement is not None else None,
         )
 
-    def verdict(self, pair: Pair, depth: int) -> Verdict:
-        """Return what a pair means, `depth` calls after the inputs."""
+    def verdict(self, pair: Pair, depth: int, where: Place | None = None) -> Verdict | None:
+        """Return what a pair means by itself, `depth` calls after the inputs; None where it just differs.
+
+        How such a difference came to be there, the calls around it tell; see `qtrace.diagnose.verdicts`.
+        """
         found = pair.statistics()
         if found.status in (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY):
             return Verdict.UNMATCHED
         if found.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH):
             return Verdict.STRUCTURE
-        if self.agrees(pair, depth):
-            return Verdict.EQUAL if pair.relation is None else Verdict(pair.relation.kind)
-        if found.status is Status.NON_FINITE:
-            return Verdict.NON_FINITE
-        return Verdict.GAIN if pair.relation is not None and pair.relation.kind == "gain" else Verdict.DIFFERS
+        if self.agrees(pair, depth, where):
+            return Verdict.EQUAL if pair.layout is None else Verdict.LAYOUT
+        return Verdict.NON_FINITE if found.status is Status.NON_FINITE else None
 
-    def agrees(self, pair: Pair, depth: int) -> bool:
+    def agrees(self, pair: Pair, depth: int, where: Place | None = None) -> bool:
         """Return whether a pair is the same up to rounding, a layout or a mask's fill; NaN never agrees."""
         found = pair.statistics()
         if pair.measurement is None:
             return False
-        tolerance = self.tolerance
-        if tolerance is None:
-            if found.mismatch is not None and not any(dtype.is_floating_point for dtype in pair.dtypes):
-                # Token ids, indices, masks: one off is wrong, however large the others are.
-                return found.mismatch == 0
-            tolerance = max(rounding_tolerance(pair.dtypes, depth), self.noise_floor)
+        if (
+            self.floors.tolerance is None
+            and found.mismatch is not None
+            and not any(dtype.is_floating_point for dtype in pair.dtypes)
+        ):
+            # Token ids, indices, masks: one off is wrong, however large the others are.
+            return found.mismatch == 0
+        floor = self.floors.of(pair.dtypes, depth, where)
         if pair.relation is not None and pair.relation.kind == "mask":
-            return pair.relation.error is not None and pair.relation.error <= tolerance
+            return pair.relation.error is not None and pair.relation.error <= floor
         if found.status is Status.NON_FINITE and not pair.has_same_non_finite():
             return False
         if found.status is Status.CONSTANT_REFERENCE:
             # No interval to measure against, as with a loss: then against the value itself.
-            return found.rel_l2 is not None and found.rel_l2 <= tolerance
-        return pair.empty or (found.peir is not None and found.peir <= tolerance)
+            return found.rel_l2 is not None and found.rel_l2 <= floor
+        return pair.empty or (found.peir is not None and found.peir <= floor)
 
     def _uncompared(self, call: Call, reason: str) -> None:
         if call.path != "":
             self.reasons[reason] += 1
+
+
+def place(met: Met, mark: str, name: str) -> Place:
+    """Return the key of one value of a call among the noise floors; `mark` tells arguments from outputs."""
+    return met.call.key or "", met.call.index, mark + name
 
 
 def _matched(reference: Any, candidate: Any) -> list[LeafPair]:

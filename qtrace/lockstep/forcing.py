@@ -1,8 +1,13 @@
 """Teacher forcing: the candidate is handed the reference's tensors at chosen boundaries.
 
 What a module then shows is the error that it makes itself, on clean arguments. A tensor is handed over as a
-copy, in the candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. Where
-the two are related by no more than a guess, or one of them is no tensor, the candidate keeps its own.
+copy, in the candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. Where no
+layout explains another shape, or one of the two is no plain tensor, the candidate keeps its own.
+
+Whether a factor, an order of channels or a rotation is a fault or undone further down cannot be seen in the tensor.
+Handing over the reference's values as they are heals the one and breaks the other; handing them over in
+the candidate's own convention keeps both. So the boundaries for the latter are chosen by name: `Forcing.converted`.
+There, a tensor that differs and is not related in any known way is left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qtrace.probe import Enter, Exit, Replacement
-from qtrace.relate import into_candidate
+from qtrace.records import Relation
+from qtrace.relate import FILL, into_candidate, mask_relation
 from qtrace.tree import leaves, replaced
 
 if TYPE_CHECKING:
@@ -30,20 +36,32 @@ LeafPairs = list[tuple[str, Any, Any, "Pair"]]
 class Forcing:
     """Where to hand over: at the entry and the exit of calls of these reference paths.
 
-    `entries` and `exits` are sets of reference paths, or a test of one; `names` limits the entries to these
-    arguments.
+    `names` limits the entries to these arguments. At the boundaries of `converted`, tensors that are related go
+    over in the candidate's convention (scaled, reordered, rotated as its own are), as far as `PairComparer.explain`
+    was asked before, as `explains` has it done; elsewhere in no more than its layout and the fill of its masks.
+    With `resizes` an argument of another size altogether goes over as the reference's is.
+    Arguments that are `harmless`, by class of the callee and name, are in a convention of their own, and left alone.
     """
 
     entries: Collection[str] = ()
     exits: Collection[str] = ()
     names: Callable[[str], bool] | None = None
+    converted: Collection[str] = ()
+    harmless: Collection[tuple[str, str]] = ()
+    explains: bool = False
+    resizes: bool = True
 
     def arguments(self, met: Met, candidate: Enter, pairs: LeafPairs) -> Replacement | None:
         """Return the candidate's arguments with the reference's tensors in them, or None to leave them."""
         if met.call.key not in self.entries:
             return None
-        chosen = [pair for pair in pairs if self.names is None or self.names(pair[0].split(".")[0])]
-        swaps = _swaps(met, chosen, IN)
+        chosen = [
+            pair
+            for pair in pairs
+            if (self.names is None or self.names(pair[0].split(".")[0]))
+            and (met.call.type, pair[0]) not in self.harmless
+        ]
+        swaps = self._swaps(met, chosen, IN)
         args, kwargs = replaced(candidate.args, swaps), replaced(dict(candidate.kwargs), swaps)
         for name, mine, theirs, _ in chosen:
             if theirs is None and type(mine) is torch.Tensor and name in candidate.arguments.values:
@@ -56,15 +74,41 @@ class Forcing:
         """Return the candidate's output with the reference's tensors in it, or None to leave it."""
         if met.call.key not in self.exits:
             return None
-        swaps = _swaps(met, pairs, OUT)
+        swaps = self._swaps(met, pairs, OUT)
         if not swaps:
             return None
         # A module that works in place may have its return value ignored: what it wrote to must hold the tensor too.
-        for leaf in [leaf for _, leaf in leaves(candidate.value) if id(leaf) in swaps]:
-            if id(leaf) in met.argument_ids:
+        for _, leaf in leaves(candidate.value):
+            if id(leaf) in swaps and id(leaf) in met.argument_ids:
                 with torch.no_grad():
-                    leaf.copy_(swaps.pop(id(leaf)))
+                    leaf.copy_(swaps.pop(id(leaf))[0])
         return Replacement(replaced(candidate.value, swaps)) if swaps else None
+
+    def _swaps(self, met: Met, pairs: LeafPairs, mark: str) -> dict[int, list[torch.Tensor]]:
+        """Return what stands in for each of the candidate's tensors, by its id; `met.forced` notes the names.
+
+        One tensor of the candidate may stand in several places and be several of the reference's. Where these are one
+        as well, so is what is handed over: a callee may ask whether query and key are the same.
+        """
+        converts = met.call.key in self.converted
+        swaps: dict[int, list[torch.Tensor]] = {}
+        made: dict[tuple[int, int], torch.Tensor] = {}
+        for path, mine, theirs, pair in pairs:
+            if not (_is_plain(mine) and _is_plain(theirs)):
+                continue
+            if converts and pair.explained and pair.convention is None and not _holds_a_fill(pair):
+                # Its neighbours have a convention of their own, and what this one's would be is not known.
+                continue
+            resizes = mark == IN and self.resizes
+            handed = made.get((id(mine), id(theirs)))
+            if handed is None:
+                handed = _in_candidates_terms(mine, theirs, pair, converts=converts, resizes=resizes)
+            if handed is not None:
+                made[id(mine), id(theirs)] = handed
+                if handed is not theirs:
+                    swaps.setdefault(id(theirs), []).append(handed)
+                met.forced.add(mark + path)
+        return swaps
 
 
 def _filled(
@@ -77,31 +121,45 @@ def _filled(
     return args, {**kwargs, name: tensor}
 
 
-def _swaps(met: Met, pairs: LeafPairs, mark: str) -> dict[int, torch.Tensor]:
-    """Return what stands in for each of the candidate's tensors, by its id; `met.forced` notes the names."""
-    swaps: dict[int, torch.Tensor] = {}
-    for path, mine, theirs, pair in pairs:
-        if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
-            continue
-        handed = _in_candidates_terms(mine, theirs, pair, is_argument=mark == IN)
-        if handed is not None:
-            swaps[id(theirs)] = handed
-            met.forced.add(mark + path)
-    return swaps
+def _is_plain(leaf: Any) -> bool:
+    # A subclass may hold its values quantized, and what it stands for cannot be put into it.
+    return type(leaf) in (torch.Tensor, torch.nn.Parameter)
 
 
 def _in_candidates_terms(
-    reference: torch.Tensor, candidate: torch.Tensor, pair: Pair, *, is_argument: bool
+    reference: torch.Tensor, candidate: torch.Tensor, pair: Pair, *, converts: bool, resizes: bool
 ) -> torch.Tensor | None:
-    if type(reference) is not torch.Tensor or type(candidate) not in (torch.Tensor, torch.nn.Parameter):
-        return None
-    relation = pair.relation
-    if reference.shape == candidate.shape and (relation is None or relation.kind == "gain"):
+    """Return the tensor to hand over: the candidate's own where that is right already, None where nobody knows."""
+    relation = pair.convention if converts or _is_mask(pair.relation) else pair.layout
+    same_shape = reference.shape == candidate.shape
+    kinds_differ = same_shape and _is_bool_against_additive(reference, candidate)
+    if relation is None and kinds_differ:
+        relation = mask_relation(reference, candidate)
+    if relation is not None:
+        handed = into_candidate(relation, reference, candidate)
+        if handed is None and relation.kind == "rotation":
+            # The matrix cannot be told from these tokens alone, but they are known to be the reference's, turned.
+            return candidate
+        return handed
+    if same_shape and not kinds_differ:
         return reference.detach().to(candidate.device, candidate.dtype, copy=True)
-    if relation is not None and relation.kind == "layout" and reference.shape != candidate.shape:
-        return into_candidate(relation, reference, candidate)
-    if is_argument and relation is None and pair.measurement is None and reference.numel() != candidate.numel():
-        # Another size altogether, such as a raw padding mask for a causal one, and no layout: the callee is
-        # what the reference's is, and takes what that takes.
+    unmeasured = pair.measurement is None and reference.numel() != candidate.numel()
+    if resizes and (kinds_differ or unmeasured):
+        # Another kind of mask, or another size altogether, such as a raw padding mask for a causal one, and no
+        # layout: the callee is what the reference's is, and takes what that takes.
         return reference.detach().to(candidate.device, copy=True)
     return None
+
+
+def _is_mask(relation: Relation | None) -> bool:
+    return relation is not None and relation.kind == "mask"
+
+
+def _holds_a_fill(pair: Pair) -> bool:
+    # A mask has no channels that a convention could scale or turn.
+    low = pair.statistics().reference_min
+    return low is not None and low < FILL
+
+
+def _is_bool_against_additive(*pair: torch.Tensor) -> bool:
+    return any(t.dtype is torch.bool for t in pair) and any(t.is_floating_point() for t in pair)

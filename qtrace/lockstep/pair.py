@@ -12,33 +12,57 @@ import torch
 
 from qtrace.lockstep.leaves import MISSING
 from qtrace.records import Relation, Statistics, Status, TensorSpec
-from qtrace.relate import FILL, VISIBLE, relate, undo_layout
+from qtrace.relate import FILL, VISIBLE, excuses, explanation, relate, undo_layout, with_layout_undone
 from qtrace.stats import Measurement, Metrics, NoValues, describe, measure, plain
 
 
 @dataclass(slots=True)
 class Pair:
-    """The comparison of two leaves; `measurement` is None where nothing could be measured, and `status` says why."""
+    """The comparison of two leaves; `measurement` is None where nothing could be measured, and `status` says why.
+
+    `layout` is what was undone before anything was measured, `relation` all that is known of how the two are
+    related; its parameters have the layout's among them.
+    """
 
     reference: TensorSpec | None
     candidate: TensorSpec | None
     measurement: Measurement | None = None
     relation: Relation | None = None
+    layout: Relation | None = None
     status: Status | None = None
     dtypes: tuple[torch.dtype, ...] = ()
     empty: bool = False
     non_finite_same: torch.Tensor | None = None
+    explained: bool = False
     _statistics: Statistics | None = None
 
     def is_brief(self) -> bool:
         """Return whether only the range and the PEIR were measured."""
         return self.measurement is not None and self.measurement.metrics == "range"
 
+    def measure(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
+        """Measure all metrics of tensors whose range alone was measured before."""
+        self.measurement, self._statistics = measure(reference, candidate), None
+
     def has_same_non_finite(self) -> bool | None:
         """Return whether NaN, Inf and -Inf stand at the same places on both sides; None where there are none."""
         if self.statistics().non_finite is None:
             return None
         return self.non_finite_same is not None and bool(self.non_finite_same)
+
+    @property
+    def convention(self) -> Relation | None:
+        """Return the relation under which the candidate holds the reference's values; None where it does not.
+
+        A clipped, rounded or shifted tensor, or one that differs in places, is in the layout that was undone.
+        """
+        return self.relation if excuses(self.relation) else self.layout
+
+    def peir_related(self) -> float | None:
+        """Return the PEIR that remains under the convention, None where there is none."""
+        if self.convention is None:
+            return None
+        return self.statistics().peir if self.convention.kind == "layout" else self.convention.error
 
     def statistics(self) -> Statistics:
         """Return the numbers; the status is the pair's own where nothing was measured."""
@@ -86,6 +110,42 @@ class PairComparer:
         elif reference is MISSING:
             status = Status.CANDIDATE_ONLY
         return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
+
+    def is_explicable(self, pair: Pair, reference: Any, candidate: Any) -> bool:
+        """Return whether `explain` has anything to look at: two tensors at hand whose relation was not sought yet.
+
+        Of the pairs of which this holds, the numbers can be read without waiting for an accelerator.
+        """
+        tensors = isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor)
+        return tensors and pair.measurement is not None and not pair.explained and _is_at_hand(reference, candidate)
+
+    def explain(self, pair: Pair, reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) -> None:
+        """Look for how a pair that does not agree is related, and leave what is found in `pair.relation`.
+
+        Args:
+            pair: what `compare` returned for these two tensors.
+            reference: as it was then.
+            candidate: as it was then.
+            tolerance: the PEIR up to which elements agree.
+
+        A pair is looked at once; one that is not explicable, that is related already, or that holds NaN or Inf is
+        left as it is. Takes as long as 10 to 40 measurements, so it is for pairs that matter.
+        """
+        if not self.is_explicable(pair, reference, candidate):
+            return
+        pair.explained = True
+        if pair.empty or (pair.relation is not None and pair.relation.kind != "layout"):
+            return
+        how = pair.layout.parameters if pair.layout is not None else {}
+        first, second = plain(reference), plain(candidate)
+        relaid = with_layout_undone(second, first.shape, how)
+        if relaid is None:
+            return
+        if pair.is_brief():
+            pair.measure(first, relaid)
+        relation = explanation(first, relaid, pair.statistics(), tolerance)
+        if relation is not None:
+            pair.relation = replace(relation, parameters={**how, **relation.parameters})
 
     def _known_pair(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair | None:
         entry = self._known.get((id(reference), id(candidate)))
@@ -152,19 +212,19 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics
         first, second = plain(reference), plain(candidate)
     except NoValues:
         return Pair(spec_of(reference), spec_of(candidate), status=Status.STRUCTURE_MISMATCH, dtypes=dtypes)
-    relation = None
+    layout = None
     if first.shape != second.shape:
         undone = undo_layout(first, second)
         if undone is None:
             specs = spec_of(reference, values=True), spec_of(candidate, values=True)
             return Pair(*specs, status=Status.SHAPE_MISMATCH, dtypes=dtypes)
-        second, relation = undone
+        second, layout = undone
     floating = first.is_floating_point() and second.is_floating_point()
-    at_hand = first.device.type == "cpu"
+    at_hand = _is_at_hand(first)
     if not (floating and at_hand):
         metrics = "all"
     measurement = measure(first, second, metrics=metrics)
-    pair = Pair(spec_of(reference), spec_of(candidate), measurement, relation, dtypes=dtypes)
+    pair = Pair(spec_of(reference), spec_of(candidate), measurement, layout, layout, dtypes=dtypes)
     pair.empty = first.numel() == 0
     if not floating:
         return pair
@@ -177,7 +237,7 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics
     filled = sums.max > 0 and sums.low < FILL
     if visible or filled or sums.bad_reference or sums.bad_candidate:
         if metrics != "all":
-            pair.measurement = measure(first, second)
+            pair.measure(first, second)
         _relate(pair, first, second)
     return pair
 
@@ -189,8 +249,12 @@ def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
         pair.non_finite_same = _same_non_finite(first, second)
     relation = relate(first, second, found, thorough=False)
     if relation is not None:
-        how = pair.relation.parameters if pair.relation is not None else {}
+        how = pair.layout.parameters if pair.layout is not None else {}
         pair.relation = replace(relation, parameters={**how, **relation.parameters})
+
+
+def _is_at_hand(*tensors: torch.Tensor) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in tensors)
 
 
 def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from qtrace.probe.arguments import Bound, Signature, signature_of
 from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
+from qtrace.probe.precision import Precision
 from qtrace.probe.side import Listener, LiveSide
 from qtrace.probe.state import RandomState, SideState
 
@@ -14,6 +15,7 @@ __all__ = [
     "Exit",
     "Listener",
     "LiveSide",
+    "Precision",
     "RandomState",
     "Replacement",
     "SideState",

@@ -155,7 +155,9 @@ class LiveSide:
             self._places[module] = (path, self._keys.get(path), signature)
             try:
                 self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+                # First in line: hooks that were there before must see what is handed over in place of an output.
+                leave = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True, prepend=True)
+                self._handles.append(leave)
             except RuntimeError:
                 # A scripted module takes no such hooks.
                 self.silent.append(path)

@@ -3,9 +3,10 @@
 from qtrace.records.calls import CallTrace, Pairing, ValueTrace
 from qtrace.records.codec import dumps, loads, to_plain
 from qtrace.records.report import SCHEMA, Coverage, Finding, Outcome, ReportData, Side, Unmatched
-from qtrace.records.rows import Argument, Relation, Row, Statistics, Status, TensorSpec, Verdict
+from qtrace.records.rows import AGREEING, Argument, Relation, Row, Statistics, Status, TensorSpec, Verdict
 
 __all__ = [
+    "AGREEING",
     "SCHEMA",
     "Argument",
     "CallTrace",

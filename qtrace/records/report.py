@@ -65,7 +65,13 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A named fault."""
+    """A named fault.
+
+    `module` is the reference's path of the module whose code or data is at fault, `members` are repeats of it in
+    other layers, `count` of them all. `kind` is `introduces`, `miscalls` (it hands `argument` wrongly to `callee`, and
+    to the other `callees`), `non_finite`, `structure` or `raises`. `graft` holds the final error before and after the
+    candidate was handed the reference's tensors there, `source` file, line and function on each side.
+    """
 
     rank: int
     module: str
@@ -74,6 +80,7 @@ class Finding:
     summary: str
     argument: str | None = None
     callee: str | None = None
+    callees: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     count: int = 1
     confirmed: bool = False
@@ -88,7 +95,8 @@ class ReportData:
 
     `inputs` has an entry per leaf of each sample: {"sample", "name", "spec"}. `settings` are the options that
     shaped the run (tolerance, only, skip, seed). `error` is the message where a model raised: rows then
-    end at that call.
+    end at that call. `static` says what differs between aligned modules before anything runs, where somebody was
+    looked for.
     """
 
     qtrace: str
@@ -104,6 +112,7 @@ class ReportData:
     findings: tuple[Finding, ...] = ()
     unmatched: tuple[Unmatched, ...] = ()
     warnings: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     schema: str = SCHEMA

@@ -25,16 +25,29 @@ class Status(str, Enum):
 
 
 class Verdict(str, Enum):
-    """What a row means."""
+    """What a row means: agreement, agreement under a relation, or how a difference came to be there.
+
+    `EQUAL` is up to rounding, or up to the fill of a mask; `LAYOUT` and `GAIN` are equal in another layout or up to a
+    factor. `ABSORBED` differs, but the call around it gives the right output again. `INTRODUCED` is made in this
+    module, `MISCALLED` comes of an argument that its caller hands over wrongly, `INHERITED` came in with the arguments
+    or from inside, and `AMPLIFIED` left much larger than it came in.
+    """
 
     EQUAL = "equal"
     LAYOUT = "layout"
-    MASK = "mask"
     GAIN = "gain"
-    DIFFERS = "differs"
+    ABSORBED = "absorbed"
+    INHERITED = "inherited"
+    AMPLIFIED = "amplified"
+    INTRODUCED = "introduced"
+    MISCALLED = "miscalled"
     NON_FINITE = "non_finite"
     STRUCTURE = "structure"
     UNMATCHED = "unmatched"
+
+
+# With one of these a row's two tensors were taken as the same.
+AGREEING = frozenset({Verdict.EQUAL, Verdict.LAYOUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +115,10 @@ class Row:
     `module` is the path as in `named_modules` ("" is the root), `call` counts that module's calls from 0,
     `output` is the path within a nested output ("" for a single tensor), `order` the place in the reference's
     execution order. `peir` is raw (after undoing the layout), `peir_related` what remains under the verified
-    relation, `peir_in` the largest PEIR among the call's arguments, `peir_local` the error made in this module
-    alone. `sample` counts the inputs. `non_finite_same` says whether the non-finite values are the same on both
-    sides, at the same places.
+    relation; `peir_in` is the largest PEIR among the call's arguments (received), `peir_local` the error that this
+    module makes on the reference's arguments (introduced), `peir` itself what accumulated. `floor` is the PEIR up to
+    which the row counts as rounding noise. `sample` counts the inputs. `non_finite_same` says whether the non-finite
+    values are the same on both sides, at the same places.
     """
 
     module: str
@@ -132,6 +146,7 @@ class Row:
     peir_related: float | None = None
     peir_in: float | None = None
     peir_local: float | None = None
+    floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

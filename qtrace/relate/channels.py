@@ -85,7 +85,7 @@ def _along(difference: Difference, axis: int) -> Relation | None:
     if not _holds(fits, share):
         return None
     factors = fits.factors
-    if not _each_its_own(factors[fits.squares > 0], max(VISIBLE, difference.limit)):
+    if not each_its_own(factors[fits.squares > 0], max(VISIBLE, difference.limit)):
         return None
     wide = [1] * reference.dim()
     wide[axis] = channels
@@ -124,7 +124,8 @@ def _holds(fits: _Fits, share: float) -> bool:
     return int((missed < allowed).sum()) >= _FITTING * count
 
 
-def _each_its_own(factors: torch.Tensor, least: float) -> bool:
+def each_its_own(factors: torch.Tensor, least: float) -> bool:
+    """Return whether more than half of the factors differ from 1 and from the median one, by more than `least`."""
     common = factors.median()
     moved = ((factors - 1).abs() > least) & ((factors - common).abs() > least * common.abs())
     return int(moved.sum()) > _MOST * factors.numel()

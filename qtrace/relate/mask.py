@@ -19,7 +19,8 @@ def mask_relation(reference: torch.Tensor, candidate: torch.Tensor) -> Relation 
     At least one side must be additive; the other may be bool, with True for allowed. An additive one must hold
     a fill below -1e4, and blocks an entry where it is below -50. `parameters` are "reference_fill" and
     "candidate_fill", the largest fill of each side that is additive. `error` is the PEIR over the allowed
-    entries alone, where a bool mask adds 0; in logits where the reference's are all the same.
+    entries alone, where a bool mask adds 0; in logits where the reference's are all the same. Where a row is -inf
+    throughout, its softmax is NaN: a side with such a row and one without are not the same.
     """
     if reference.shape != candidate.shape or not (_additive(reference) or _additive(candidate)):
         return None
@@ -37,7 +38,7 @@ def mask_relation(reference: torch.Tensor, candidate: torch.Tensor) -> Relation 
     if min(parameters.values()) > FILL or not all(_is_fill(side[blocked]) for side in (first, second)):
         return None
     allowed = ~blocked
-    if not bool(allowed.any()):
+    if not bool(allowed.any()) or _yields_nan(first) != _yields_nan(second):
         return None
     logits = [side[allowed].double() if _additive(side) else torch.zeros(()) for side in (first, second)]
     mine, theirs = (part.to(first.device) for part in logits)
@@ -51,6 +52,11 @@ def mask_relation(reference: torch.Tensor, candidate: torch.Tensor) -> Relation 
 def blocked_entries(mask: torch.Tensor) -> torch.Tensor:
     """Return where an additive or a bool mask (True is allowed) lets nothing through, as bool."""
     return mask < _BLOCKED if _additive(mask) else ~mask
+
+
+def _yields_nan(mask: torch.Tensor) -> bool:
+    """Return whether a softmax over the last axis gives NaN somewhere, for want of any finite entry."""
+    return _additive(mask) and mask.dim() > 0 and bool(torch.isneginf(mask).all(-1).any())
 
 
 def _is_fill(values: torch.Tensor) -> bool:

@@ -22,6 +22,8 @@ _MOVED = 0.1
 _EVIDENCE = 14.0
 _DISTINCT = 0.01
 _ANCHORS = 64
+# Wider tensors are left out, as in the search for permutations: no hidden state has so many channels.
+_MOST_CHANNELS = 4096
 _BLOCK = 1 << 20
 
 
@@ -31,12 +33,12 @@ def rotation_relation(difference: Difference) -> Relation | None:
     Two sets of rows are related by an orthogonal transform (reflections included) just if their Gram matrices
     agree: R Rᵀ = C Cᵀ. Compared are the inner products of all tokens with up to 64 anchors, and all norms. The
     anchors are sums and differences of neighbours, since a common offset would make any inner products alike.
-    At least two tokens, not collinear, are needed. `parameters` are {"axis": -1, "tokens"}; `error` is the PEIR
-    between the two matrices of inner products.
+    At least two tokens, not collinear, are needed, and at most 4096 channels are looked at. `parameters` are
+    {"axis": -1, "tokens"}; `error` is the PEIR between the two matrices of inner products.
     """
     channels = difference.reference.shape[-1]
     tokens = difference.reference.numel() // channels
-    if channels < 2 or tokens < 2 or not difference.visible or difference.exact:
+    if not 2 <= channels <= _MOST_CHANNELS or tokens < 2 or not difference.visible or difference.exact:
         return None
     first, second = (x.reshape(-1, channels) for x in (difference.reference, difference.candidate))
     chosen = picks(tokens, _ANCHORS, first.device)

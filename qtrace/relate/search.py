@@ -8,10 +8,12 @@ from qtrace.records import Relation, Statistics
 from qtrace.relate.channels import channel_gain_relation
 from qtrace.relate.clipped import clipped_relation
 from qtrace.relate.difference import difference_of
+from qtrace.relate.extent import where
 from qtrace.relate.gain import gain_relation
 from qtrace.relate.halves import halves_relation
 from qtrace.relate.mask import FILL, mask_relation
 from qtrace.relate.permuted import permuted_relation
+from qtrace.relate.rescaled import rescaled_relation
 from qtrace.relate.rotation import rotation_relation
 from qtrace.relate.rounded import cast_relation, rounded_relation
 from qtrace.relate.shifted import shifted_relation
@@ -26,6 +28,7 @@ _THOROUGH = (
     shifted_relation,
     permuted_relation,
     rotation_relation,
+    rescaled_relation,
 )
 
 
@@ -64,6 +67,21 @@ def relate(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics, 
     if difference is None:
         return None
     return next(filter(None, (search(difference) for search in _THOROUGH)), None)
+
+
+def explanation(
+    reference: torch.Tensor, candidate: torch.Tensor, found: Statistics, tolerance: float
+) -> Relation | None:
+    """Return how a pair that does not agree is related: any relation of the whole, else where it differs.
+
+    Args:
+        reference: any shape, on any device.
+        candidate: the same shape; a layout must have been undone before.
+        found: the statistics of the pair, all metrics.
+        tolerance: the PEIR up to which elements agree; see `where`.
+    """
+    relation = relate(reference, candidate, found, thorough=True)
+    return relation if relation is not None else where(reference, candidate, tolerance)
 
 
 def _may_be_masks(found: Statistics) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -32,8 +31,20 @@ def check(paths: Iterable[str]) -> None:
         _format(path)
         if not place.parent.is_dir():
             raise OutputError(f"report {path}: the folder {place.parent} does not exist; create it first")
-        if not os.access(place if place.exists() else place.parent, os.W_OK):
-            raise OutputError(f"report {path}: no permission to write there; choose another place")
+        _try_to_open(place)
+
+
+def _try_to_open(place: Path) -> None:
+    """Open the file for writing, and leave everything as it was; permissions do not tell of `/proc` or of a quota."""
+    existed = place.exists()
+    try:
+        with place.open("ab"):
+            pass
+        if not existed:
+            place.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"report {place}: {reason}; choose another place") from error
 
 
 def save(report: ReportData, path: str | Path) -> None:

@@ -59,16 +59,18 @@ METRICS: dict[str, Metric] = {
     "rel_l2": Metric("rel_l2", "rel L2"),
     "mismatch": Metric("mismatch", "mismatch"),
     "peir_related": Metric("peir_related", "PEIR rel."),
-    "peir_in": Metric("peir_in", "PEIR in"),
-    "peir_local": Metric("peir_local", "PEIR local"),
+    "received": Metric("peir_in", "received"),
+    "introduced": Metric("peir_local", "introduced"),
 }
+# What people call a metric, and what its field is called in the report.
+ALIASES = {"accumulated": "peir", "peir_in": "received", "peir_local": "introduced"}
 # PEIR, and behind it what the table is sorted by, are the last to go where a terminal is very narrow.
-DEFAULT = ("mean", "min", "max", "stddev", "peir")
-SORT_KEYS = (*METRICS, "module", "order")
+STATISTICS = ("mean", "min", "max", "stddev", "peir")
+SORT_KEYS = (*METRICS, *ALIASES, "module", "order")
 
 
-def check_sort_key(key: str) -> str:
-    """Return `key` when a table can be sorted by it; else raise `UsageError` naming the nearest keys."""
+def sort_key(key: str) -> str:
+    """Return the one name of what a table is to be sorted by; raises `UsageError`, naming near ones, for no such."""
     if key not in SORT_KEYS:
         raise UsageError(f"--sort {key!r} is no column of the table; {did_you_mean(key, SORT_KEYS)}")
-    return key
+    return ALIASES.get(key, key)

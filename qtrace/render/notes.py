@@ -68,13 +68,19 @@ def relation(found: Relation) -> str:
 
     >>> relation(Relation("layout", {"squeeze": [0], "permute": [0, 2, 1]}))
     'layout: squeeze 0, permute 0 2 1'
+    >>> relation(Relation("gain", {"factor": 0.17677669, "name": "1/sqrt(32)"}))
+    'gain: factor 0.1768 = 1/sqrt(32)'
     """
-    parts = ", ".join(f"{name} {_plain(value)}".strip() for name, value in found.parameters.items())
-    return f"{found.kind}: {parts}" if parts else found.kind
+    parts = ", ".join(f"{name} {_plain(value)}".strip() for name, value in found.parameters.items() if name != "name")
+    parts += f" = {found.parameters['name']}" if found.parameters.get("name") else ""
+    kind = found.kind.replace("_", " ")
+    return f"{kind}: {parts}" if parts else kind
 
 
 def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _other_kind(row: Row) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 ROOT = "<root>"
 CUT = "…"
@@ -42,3 +42,18 @@ def shorten_all(paths: Iterable[str], width: int) -> dict[str, str]:
     short = {path: shorten(path, width) for path in paths}
     times = Counter(short.values())
     return {path: text if times[text] == 1 else shown(path) for path, text in short.items()}
+
+
+def pattern(paths: Sequence[str]) -> str:
+    """Return paths of one shape with `*` where they differ, others as a list.
+
+    >>> pattern(["layers.0.mlp", "layers.7.mlp"]), pattern(["embed", "layers.0.mlp"])
+    ('layers.*.mlp', 'embed, layers.0.mlp')
+    """
+    split = [path.split(".") for path in paths]
+    if len({len(components) for components in split}) == 1:
+        columns = list(zip(*split, strict=True))
+        differing = [set(column) for column in columns if len(set(column)) > 1]
+        if all(name.isdecimal() for names in differing for name in names):
+            return ".".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
+    return ", ".join(map(shown, paths))

@@ -1,12 +1,13 @@
-"""The ranked table of rows, fitted to a width.
+"""The ranked rows, fitted to a width: where the error comes from, and the statistics of the difference.
 
-Numbers and the columns that tell rows apart (sample, call) are never cut. Output path, type and notes have
-columns of their own where the width allows; where it does not they stand under the module path.
+Both stand in one table where that leaves the paths room, else in two, one below the other. Numbers and the
+columns that tell rows apart (sample, call) are never cut. Output path, type and notes have columns of their own
+where the width allows; where it does not they stand under the module path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -15,16 +16,23 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qtrace.records import Row, Verdict
-from qtrace.render.leap import agrees
-from qtrace.render.metrics import DEFAULT, METRICS, Metric
+from qtrace.records import Outcome, ReportData, Row, Verdict
+from qtrace.render.bar import bar
+from qtrace.render.leap import escapes
+from qtrace.render.metrics import LOWER, METRICS, STATISTICS
 from qtrace.render.notes import notes
+from qtrace.render.numbers import ABSENT, number
 from qtrace.render.paths import shorten_all, shown
 from qtrace.render.selection import Selection
 
+# What a path needs to be told from others, to be read at its ease, and to have what is said of the row beside it.
 NARROWEST = 24
+READABLE = 30
 COMFORTABLE = 40
 WIDEST_NOTE = 28
+INDENT = 2
+# The verdicts that a row's notes do not tell.
+WORTH_SAYING = (Verdict.ABSORBED, Verdict.INHERITED, Verdict.AMPLIFIED, Verdict.INTRODUCED, Verdict.MISCALLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class Column:
 
     def width(self, rows: Sequence[Row]) -> int:
         """Return the width of the widest cell, the heading included; words wrap where they are many."""
-        widest = max([len(self.heading), *(len(self.cell(row)) for row in rows)])
+        widest = max([*map(len, self.heading.split("\n")), *(len(self.cell(row)) for row in rows)])
         return widest if self.numeric else min(widest, WIDEST_NOTE)
 
 
@@ -54,67 +62,128 @@ class Layout:
     path_width: int
 
 
+# Where the error of a row comes from, each number a PEIR.
+RECEIVED = Column(f"received\nPEIR {LOWER}", lambda row: number(row.peir_in), numeric=True)
+INTRODUCED = Column(f"introduced\nPEIR {LOWER}", lambda row: number(row.peir_local), numeric=True)
+ACCUMULATED = Column(f"accumulated\nPEIR {LOWER}", lambda row: number(row.peir), numeric=True)
+VERDICT = Column("verdict", lambda row: verdict_word(row.verdict))
+VERDICT_BENEATH = Column("verdict", lambda row: verdict_word(row.verdict) if row.verdict in WORTH_SAYING else "")
+OUTPUT = Column("output", lambda row: row.output, beneath="output ")
+TYPE = Column("type", lambda row: row.type)
+
+
+def verdict_word(verdict: Verdict | None) -> str:
+    """Return a verdict as people read it."""
+    return ABSENT if verdict is None else verdict.value.replace("_", "-")
+
+
 def plain_table() -> Table:
     """Return an empty table in the one style that all of qtrace's tables have."""
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
 
 
-def rows_table(chosen: Selection, rows: Sequence[Row], *, width: int, sort: str = "peir") -> Table:
-    """Return the table of `chosen` in `width` columns; `rows` are all of the report's, shown or not."""
-    layout = _layout(chosen, rows, width, _metrics(sort))
+def rows_tables(chosen: Selection, report: ReportData, *, width: int) -> Iterator[Table]:
+    """Yield one table of `chosen`, which are rows of the report, in `width` columns, or two."""
+    told = list(_told_apart(report.rows))
+    keys = STATISTICS if chosen.sort in STATISTICS else (*STATISTICS, *_beside(chosen.sort))
+    statistics = [Column(METRICS[key].heading, METRICS[key].text, numeric=True) for key in keys]
+    peir = statistics[STATISTICS.index("peir")]
+    origin = [] if report.outcome is Outcome.CLEAN else _origin(chosen)
+    if not origin:
+        yield _table(chosen, _layout(chosen, told, [VERDICT, *statistics], width))
+        return
+    rest = [column for column in statistics if column is not peir]
+    together = [VERDICT, *rest, *origin]
+    if _left(chosen, [*told, *together], width) >= min(_longest(chosen), READABLE):
+        yield _table(chosen, _layout(chosen, told, together, width))
+        return
+    yield _table(chosen, _layout(chosen, told, [VERDICT, *origin], width))
+    yield _table(chosen, _layout(chosen, told, statistics, width, says=[OUTPUT]))
+
+
+def _beside(sort: str) -> tuple[str, ...]:
+    return (sort,) if sort in METRICS and sort not in ("received", "introduced") else ()
+
+
+def _told_apart(rows: Sequence[Row]) -> Iterator[Column]:
+    if any(row.sample for row in rows):
+        yield Column("sample", lambda row: str(row.sample), numeric=True)
+    if any(row.call for row in rows):
+        yield Column("call", lambda row: str(row.call), numeric=True)
+
+
+def _origin(chosen: Selection) -> list[Column]:
+    """Return what tells where errors come from, as far as it was measured."""
+    measured = [column for column in (RECEIVED, INTRODUCED) if any(column.cell(row) != ABSENT for row in chosen.rows)]
+    if not measured:
+        return []
+    drawn = INTRODUCED if INTRODUCED in measured else ACCUMULATED
+    return [*measured, ACCUMULATED, Column("bar", lambda row: bar(row.peir_local if drawn is INTRODUCED else row.peir))]
+
+
+def _table(chosen: Selection, layout: Layout) -> Table:
     paths = shorten_all(dict.fromkeys(row.module for row in chosen.rows), layout.path_width)
+    lines = max(column.heading.count("\n") for column in layout.columns)
     table = plain_table()
-    table.add_column("module", width=layout.path_width, overflow="fold")
+    table.add_column("\n" * lines + "module", width=layout.path_width, overflow="fold")
     for column in layout.columns:
-        table.add_column(column.heading, justify="right" if column.numeric else "left", width=column.width(chosen.rows))
+        heading = "\n" * (lines - column.heading.count("\n")) + column.heading
+        table.add_column(heading, justify="right" if column.numeric else "left", width=column.width(chosen.rows))
     for row in chosen.rows:
         style = _style(row, chosen)
         path = Text(paths[row.module], style=style)
-        said = [column.beneath + text for column in layout.beneath if (text := column.cell(row))]
-        beneath = [Padding(Text(", ".join(said), style="dim"), (0, 0, 0, 2), expand=False)] if said else []
+        said = _said(row, layout.beneath)
+        beneath = [Padding(Text(said, style="dim"), (0, 0, 0, INDENT), expand=False)] if said else []
         table.add_row(Group(path, *beneath), *(Text(column.cell(row), style=style) for column in layout.columns))
     return table
 
 
-def _metrics(sort: str) -> list[Metric]:
-    keys = DEFAULT if sort in DEFAULT or sort not in METRICS else (*DEFAULT, sort)
-    return [METRICS[key] for key in keys]
+def _said(row: Row, beneath: Sequence[Column]) -> str:
+    """Return what stands under a row's path."""
+    return ", ".join(column.beneath + text for column in beneath if (text := column.cell(row)))
 
 
-def _numbers(metric: Metric) -> Column:
-    return Column(metric.heading, metric.text, numeric=True)
-
-
-def _layout(chosen: Selection, rows: Sequence[Row], width: int, metrics: Sequence[Metric]) -> Layout:
+def _layout(
+    chosen: Selection,
+    told: Sequence[Column],
+    wanted: Sequence[Column],
+    width: int,
+    says: Sequence[Column] | None = None,
+) -> Layout:
     """Share out the width: numbers first, then a path that can be read, then what else there is to say."""
-    told_apart = []
-    if any(row.sample for row in rows):
-        told_apart.append(Column("sample", lambda row: str(row.sample), numeric=True))
-    if any(row.call for row in rows):
-        told_apart.append(Column("call", lambda row: str(row.call), numeric=True))
-    output = Column("output", lambda row: row.output, beneath="output ")
-    type_ = Column("type", lambda row: row.type)
     remarks = Column("notes", lambda row: ", ".join(notes(row, leap=chosen.leap, largest=chosen.largest)))
-    extras = [column for column in (output, remarks) if any(column.cell(row) for row in chosen.rows)]
+    asked = [OUTPUT, remarks] if says is None else says
+    extras = [column for column in asked if any(column.cell(row) for row in chosen.rows)]
+    longest = _longest(chosen)
+    columns = list(wanted)
+    # Words go below the path before numbers go, these from the left: PEIR, and what is ranked by, go last.
+    while _left(chosen, [*told, *columns], width) < min(longest, NARROWEST) and len(columns) > 1:
+        gone = next((column for column in reversed(columns) if not column.numeric), columns[0])
+        columns.remove(gone)
+        extras = [VERDICT_BENEATH, *extras] if gone is VERDICT else extras
+    fixed = [*told, *columns]
+    if _left(chosen, [*fixed, *extras], width) < min(longest, COMFORTABLE):
+        said = min(max((len(_said(row, extras)) for row in chosen.rows), default=0), WIDEST_NOTE)
+        room = _left(chosen, fixed, width)
+        path = max(min(longest, max(room, NARROWEST)), min(said + INDENT, room))
+        return Layout(tuple(fixed), tuple(extras), path)
+    inner = [column for column in extras if column is OUTPUT]
+    if says is None and _left(chosen, [*fixed, *extras, TYPE], width) >= longest:
+        inner.insert(0, TYPE)
+    beside = [*told, *inner, *columns, *(column for column in extras if column is not OUTPUT)]
+    return Layout(tuple(beside), (), min(longest, _left(chosen, beside, width)))
 
-    def left(columns: Sequence[Column]) -> int:
-        return width - sum(column.width(chosen.rows) + 1 for column in columns)
 
-    longest = max([len("module"), *(len(shown(row.module)) for row in chosen.rows)])
-    numbers = [_numbers(metric) for metric in metrics]
-    while left([*told_apart, *numbers]) < NARROWEST and len(numbers) > 1:
-        del numbers[0]
-    fixed = [*told_apart, *numbers]
-    if left([*fixed, *extras]) < min(longest, COMFORTABLE):
-        return Layout(tuple(fixed), tuple(extras), min(longest, max(left(fixed), NARROWEST)))
-    inner = [column for column in extras if column is output]
-    if left([*fixed, *extras, type_]) >= longest:
-        inner.insert(0, type_)
-    columns = [*told_apart, *inner, *numbers, *(column for column in extras if column is remarks)]
-    return Layout(tuple(columns), (), min(longest, left(columns)))
+def _longest(chosen: Selection) -> int:
+    return max([len("module"), *(len(shown(row.module)) for row in chosen.rows)])
+
+
+def _left(chosen: Selection, columns: Sequence[Column], width: int) -> int:
+    """Return what `columns` leave of the width for the path."""
+    return width - sum(column.width(chosen.rows) + 1 for column in columns)
 
 
 def _style(row: Row, chosen: Selection) -> str:
     if row is chosen.leap:
         return "bold red"
-    return "" if agrees(row) or row.verdict is Verdict.UNMATCHED else "yellow"
+    return "yellow" if escapes(row) and row.verdict is not Verdict.UNMATCHED else ""

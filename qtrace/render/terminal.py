@@ -1,8 +1,8 @@
-"""A report on the terminal: the pair, the ranked rows, what differs on the way, and the outcome last."""
+"""A report on the terminal: the pair, the diagnosis, the ranked rows, and the outcome last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,14 +10,21 @@ from rich.text import Text
 
 from qtrace.records import ReportData, Side
 from qtrace.render.arguments import arguments_table
+from qtrace.render.bar import LEGEND
 from qtrace.render.coverage import coverage
+from qtrace.render.diagnosis import diagnosis
 from qtrace.render.inputs import inputs
 from qtrace.render.metrics import HIGHER, LOWER, METRICS
 from qtrace.render.numbers import count
 from qtrace.render.outcome import outcome
 from qtrace.render.selection import View, select
 from qtrace.render.summary import summary
-from qtrace.render.table import rows_table
+from qtrace.render.table import INTRODUCED, RECEIVED, rows_tables, verdict_word
+
+ORIGINS = (
+    (RECEIVED, "received: the largest among its arguments"),
+    (INTRODUCED, "introduced: made there, on the reference's arguments"),
+)
 
 
 def heading(report: ReportData) -> RenderableType:
@@ -31,25 +38,43 @@ def heading(report: ReportData) -> RenderableType:
 
 
 def table(report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
-    """Yield the ranked table, the line that counts what it leaves out, and the legend."""
-    chosen = select(report.rows, view)
+    """Yield the ranked rows, the lines that count what they leave out, and the legend."""
+    chosen = select(report, view)
     if not chosen.rows:
         yield Text("No rows: nothing was compared.")
         return
-    yield rows_table(chosen, report.rows, width=width, sort=view.sort)
+    tables = list(rows_tables(chosen, report, width=width))
+    yield tables[0]
     if chosen.rest:
         yield Text(f"… and {count(chosen.rest, 'more row')}; --top 0 shows all", style="dim")
+    if chosen.folded:
+        folded = ", ".join(f"{n} {verdict_word(verdict)}" for verdict, n in chosen.folded.most_common())
+        yield Text(f"… folded away: {folded}; --all shows them", style="dim")
+    for more in tables[1:]:
+        yield Text()
+        yield more
+    yield from _legend(tables, chosen.sort)
+
+
+def _legend(tables: Sequence[Table], sort: str) -> Iterator[Text]:
+    """Yield what the columns mean, as far as there are such columns."""
+    headings = {str(column.header).strip() for one in tables for column in one.columns}
     better = f"{LOWER} lower is better"
-    if view.sort in METRICS and METRICS[view.sort].better is HIGHER:
+    if sort in METRICS and METRICS[sort].better is HIGHER:
         better = f"better: {LOWER} lower, {HIGHER} higher"
-    yield Text(f"|reference - candidate|; PEIR = max / reference's interval; {better}", style="dim")
+    lines = [f"|reference - candidate|; PEIR = max / reference's interval; {better}"]
+    origin = [text for column, text in ORIGINS if column.heading in headings]
+    if origin:
+        lines.append("; ".join([*origin, f"bar: {LEGEND}"]))
+    yield from (Text(line, style="dim") for line in lines)
 
 
 def arguments(report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
     """Yield the table of the arguments that differ, where any do."""
     if not report.arguments:
         return
-    found, rest = arguments_table(report.arguments, width=width, top=view.top)
+    top = 0 if view.everything and view.top is None else view.top
+    found, rest = arguments_table(report.arguments, width=width, top=top)
     yield Text("Arguments that differ", style="bold")
     yield found
     if rest:
@@ -73,7 +98,9 @@ def before(report: ReportData, *, width: int) -> Iterator[RenderableType]:
 
 
 def results(report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
-    """Yield what a run found, the coverage and the summary box last."""
+    """Yield what a run found: the diagnosis first, the coverage and the summary box last."""
+    yield diagnosis(report, view, width=width)
+    yield Text()
     yield from table(report, view, width=width)
     yield Text()
     differing = list(arguments(report, view, width=width))
@@ -90,7 +117,7 @@ def render(report: ReportData, view: View, *, width: int) -> RenderableType:
     """Return the whole report for a terminal of `width` columns."""
     parts = [*before(report, width=width), *results(report, view, width=width)]
     told = list(warnings(report))
-    return Group(*parts, *told, outcome(report))
+    return Group(*parts, *told, outcome(report, width=width))
 
 
 def _model(side: Side) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtrace.errors import UsageError, did_you_mean
+from qtrace.errors import UsageError, did_you_mean, near
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,23 @@ def signature_of(model: nn.Module, call: str = "forward") -> inspect.Signature |
     """
     method = getattr(model, call, None)
     if not callable(method):
-        methods = [name for name in dir(type(model)) if not name.startswith("_")]
-        raise UsageError(f"{type(model).__name__} has no method {call} to call; {did_you_mean(call, methods)}")
+        hint = did_you_mean(call, _methods(type(model), call))
+        raise UsageError(f"{type(model).__name__} has no method {call} to call; {hint}")
     try:
         return inspect.signature(method)
     except (TypeError, ValueError):
         return None
+
+
+def _methods(kind: type[nn.Module], like: str) -> list[str]:
+    """Return the methods that could have been meant: any that is spelt alike, else those of the class's own file."""
+    bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
+    known = {base: [name for name, value in vars(base).items() if inspect.isfunction(value)] for base in bases}
+    public = [name for names in known.values() for name in names if not name.startswith("_")]
+    if near(like, public):
+        return public
+    own = {name for base, names in known.items() if base.__module__ == kind.__module__ for name in names}
+    return sorted(own.intersection(public)) or ["forward"]
 
 
 def named_arguments(model: nn.Module, sample: Sample, call: str = "forward") -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""From a confirmed suspect to a finding: what differs in its data, where its code stands, what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from qtrace.diagnose import Suspect
+from qtrace.diagnose.words import evidence_for, summary
+from qtrace.investigation.code import forward_of, source_of
+from qtrace.investigation.confirmation import Graft
+from qtrace.investigation.runner import Runner
+from qtrace.records import Finding, Status
+from qtrace.static import static_differences, tensor_differences
+
+
+class Naming:
+    """Writes findings; `was_called` tells whether a reference module ran, on either side."""
+
+    def __init__(self, runner: Runner, was_called: Callable[[str], bool]) -> None:
+        self._runner = runner
+        self._was_called = was_called
+
+    def finding(self, rank: int, graft: Graft) -> Finding:
+        """Return the finding for a suspect."""
+        suspect, static = self._placed(graft.suspect)
+        return Finding(
+            rank=rank,
+            module=suspect.module,
+            call=suspect.call.call,
+            kind=suspect.kind,
+            argument=suspect.argument,
+            callee=suspect.callees[0] if suspect.callees else None,
+            callees=tuple(suspect.callees),
+            members=tuple(suspect.members),
+            count=len(suspect.modules),
+            confirmed=graft.is_cause,
+            graft={"before": graft.before, "after": graft.after},
+            summary=summary(suspect, static),
+            evidence=tuple(evidence_for(suspect, static)),
+            source=self._source(suspect),
+        )
+
+    def static(self, module: str) -> tuple[str, ...]:
+        """Return what differs between a reference module and the candidate's that answer to it, in words."""
+        modules, answering = self._runner.models[0].modules, self._runner.answering(module)
+        if module not in modules or not answering:
+            return ()
+        theirs = [self._runner.models[1].modules[path] for path in answering]
+        return tuple(static_differences(modules[module], theirs))
+
+    def _placed(self, suspect: Suspect) -> tuple[Suspect, tuple[str, ...]]:
+        """Return the suspect, put where its data differs if that explains it, and what differs there.
+
+        Code that is right computes something else out of other parameters: its own, or those of a module inside that
+        it only takes the weights of.
+        """
+        static = self.static(suspect.module)
+        if not suspect.has_children or suspect.kind not in ("introduces", "miscalls"):
+            return suspect, static
+        for child in self._uncalled(suspect.module):
+            inside = self.static(child)
+            if inside:
+                placed = replace(suspect, kind="introduces", module=child, argument=None, callees=[], members=[])
+                return replace(placed, callee=None, has_children=False), inside
+        value = suspect.value
+        same_form = value is not None and value.status is Status.COMPARED and value.reference == value.candidate
+        if static and suspect.kind == "miscalls" and (same_form or self._data_differs(suspect.module)):
+            return replace(suspect, kind="introduces", argument=None, callees=[]), static
+        return suspect, static
+
+    def _data_differs(self, module: str) -> bool:
+        theirs = [self._runner.models[1].modules[path] for path in self._runner.answering(module)]
+        return any(True for _ in tensor_differences(self._runner.models[0].modules[module], theirs))
+
+    def _uncalled(self, module: str) -> list[str]:
+        modules = self._runner.models[0].modules
+        below = (path for path in modules if path.rpartition(".")[0] == module and path != module)
+        return [path for path in below if not self._was_called(path)]
+
+    def _source(self, suspect: Suspect) -> dict[str, Any] | None:
+        """Return the line on each side: of the call that is made wrongly, of the last call before a container errs."""
+        call = suspect.callee
+        if call is None and suspect.has_children:
+            call = next((child for child in reversed(suspect.call.children) if child.side is None), None)
+        if call is not None and call.sites != (None, None):
+            return source_of(*call.sites)
+        answering = next(iter(self._runner.answering(suspect.module)), "")
+        modules = (
+            self._runner.models[0].modules.get(suspect.module),
+            self._runner.models[1].modules.get(answering),
+        )
+        return source_of(*(None if module is None else forward_of(module) for module in modules))

@@ -1,0 +1,73 @@
+"""Runs the further passes of an investigation: the same models, the same sample, other boundaries forced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from qtrace.diagnose import Suspect
+from qtrace.investigation.trials import as_trial
+from qtrace.lockstep.forcing import Forcing
+from qtrace.model import Model
+from qtrace.passes import Options, Pass
+from qtrace.plan import Plan
+from qtrace.probe import Listener
+from qtrace.tolerance import rounding_tolerance
+
+# A graft that takes the final error down by this factor has found the cause.
+_HEALED = 0.1
+
+
+class Runner:
+    """`before` is the final error with nothing healed; `floor` is what the rounding of the whole models explains.
+
+    `is_cast` says that the two models hold parameters of other dtypes.
+    """
+
+    def __init__(
+        self, models: tuple[Model, Model], plan: Plan, sample: Any, options: Options, own_random: bool
+    ) -> None:
+        self.models = models
+        self.plan = plan
+        self.before: float | None = None
+        dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
+        self.is_cast = dtypes[0] != dtypes[1]
+        self.floor = rounding_tolerance(sorted(dtypes[0] | dtypes[1], key=str), len(plan.reference_keys))
+        self._sample = sample
+        self._own_random = own_random
+        self._options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
+
+    def run(self, forcing: Forcing, listeners: tuple[Listener | None, Listener | None] = (None, None)) -> Pass:
+        """Run one pass; what a model raises in it is in its `ends`, Ctrl-C is raised."""
+        options = replace(self._options, listeners=listeners)
+        done = Pass(self.models, self.plan, self._sample, options, own_random=self._own_random, forcing=forcing)
+        done.execute()
+        for end in done.ends:
+            if isinstance(end.error, KeyboardInterrupt):
+                raise end.error
+        return done
+
+    def final_after(
+        self, found: Sequence[Suspect], listeners: tuple[Listener | None, Listener | None] = (None, None)
+    ) -> float | None:
+        """Return the final error with these suspects healed and everything else left as it is; None if it raises."""
+        miscalls = [suspect for suspect in found if suspect.kind == "miscalls"]
+        entries = {name for suspect in miscalls for name in suspect.callees}
+        names = {suspect.argument for suspect in miscalls if suspect.argument is not None}
+        exits = {module for suspect in found if suspect.kind != "miscalls" for module in suspect.modules}
+        forcing = Forcing(entries=entries, exits=exits, names=names.__contains__ if entries else None)
+        done = self.run(forcing, listeners)
+        if done.raised():
+            return None
+        return as_trial(done.comparison, local=False).final_error
+
+    def is_healed(self, after: float | None) -> bool:
+        """Return whether a final error is ten times below the one before, or no more than rounding explains."""
+        if after is None:
+            return False
+        return self.before is None or after <= max(_HEALED * self.before, self.floor)
+
+    def answering(self, key: str) -> list[str]:
+        """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""
+        return [path for path, reference in self.plan.candidate_keys.items() if reference == key]

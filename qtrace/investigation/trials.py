@@ -1,0 +1,78 @@
+"""From what a pass left behind to a tree of calls that can be judged without torch."""
+
+from __future__ import annotations
+
+from qtrace.diagnose import CallRecord, Trial, Value
+from qtrace.lockstep import Comparison, Pair
+from qtrace.lockstep.comparison import LOCAL_DEPTH, Met, place
+from qtrace.lockstep.forcing import IN, OUT
+from qtrace.probe import Site
+from qtrace.relate import DELIBERATE, excuses
+
+
+def as_trial(comparison: Comparison, *, local: bool, known: frozenset[tuple[str, str]] = frozenset()) -> Trial:
+    """Return what a pass left behind as a tree of calls.
+
+    `local` judges each call by the error made in it alone; `known` are arguments that do no harm, see `Trial`.
+    """
+    made: dict[int, CallRecord] = {}
+    roots: list[CallRecord] = []
+    for met in comparison.met:
+        record = _record(comparison, met, local=local)
+        made[id(met)] = record
+        (made[id(met.parent)].children if met.parent is not None else roots).append(record)
+    return Trial(tuple(roots), known)
+
+
+def _record(comparison: Comparison, met: Met, *, local: bool) -> CallRecord:
+    call = met.call
+    inner = max(LOCAL_DEPTH, call.order - call.entry)
+    depth_in, depth_out = (LOCAL_DEPTH, inner) if local else (call.entry, call.order)
+    converted = comparison.forcing is not None and met.call.key in comparison.forcing.converted
+
+    def values(pairs: list[tuple[str, Pair]], mark: str, depth: int) -> tuple[Value, ...]:
+        wheres = [None if local else place(met, mark, name) for name, _ in pairs]
+        return tuple(
+            _value(name, pair, comparison.agrees(pair, depth, where), mark + name in met.forced, converted)
+            for (name, pair), where in zip(pairs, wheres, strict=True)
+        )
+
+    sites = tuple(None if site is None else _plain_site(site) for site in met.sites)
+    return CallRecord(
+        module=call.key if call.key is not None else call.path,
+        type=call.type,
+        call=call.index,
+        entry=call.entry,
+        order=call.order,
+        arguments=values(met.arguments, IN, depth_in),
+        outputs=values(met.outputs, OUT, depth_out),
+        side="reference" if met.candidate is None else "candidate" if met.reference is None else None,
+        raised=met.raised,
+        ended=met.ended,
+        sites=(sites[0], sites[1]),
+    )
+
+
+def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool) -> Value:
+    found = pair.statistics()
+    related = pair.relation.error if pair.relation is not None and pair.relation.kind == "mask" else None
+    if converted and excuses(pair.relation):
+        # In the convention that holds there, the two are the same.
+        agrees, related = True, pair.peir_related()
+    return Value(
+        name=name,
+        agrees=agrees,
+        forced=forced,
+        status=found.status,
+        error=found.peir if related is None else related,
+        rel_l2=found.rel_l2,
+        relation=pair.relation.kind if pair.relation is not None else None,
+        reference=pair.reference,
+        candidate=pair.candidate,
+        deliberate=pair.relation is not None and pair.relation.kind in DELIBERATE,
+        key=id(pair),
+    )
+
+
+def _plain_site(site: Site) -> tuple[str, int, str]:
+    return site.file, site.line, site.function

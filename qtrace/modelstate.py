@@ -1,0 +1,102 @@
+"""What a model writes to itself while it runs: buffers that must be as before, weights that both sides share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qtrace.model import Model
+from qtrace.tree import join
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A buffer as it was: where it hangs, which tensor it is (None where there was none), and its values."""
+
+    module: torch.nn.Module
+    name: str
+    buffer: torch.Tensor | None
+    values: torch.Tensor | None
+
+
+@contextlib.contextmanager
+def buffers_kept(models: Sequence[Model]) -> Iterator[None]:
+    """Restore, at the end, the buffers of the modules in training mode (running means, counts of batches).
+
+    Only those of `Model.in_training` are copied, so that a model in eval mode costs nothing. A buffer that was
+    exchanged for another is hung back.
+    """
+    modules = {id(m): m for model in models for m in (model.modules[path] for path in model.in_training)}
+    kept = [
+        _Kept(module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in modules.values()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        for entry in kept:
+            _restore(entry)
+
+
+class SharedTensors:
+    """The parameters and buffers that lie in memory of both models, and how often they had been written so far."""
+
+    def __init__(self, models: tuple[Model, Model]) -> None:
+        first, second = (list(_named(model)) for model in models)
+        mine = {_storage(tensor) for _, tensor in first} - {0}
+        both = mine & {_storage(tensor) for _, tensor in second}
+        self._versions = [
+            (name, tensor, _version(tensor)) for name, tensor in (*first, *second) if _storage(tensor) in both
+        ]
+
+    def written(self) -> list[str]:
+        """Return the names of those that have been written since, a name that both sides use once."""
+        found = (name for name, tensor, version in self._versions if _version(tensor) != version)
+        return list(dict.fromkeys(found))
+
+    def warnings(self) -> list[str]:
+        """Return the warning for what has been written since, if anything."""
+        names = self.written()
+        if not names:
+            return []
+        some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+        return [
+            f"reference and candidate share {some}, which was written while they ran: "
+            "each side may have computed with what the other wrote; give the candidate a copy"
+        ]
+
+
+def _named(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in model.modules.items():
+        for kind in (module._parameters, module._buffers):
+            for name, tensor in kind.items():
+                if tensor is not None:
+                    yield join(path, name), tensor
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Return the address of a tensor's memory; 0 for one that has none, or does not tell."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Return how often a tensor was written; inference tensors do not count it."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _restore(kept: _Kept) -> None:
+    buffer, values = kept.buffer, kept.values
+    kept.module._buffers[kept.name] = buffer
+    # The version counter would not tell: batch norm's kernel writes the running statistics past it.
+    if buffer is None or values is None or buffer.is_meta or torch.equal(buffer, values):
+        return
+    # Outside inference mode, an inference tensor cannot be written.
+    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+        buffer.copy_(values)
