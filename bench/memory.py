@@ -49,13 +49,14 @@ def measure(name: str, depth: int) -> dict[str, float]:
     # What is imported and set up once, whatever the length, is no memory of the run itself.
     chosen[name](*pair, smollm2.tokens(4))
     chosen["bare"](*pair, inputs)
-    before = _peak_mb()
+    before = peak_mb()
     chosen[name](*pair, inputs)
-    after = _peak_mb()
+    after = peak_mb()
     return {"bare_mb": before, "extra_mb": after - before}
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """Return the most memory in MB that this process ever had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

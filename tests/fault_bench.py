@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of nested tuples, lists and mappings (a ModelOutput is one), in order."""
+    """Yield the tensors of nested tuples, lists, mappings (a ModelOutput is one) and dataclasses, in order."""
     if isinstance(value, torch.Tensor):
         yield value.detach()
     elif isinstance(value, Mapping):
@@ -19,6 +20,9 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from tensors(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors(getattr(value, field.name))
 
 
 def difference(references: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor]) -> float:

@@ -16,8 +16,20 @@ from qtrace.sources.samples import as_samples
 from tests.fault_bench import difference, tensors
 
 # In a quantized candidate every layer differs, and a wrapped one takes other arguments under other paths.
-UNLIKE = ("quantized", "qwen3_vl")
-CASES = [case for case in cases() if case.answers and case.architecture not in UNLIKE]
+UNLIKE = (
+    "quantized",
+    "quantized_conv",
+    "quantized_vit",
+    "int8_bert",
+    "qwen3_vl",
+    "tico_llama",
+    "compensated",
+    "reparametrized",
+    "rebuilt",
+)
+# Written anew, both attentions return weights that nobody uses in another form.
+WRITTEN_ANEW = "torch_layers/written_out_wrongly"
+CASES = [case for case in cases() if case.answers and case.architecture not in UNLIKE and case.id != WRITTEN_ANEW]
 AGREES = 2e-6
 
 

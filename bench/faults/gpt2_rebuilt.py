@@ -1,0 +1,245 @@
+"""GPT-2 rebuilt from other modules, as porters do: most are right, and some hide one fault among the changes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from bench.faults import models
+from bench.faults.case import Pair, Suite
+from bench.faults.decoding import PROMPT, Decoding, prompt
+from bench.faults.more_text_models import gpt2
+from bench.faults.rewrite import rewrite
+
+suite = Suite("gpt2", gpt2, models.padded_uncached)
+# The answer stands among changes that a replay of single modules on the reference's arguments cannot tell from it.
+folded = Suite("compensated", gpt2, models.padded_uncached)
+BLOCKS = [f"transformer.h.{layer}" for layer in range(2)]
+PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+def _linear(projection: Any, rows: slice = slice(None)) -> nn.Linear:
+    """Return a linear layer for (part of) a projection that is stored as [in, out]."""
+    weight = projection.weight.detach()[:, rows].t().contiguous()
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(projection.bias.detach()[rows].clone())
+    return linear
+
+
+def _as_linear_layers(pair: Pair) -> None:
+    for block in BLOCKS:
+        for name in PROJECTIONS:
+            parent, _, last = f"{block}.{name}".rpartition(".")
+            setattr(pair.at(parent), last, _linear(pair.at(f"{block}.{name}")))
+
+
+class Split(nn.Module):
+    """Three linear layers for one fused projection, joined in the fused order."""
+
+    def __init__(self, fused: Any) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (_linear(fused, slice(64 * i, 64 * i + 64)) for i in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
+
+
+class Ported(nn.Module):
+    """Holds a module as `.wrapped` and passes everything on by position."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = module
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrapped(x)
+
+
+@suite.correct()
+def linear_layers(pair: Pair) -> None:
+    """Every projection is a torch linear layer with the transposed weight."""
+    _as_linear_layers(pair)
+
+
+@suite.fault("parameter", at="transformer.h.0.attn.c_proj")
+def linear_layers_one_not_transposed(pair: Pair) -> None:
+    """The same, and the porter forgot to transpose one square weight."""
+    _as_linear_layers(pair)
+    with torch.no_grad():
+        weight = pair.at("transformer.h.0.attn.c_proj").weight
+        weight.copy_(weight.t().clone())
+
+
+@suite.correct()
+def projections_split(pair: Pair) -> None:
+    """The fused projection consists of three linear layers."""
+    for block in BLOCKS:
+        pair.at(f"{block}.attn").c_attn = Split(pair.at(f"{block}.attn.c_attn"))
+
+
+@suite.fault("parameter", at="transformer.h.1.attn.c_attn")
+def projections_split_one_bias_lost(pair: Pair) -> None:
+    """The same, and the value's bias of one of them was lost: its reference module is the fused projection."""
+    projections_split(pair)
+    with torch.no_grad():
+        pair.at("transformer.h.1.attn.c_attn.value").bias.zero_()
+
+
+@suite.correct()
+def norms_folded(pair: Pair) -> None:
+    """Weights and biases of the norms are folded into the projections that read them."""
+    with torch.no_grad():
+        for block in BLOCKS:
+            for norm, projection in ((".ln_1", ".attn.c_attn"), (".ln_2", ".mlp.c_fc")):
+                gain, shift = pair.at(block + norm).weight, pair.at(block + norm).bias
+                target = pair.at(block + projection)
+                target.bias.add_(shift @ target.weight)
+                target.weight.mul_(gain[:, None])
+                gain.fill_(1.0)
+                shift.zero_()
+
+
+@folded.fault("parameter", at=["transformer.h.1.attn.c_attn", "transformer.h.1.ln_1"])
+def norms_folded_one_shift_forgotten(pair: Pair) -> None:
+    """The same, but one norm's bias was dropped without going into the projection: either of the two lacks it."""
+    norms_folded(pair)
+    with torch.no_grad():
+        pair.at("transformer.h.1.attn.c_attn").bias.copy_(pair.reference.transformer.h[1].attn.c_attn.bias)
+
+
+@suite.correct()
+def scale_folded_into_queries(pair: Pair) -> None:
+    """1 / sqrt(head size) is in the first third of the fused projection, and attention does not scale."""
+    with torch.no_grad():
+        for block in BLOCKS:
+            fused = pair.at(f"{block}.attn.c_attn")
+            fused.weight[:, :64].mul_(0.25)
+            fused.bias[:64].mul_(0.25)
+            pair.at(f"{block}.attn").scaling = 1.0
+
+
+@folded.fault("container", at=["transformer.h.0.attn", "transformer.h.0.attn.c_attn"])
+def scale_folded_and_kept(pair: Pair) -> None:
+    """The scale is in the weights, and one attention still scales: undone in neither, so both places describe it."""
+    scale_folded_into_queries(pair)
+    pair.at("transformer.h.0.attn").scaling = 0.25
+
+
+@suite.correct()
+def fused_attention(pair: Pair) -> None:
+    """The candidate uses torch's scaled_dot_product_attention."""
+    pair.candidate.set_attn_implementation("sdpa")
+
+
+@suite.correct()
+def everything_wrapped(pair: Pair) -> None:
+    """Every projection, norm and activation is inside a wrapper."""
+    _wrap(pair)
+
+
+@suite.fault("parameter", at="transformer.h.1.mlp.c_fc")
+def everything_wrapped_one_row_flipped(pair: Pair) -> None:
+    """The same, and one channel of a wrapped projection has the opposite sign."""
+    _wrap(pair)
+    with torch.no_grad():
+        pair.at("transformer.h.1.mlp.c_fc.wrapped").weight[:, 7].neg_()
+
+
+@suite.fault("container", at="transformer.h.0.attn", kind=["miscalls", "introduces"])
+def everything_wrapped_heads_reversed(pair: Pair) -> None:
+    """The same, and one attention joins its heads in reverse."""
+    _wrap(pair)
+    rewrite(
+        pair.at("transformer.h.0.attn"),
+        "attn_output.reshape(*attn_output.shape[:-2], -1)",
+        "attn_output.flip(-2).reshape(*attn_output.shape[:-2], -1)",
+    )
+
+
+def _wrap(pair: Pair) -> None:
+    for block in BLOCKS:
+        for name in (*PROJECTIONS, "ln_1", "ln_2", "mlp.act"):
+            parent, _, last = f"{block}.{name}".rpartition(".")
+            setattr(pair.at(parent), last, Ported(pair.at(f"{block}.{name}")))
+
+
+@functools.cache
+def _decoding() -> nn.Module:
+    return Decoding(gpt2()).eval()
+
+
+decoding = Suite("gpt2_decoding", _decoding, prompt)
+
+
+@decoding.fault("argument", at="model.transformer", kind="miscalls", argument="input")
+def positions_wrong_in_one_step(pair: Pair) -> None:
+    """The model counts one too far in its second step of decoding, and in no other."""
+    rewrite(
+        pair.at("model.transformer"),
+        "device=inputs_embeds.device) + past_seen_tokens",
+        f"device=inputs_embeds.device) + past_seen_tokens + (past_seen_tokens == {PROMPT + 1})",
+    )
+
+
+@decoding.fault("container", at="model.transformer.h.1.attn", kind="raises")
+def cache_of_another_layer(pair: Pair) -> None:
+    """One attention stores its keys under the number of the layer before it, and reads twice too many of them."""
+    pair.at("model.transformer.h.1.attn").layer_idx = 0
+
+
+@decoding.fault("container", at="model.transformer.h.0.attn", kind=["miscalls", "introduces"])
+def oldest_key_forgotten(pair: Pair) -> None:
+    """From the third call on, one attention zeroes the oldest value that the cache returns."""
+    rewrite(
+        pair.at("model.transformer.h.0.attn"),
+        "key_states, value_states = curr_past_key_values.update(key_states, value_states, self.layer_idx)",
+        "key_states, value_states = curr_past_key_values.update(key_states, value_states, self.layer_idx)\n"
+        f"            if value_states.shape[2] > {PROMPT + 1}:\n"
+        "                value_states = torch.nn.functional.pad(value_states[:, :, 1:], (0, 0, 1, 0))",
+    )
+
+
+@decoding.fault("parameter", at="model.transformer.wpe")
+def late_positions_never_loaded(pair: Pair) -> None:
+    """The rows of the position table beyond 10 are zero, so only the last steps are wrong."""
+    with torch.no_grad():
+        pair.at("model.transformer.wpe").weight[10:].zero_()
+
+
+@decoding.correct("clean", "inconclusive")
+def without_a_cache(pair: Pair) -> Pair:
+    """The candidate reads the whole text in each step; inside, nothing has the reference's shapes."""
+    return Pair(pair.reference, Recomputing(pair.candidate.model).eval(), pair.inputs)
+
+
+@decoding.correct()
+def static_cache(pair: Pair) -> Pair:
+    """The candidate's cache has its full length from the start."""
+    return Pair(pair.reference, Preallocated(pair.candidate.model).eval(), pair.inputs)
+
+
+class Recomputing(Decoding):
+    """Decodes without a cache."""
+
+    def forward(self, input_ids: Tensor) -> list[Tensor]:
+        ends = range(PROMPT, input_ids.shape[1] + 1)
+        logits = [self.model(input_ids=input_ids[:, :end], use_cache=False).logits for end in ends]
+        return [logits[0], *(step[:, -1:] for step in logits[1:])]
+
+
+class Preallocated(Decoding):
+    """Decodes with a cache of fixed size."""
+
+    def forward(self, input_ids: Tensor) -> list[Tensor]:
+        config: Any = self.model.config
+        cache = transformers.StaticCache(config=config, max_cache_len=input_ids.shape[1] + 4)
+        ends = range(PROMPT, input_ids.shape[1] + 1)
+        starts = [0, *ends]
+        return [
+            self.model(input_ids=input_ids[:, start:end], past_key_values=cache).logits
+            for start, end in zip(starts, ends, strict=False)
+        ]

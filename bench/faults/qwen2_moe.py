@@ -1,0 +1,209 @@
+"""Qwen2-MoE: routed and shared experts, biases on query, key and value, a sliding window in the first layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bench.faults import models
+from bench.faults.case import Pair, Suite
+from bench.faults.correct_structure import Wrapped
+from bench.faults.more_text_models import qwen2_moe
+from bench.faults.rewrite import rewrite
+
+suite = Suite("qwen2_moe", qwen2_moe, models.uncached)
+# The answer stands among changes that a replay of single modules on the reference's arguments cannot tell from it.
+folded = Suite("compensated", qwen2_moe, models.uncached)
+GATES = [f"model.layers.{layer}.mlp.gate" for layer in range(2)]
+
+
+@suite.several(*GATES)
+def weights_not_normalised_anywhere(pair: Pair) -> None:
+    """No router divides its weights by their sum: an attribute of each."""
+    for path in GATES:
+        pair.at(path).norm_topk_prob = False
+
+
+@suite.fault("leaf", at="model.layers.1.mlp.gate")
+def softmax_over_tokens(pair: Pair) -> None:
+    """The router's softmax runs over the tokens."""
+    rewrite(pair.at("model.layers.1.mlp.gate"), "dtype=torch.float, dim=-1", "dtype=torch.float, dim=0")
+
+
+@suite.fault("leaf", at="model.layers.0.mlp.gate")
+def router_in_bfloat16(pair: Pair) -> None:
+    """One router computes its logits in bfloat16: a little off, and here and there another expert."""
+    rewrite(
+        pair.at("model.layers.0.mlp.gate"),
+        "F.linear(hidden_states, self.weight)",
+        "F.linear(hidden_states.bfloat16(), self.weight.bfloat16()).float()",
+    )
+
+
+@suite.fault("parameter", at="model.layers.1.mlp.experts")
+def experts_in_another_order(pair: Pair) -> None:
+    """The experts are in another order than the router's rows."""
+    experts = pair.at("model.layers.1.mlp.experts")
+    with torch.no_grad():
+        for weight in (experts.gate_up_proj, experts.down_proj):
+            weight.copy_(weight[[1, 2, 3, 0]])
+
+
+@suite.fault("parameter", at="model.layers.0.mlp.experts")
+def one_down_projection_from_another_expert(pair: Pair) -> None:
+    """Expert 3 has the down projection of expert 0."""
+    with torch.no_grad():
+        down = pair.at("model.layers.0.mlp.experts").down_proj
+        down[3].copy_(down[0])
+
+
+@suite.fault("container", at="model.layers.0.mlp")
+def shared_expert_ungated(pair: Pair) -> None:
+    """The block adds its shared expert without the sigmoid: it calls everything as before."""
+    rewrite(
+        pair.at("model.layers.0.mlp"),
+        "F.sigmoid(self.shared_expert_gate(hidden_states_reshaped))",
+        "self.shared_expert_gate(hidden_states_reshaped)",
+    )
+
+
+@suite.fault("container", at="model.layers.1.mlp")
+def shared_expert_dropped(pair: Pair) -> None:
+    """The block calls its shared expert and forgets what it returns."""
+    rewrite(pair.at("model.layers.1.mlp"), "expert_output + shared_expert_output", "expert_output")
+
+
+@suite.fault("argument", at="model.layers.1.mlp", kind="miscalls", argument="top_k_weights")
+def routing_weights_squared(pair: Pair) -> None:
+    """The block hands its experts the square of the router's weights."""
+    rewrite(
+        pair.at("model.layers.1.mlp"),
+        "selected_experts, routing_weights)",
+        "selected_experts, routing_weights * routing_weights)",
+    )
+
+
+@suite.fault("parameter", at="model.layers.0.self_attn.q_proj")
+def query_bias_lost(pair: Pair) -> None:
+    """A bias was never loaded."""
+    with torch.no_grad():
+        pair.at("model.layers.0.self_attn.q_proj").bias.zero_()
+
+
+@suite.fault("argument", at="model", kind="miscalls", argument="attention_mask")
+def window_one_off(pair: Pair) -> None:
+    """The window holds one token more: only the first layer's mask, and only from the seventh token on."""
+    pair.candidate.config.sliding_window = 7
+
+
+@suite.fault("argument", at="model", kind="miscalls", argument="attention_mask")
+def window_ignored(pair: Pair) -> None:
+    """The first layer gets the mask without a window."""
+    rewrite(
+        pair.at("model"), "causal_mask_mapping[self.config.layer_types[i]]", 'causal_mask_mapping["full_attention"]'
+    )
+
+
+@suite.fault("argument", at="model", kind="miscalls", argument="position_ids")
+def late_positions_clamped(pair: Pair) -> None:
+    """Positions beyond 16 all count as 16."""
+    rewrite(
+        pair.at("model"),
+        "self.rotary_emb(hidden_states, position_ids)",
+        "self.rotary_emb(hidden_states, position_ids.clamp(max=16))",
+    )
+
+
+@suite.fault("buffer", at="model.rotary_emb")
+def rotary_base_of_another_model(pair: Pair) -> None:
+    """The rotary frequencies come from the base 1e6."""
+    rotary = pair.at("model.rotary_emb")
+    rotary.inv_freq.copy_(1e6 ** -(torch.arange(0, 16, 2) / 16))
+
+
+@suite.fault("container", at="model", kind=["structure", "miscalls"])
+def last_norm_is_a_layers(pair: Pair) -> None:
+    """The model norms its last states with the first layer's input_layernorm: another module in the place of one."""
+    rewrite(pair.at("model"), "self.norm(hidden_states)", "self.layers[0].input_layernorm(hidden_states)")
+
+
+@suite.fault("container", at="model.layers.0", kind=["introduces", "miscalls"])
+def attention_forgotten(pair: Pair) -> None:
+    """The first layer calls its attention and goes on with the residual alone."""
+    rewrite(
+        pair.at("model.layers.0"),
+        "        hidden_states = residual + hidden_states\n\n        # Fully Connected",
+        "        hidden_states = residual\n\n        # Fully Connected",
+    )
+
+
+@suite.several("model.layers.0.self_attn", "model.layers.1.self_attn")
+def scale_of_the_hidden_size_everywhere(pair: Pair) -> None:
+    """Both attentions divide their logits by the root of the hidden size."""
+    for layer in range(2):
+        pair.at(f"model.layers.{layer}.self_attn").scaling = 64**-0.5
+
+
+@suite.several("model.layers.0.input_layernorm", "model.layers.0.mlp", "model.layers.1.mlp.shared_expert.act_fn")
+def eps_gate_and_activation(pair: Pair) -> None:
+    """A norm's eps is 1e-3, a shared expert is not gated, and another one's activation is a GELU."""
+    pair.at("model.layers.0.input_layernorm").variance_epsilon = 1e-3
+    shared_expert_ungated(pair)
+    pair.at("model.layers.1.mlp.shared_expert").act_fn = nn.GELU()
+
+
+@suite.correct()
+def hidden_channels_of_experts_permuted(pair: Pair) -> None:
+    """The hidden channels of every expert are in another order, in both of its weights."""
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for layer in range(2):
+            experts = pair.at(f"model.layers.{layer}.mlp.experts")
+            experts.gate_up_proj.copy_(experts.gate_up_proj[:, torch.cat((order, order + 48))])
+            experts.down_proj.copy_(experts.down_proj[:, :, order])
+
+
+@suite.correct()
+def experts_of_equal_rank_permuted(pair: Pair) -> None:
+    """Experts and the router's rows are both in reverse order."""
+    with torch.no_grad():
+        for layer in range(2):
+            block = pair.at(f"model.layers.{layer}.mlp")
+            for weight in (block.gate.weight, block.experts.gate_up_proj, block.experts.down_proj):
+                weight.copy_(weight.flip(0))
+
+
+@folded.fault("parameter", at=["model.layers.0.mlp.experts", "model.layers.0.mlp.gate"])
+def experts_permuted_without_their_router(pair: Pair) -> None:
+    """Both layers' experts are in reverse order, one router is not: it or its experts may be called wrong."""
+    experts_of_equal_rank_permuted(pair)
+    with torch.no_grad():
+        weight = pair.at("model.layers.0.mlp.gate").weight
+        weight.copy_(weight.flip(0))
+
+
+@suite.correct()
+def experts_batched(pair: Pair) -> None:
+    """The candidate multiplies all experts at once."""
+    pair.candidate.set_experts_implementation("batched_mm")
+
+
+@suite.correct()
+def every_linear_wrapped(pair: Pair) -> None:
+    """Every linear layer is inside a wrapper."""
+    _wrap_linears(pair)
+
+
+@suite.fault("parameter", at="model.layers.1.mlp.shared_expert.down_proj")
+def every_linear_wrapped_one_row_stale(pair: Pair) -> None:
+    """The same, and one row inside a wrapper is half as large as it should be."""
+    _wrap_linears(pair)
+    with torch.no_grad():
+        pair.at("model.layers.1.mlp.shared_expert.down_proj.wrapped").weight[11].mul_(0.5)
+
+
+def _wrap_linears(pair: Pair) -> None:
+    for path, module in list(pair.candidate.named_modules()):
+        if isinstance(module, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(pair.at(parent), name, Wrapped(module))
