@@ -2,7 +2,7 @@
 
 What is measured, at 512 tokens: the accumulated pass with one forced pass, the complete diagnosis of one injected
 fault with its graft, and that of the model's bfloat16 cast, which ends as drift. Each against two bare forwards of the
-same two models, in turns, in a process of its own, since a peak of memory never goes down again.
+same two models, in turns, in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import qtrace
 from bench import smollm2
 from bench.engines import bare
-from bench.memory import peak_mb
+from bench.memory import peak_of
 from qtrace.records import Outcome
 
 TOKENS = 512
@@ -85,10 +85,8 @@ def measure(name: str, repetitions: int) -> dict[str, float]:
 
     # What is imported and set up once, whatever the length, is no memory of the run itself.
     qtrace.trace(*pair, smollm2.tokens(4), local=True)
-    bare(*pair, inputs)
-    before = peak_mb()
-    diagnosis()
-    after = peak_mb()
+    before = peak_of(lambda: bare(*pair, inputs))
+    after = peak_of(diagnosis)
     times: dict[str, list[float]] = {"bare": [], "diagnosis": []}
     for _ in range(repetitions):
         for key in times:

@@ -1,14 +1,16 @@
 """Peak memory of a trace over that of two bare forwards, by depth: `python -m bench.memory`.
 
-Each figure comes from a process of its own, since a peak never goes down again.
+Each figure comes from a process of its own, so that no engine runs in what another one has set up.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bench import smollm2
@@ -48,16 +50,18 @@ def measure(name: str, depth: int) -> dict[str, float]:
     chosen = engines()
     # What is imported and set up once, whatever the length, is no memory of the run itself.
     chosen[name](*pair, smollm2.tokens(4))
-    chosen["bare"](*pair, inputs)
-    before = peak_mb()
-    chosen[name](*pair, inputs)
-    after = peak_mb()
+    before = peak_of(lambda: chosen["bare"](*pair, inputs))
+    after = peak_of(lambda: chosen[name](*pair, inputs))
     return {"bare_mb": before, "extra_mb": after - before}
 
 
-def peak_mb() -> float:
-    """Return the most memory in MB that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_of(run: Callable[[], object]) -> float:
+    """Return the most memory in MB that this process held while `run` ran; needs Linux, which can forget a peak."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    run()
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class Pass:
 
     Its fields hold what is known so far, also when it was cut short: `comparison` the rows, `sides` the calls
     that were counted, `ends` how each model ended, `random` where the random generators stood, `fingerprints` those of
-    what the models returned, where the final outputs differ in a pass without forcing.
+    what the models returned, where the final outputs differ in a pass without forcing (in a sparse one, the
+    reference's).
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Pass:
         self._models = models
         self._samples = (sample, sample if candidate_sample is None else candidate_sample)
         self._call = options.call
+        self._is_sparse = plan.sparse
         self._may_be_checked = forcing is None and options.local is not False
         self._devices = devices = tuple(sorted({kind for model in models for kind in model.devices}))
         self.random = RandomState(devices)
@@ -88,6 +90,7 @@ class Pass:
                 devices=devices,
                 random=self.random if own_random else None,
                 listener=options.listeners[0],
+                sparse=plan.sparse,
                 passed=self.comparison.passed,
             ),
             LiveSide(
@@ -96,6 +99,7 @@ class Pass:
                 devices=devices,
                 random=self.random if own_random else None,
                 listener=options.listeners[1],
+                sparse=plan.sparse,
             ),
         )
 
@@ -113,7 +117,9 @@ class Pass:
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
             first, second = (end.value for end in self.ends)
             self.comparison.returned(entry, first, second, below=f"{self._call}()")
-        if self._may_be_checked and not all(row.verdict is Verdict.EQUAL for row in self.comparison.final_rows()):
+        if self._is_sparse and self.ends[0].error is None:
+            self.fingerprints = (Fingerprint(self.ends[0].value), None)
+        elif self._may_be_checked and not all(row.verdict is Verdict.EQUAL for row in self.comparison.final_rows()):
             prints = [None if end.error is not None else Fingerprint(end.value) for end in self.ends]
             self.fingerprints = (prints[0], prints[1])
         # What the models returned is compared; to keep it would cost the memory that this way of running saves.

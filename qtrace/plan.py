@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from qtrace.align import Alignment, ModuleInfo, align
@@ -14,13 +14,26 @@ from qtrace.patterns import select
 class Plan:
     """What is compared with what: `reference_keys` and `candidate_keys` map each side's paths to reference paths.
 
-    `chosen` are the reference paths that `only` and `skip` leave, the root always among them.
+    `chosen` are the reference paths that `only` and `skip` leave, the root always among them. Under a `sparse` plan
+    all other modules run without hooks.
     """
 
     alignment: Alignment
     chosen: frozenset[str]
     reference_keys: dict[str, str]
     candidate_keys: dict[str, str]
+    sparse: bool = False
+
+    def restricted(self, keys: Collection[str]) -> Plan:
+        """Return the plan that compares the root and these reference paths, and passes everything else by."""
+        kept = {"", *keys}
+        return replace(
+            self,
+            chosen=self.chosen & kept,
+            reference_keys={path: key for path, key in self.reference_keys.items() if key in kept},
+            candidate_keys={path: key for path, key in self.candidate_keys.items() if key in kept},
+            sparse=True,
+        )
 
 
 def make_plan(reference: Model, candidate: Model, only: Sequence[str] = (), skip: Sequence[str] = ()) -> Plan:

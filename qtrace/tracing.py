@@ -19,6 +19,7 @@ import qtrace
 from qtrace.description import describe_inputs, environment
 from qtrace.diagnose import verdicts
 from qtrace.errors import ForwardError, Interrupted
+from qtrace.fingerprint import Fingerprint
 from qtrace.investigation import Investigation, as_trial
 from qtrace.judgement import final, is_clean, is_too_little, outcome
 from qtrace.lockstep import CANDIDATE, REFERENCE
@@ -89,17 +90,19 @@ class Run:
         for index, done in enumerate(self._passes):
             rows = final(done.comparison.final_rows())
             if rows and not all(is_clean(row, self._floors[index]) for row in rows):
-                check = self._self_check(index)
-                self._findings = check.applied(self._investigation(index).findings(done.comparison))
+                investigation = self._investigation(index)
+                found = investigation.findings(done.comparison)
+                check = self._self_check(index, investigation.reference_again())
+                self._findings = check.applied(found)
                 self._static = tuple(map(str, static_report(self._models, make_plan(*self._models))))
                 return
         if self._options.local:
             self._investigation(0).observe(self._passes[0].comparison)
 
-    def _self_check(self, index: int) -> SelfCheck:
+    def _self_check(self, index: int, again: Fingerprint | None) -> SelfCheck:
         """Look for a cause in the models' own state, before anybody is blamed."""
         done = self._passes[index]
-        first = FirstPass(done.random, done.fingerprints, done.drew_random)
+        first = FirstPass(done.random, done.fingerprints, done.drew_random, again)
         plan = make_plan(*self._models)
         check = self_check(self._models, plan, self._samples[index], self._options.call, first)
         for warning in (*self._shared.warnings(), *check.warnings):

@@ -29,6 +29,7 @@ from qtrace.diagnose import (
     verdicts,
     wrong_inside,
 )
+from qtrace.fingerprint import Fingerprint
 from qtrace.investigation.confirmation import confirmed, relieving
 from qtrace.investigation.naming import Naming
 from qtrace.investigation.runner import Runner
@@ -99,6 +100,10 @@ class Investigation:
         self._first = as_trial(first, local=False)
         self._everywhere()
 
+    def reference_again(self) -> Fingerprint | None:
+        """Return what the reference returned once more, in a pass that hooked hardly any module; None without one."""
+        return self._runner.reference_again
+
     def verdicts(self, findings: Sequence[Finding]) -> dict[Key, Verdict]:
         """Return what each output that differs means, by (module, call, output)."""
         return verdicts(self._first, findings, {key: local.is_visible for key, local in self.local.items()})
@@ -154,12 +159,13 @@ class Investigation:
 
     def _everywhere(self) -> Trial:
         """Hand over the reference's tensors at every boundary: each call shows the error that it makes itself."""
-        everywhere = frozenset(self._plan.reference_keys)
-        return self._trial(everywhere)
+        return self._trial(frozenset(self._plan.reference_keys))
 
     def _trial(self, forced: frozenset[str], converted: frozenset[str] = frozenset()) -> Trial:
         harmless = self._first.harmless
-        forcing = Forcing(entries=forced, exits=forced, converted=converted, harmless=harmless, explains=True)
+        # What the root returns goes nowhere.
+        exits = forced - {""}
+        forcing = Forcing(entries=forced, exits=exits, converted=converted, harmless=harmless, explains=True)
         done = self._runner.run(forcing)
         if done.raised():
             # What the callee of the reference takes, that of the candidate may not.

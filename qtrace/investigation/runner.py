@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qtrace.diagnose import Suspect
+from qtrace.fingerprint import Fingerprint
 from qtrace.investigation.trials import as_trial
 from qtrace.lockstep.forcing import Forcing
 from qtrace.model import Model
@@ -20,7 +21,9 @@ _HEALED = 0.1
 
 
 class Runner:
-    """`before` is the final error with nothing healed; `floor` is what the rounding of the whole models explains.
+    """`reference_again` is what the reference returned in a graft, whose hooks sit on hardly any module.
+
+    `before` is the final error with nothing healed; `floor` is what the rounding of the whole models explains.
 
     `is_cast` says that the two models hold parameters of other dtypes.
     """
@@ -31,6 +34,7 @@ class Runner:
         self.models = models
         self.plan = plan
         self.before: float | None = None
+        self.reference_again: Fingerprint | None = None
         dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
         self.is_cast = dtypes[0] != dtypes[1]
         self.floor = rounding_tolerance(sorted(dtypes[0] | dtypes[1], key=str), len(plan.reference_keys))
@@ -38,10 +42,19 @@ class Runner:
         self._own_random = own_random
         self._options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
 
-    def run(self, forcing: Forcing, listeners: tuple[Listener | None, Listener | None] = (None, None)) -> Pass:
-        """Run one pass; what a model raises in it is in its `ends`, Ctrl-C is raised."""
+    def run(
+        self,
+        forcing: Forcing,
+        listeners: tuple[Listener | None, Listener | None] = (None, None),
+        *,
+        plan: Plan | None = None,
+    ) -> Pass:
+        """Run one pass, with another plan where one is given.
+
+        What a model raises in it is in its `ends`, Ctrl-C is raised.
+        """
         options = replace(self._options, listeners=listeners)
-        done = Pass(self.models, self.plan, self._sample, options, own_random=self._own_random, forcing=forcing)
+        done = Pass(self.models, plan or self.plan, self._sample, options, own_random=self._own_random, forcing=forcing)
         done.execute()
         for end in done.ends:
             if isinstance(end.error, KeyboardInterrupt):
@@ -57,9 +70,11 @@ class Runner:
         names = {suspect.argument for suspect in miscalls if suspect.argument is not None}
         exits = {module for suspect in found if suspect.kind != "miscalls" for module in suspect.modules}
         forcing = Forcing(entries=entries, exits=exits, names=names.__contains__ if entries else None)
-        done = self.run(forcing, listeners)
+        # Only the boundaries that are healed need to stand still, and the end.
+        done = self.run(forcing, listeners, plan=self.plan.restricted(entries | exits))
         if done.raised():
             return None
+        self.reference_again = done.fingerprints[0]
         return as_trial(done.comparison, local=False).final_error
 
     def is_healed(self, after: float | None) -> bool:

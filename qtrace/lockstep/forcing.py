@@ -99,6 +99,12 @@ class Forcing:
             if converts and pair.explained and pair.convention is None and not _holds_a_fill(pair):
                 # Its neighbours have a convention of their own, and what this one's would be is not known.
                 continue
+            if mark == OUT and _may_be_written(met, theirs) and _is_plain_swap(mine, theirs, pair, converts):
+                # No memory of its own for what is thrown away at once.
+                with torch.no_grad():
+                    theirs.copy_(mine)
+                met.forced.add(mark + path)
+                continue
             resizes = mark == IN and self.resizes
             handed = made.get((id(mine), id(theirs)))
             if handed is None:
@@ -109,6 +115,19 @@ class Forcing:
                     swaps.setdefault(id(theirs), []).append(handed)
                 met.forced.add(mark + path)
         return swaps
+
+
+def _may_be_written(met: Met, candidate: torch.Tensor) -> bool:
+    """Return whether nobody else holds the tensor that the candidate's call returned."""
+    fresh = met.candidate is not None and met.candidate.fresh
+    return fresh and not candidate.is_inference() and candidate._base is None
+
+
+def _is_plain_swap(reference: torch.Tensor, candidate: torch.Tensor, pair: Pair, converts: bool) -> bool:
+    """Return whether the reference's values go over as they are, in the same shape."""
+    if reference.shape != candidate.shape or pair.layout is not None or _is_mask(pair.relation):
+        return False
+    return not (converts and pair.convention is not None) and not _is_bool_against_additive(reference, candidate)
 
 
 def _filled(

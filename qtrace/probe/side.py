@@ -25,6 +25,10 @@ from qtrace.probe.arguments import Bound, Signature, signature_of
 from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
 from qtrace.probe.state import RandomState, SideState
 
+# Of torch's own modules, those that always return a tensor of their own making.
+_FRESH = frozenset(
+    {torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.LayerNorm}
+)
 # Frames in these folders are not the model's own code.
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]) + os.sep)
 
@@ -58,7 +62,8 @@ class LiveSide:
     `modules` are the model's, by path; `keys` maps the paths of modules to the reference path that they answer
     to; all others are passed by. `calls` counts the calls by path, `unseen` those that could not stand still by
     (path, reason), `silent` lists the modules that take no hooks. `passed` is called with every call of a
-    module without partner, and what it returned.
+    module without partner, and what it returned. A `sparse` side hooks only the modules of `keys`, and counts no
+    others.
     """
 
     def __init__(
@@ -70,8 +75,9 @@ class LiveSide:
         random: RandomState | None = None,
         listener: Listener | None = None,
         passed: Callable[[Call, Any], None] | None = None,
+        sparse: bool = False,
     ) -> None:
-        self._modules = modules
+        self._modules = {path: modules[path] for path in keys} if sparse else modules
         self.calls: Counter[str] = Counter()
         self.unseen: Counter[tuple[str, str]] = Counter()
         self.silent: list[str] = []
@@ -215,7 +221,8 @@ class LiveSide:
         index = self.calls[path]
         self.calls[path] = index + 1
         caller = self._stack[-1].call.path if self._stack else ""
-        return Call(path, key, type(module).__name__, index, caller, entry=self._left)
+        kind = type(module)
+        return Call(path, key, kind.__name__, index, caller, entry=self._left, fresh=kind in _FRESH)
 
     def _is_inner(self, module: torch.nn.Module, key: str) -> bool:
         """Return whether the call runs inside a call of another module that stands for the same reference module."""

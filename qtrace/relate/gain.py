@@ -18,6 +18,7 @@ VISIBLE = 1e-3
 # Where the factor is taken out, what remains must be rounding, of a depth that any model has.
 _DEPTH = 100
 _UNEXPLAINED = 0.25
+_LEFT_OVER = 0.25
 _BLOCK = 1 << 20
 
 
@@ -35,7 +36,7 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
     if found.cosine is None or found.peir is None or found.non_finite is not None:
         return None
     rounding = rounding_tolerance((reference.dtype, candidate.dtype), _DEPTH)
-    if not (abs(found.cosine) > _SAME_DIRECTION and found.peir > max(VISIBLE, rounding)):
+    if not (abs(found.cosine) > _SAME_DIRECTION and found.peir > max(VISIBLE, rounding)) or _is_left_over(found):
         return None
     first, second = reference.detach().reshape(-1), candidate.detach().to(reference.device).reshape(-1)
     factor = _factor(first, second)
@@ -54,6 +55,21 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
     if name is not None:
         parameters["name"] = name
     return Relation("gain", parameters, error)
+
+
+def _is_left_over(found: Statistics) -> bool:
+    """Return whether more than half of the difference, in L2, stays once the best factor is taken out.
+
+    With s = ||c|| / ||r||, what stays is s² (1 - cosine²), against rel_l2² = 1 + s² - 2 s cosine.
+    """
+    if found.cosine is None or not found.rel_l2:
+        return False
+    square = found.cosine**2
+    size = abs(found.cosine) + math.sqrt(max(0.0, square - 1 + found.rel_l2**2))
+    if found.rel_l2 < 1 and found.cosine > 0:
+        # Of the two solutions the smaller s leaves less.
+        size = min(size, abs(found.cosine) - math.sqrt(max(0.0, square - 1 + found.rel_l2**2)))
+    return size**2 * (1 - square) > _LEFT_OVER * found.rel_l2**2
 
 
 def _factor(first: torch.Tensor, second: torch.Tensor) -> float:
