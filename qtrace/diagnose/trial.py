@@ -16,7 +16,8 @@ class Value:
     `deliberate` says that the candidate holds the reference's values in a convention that hardly comes about by
     accident, such as rotated or reordered channels.
     `key` identifies the pair of tensors: an argument with the key of an output is that output, passed on.
-    `error` is the PEIR that remains under the relation, where there is one.
+    `error` is the PEIR; under a relation that holds there, such as a mask's other fill, what remains. `related` is what
+    remains under any verified one.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Value:
     forced: bool = False
     status: Status = Status.COMPARED
     error: float | None = None
+    related: float | None = None
     rel_l2: float | None = None
     relation: str | None = None
     deliberate: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from qtrace.diagnose.trial import CallRecord, Trial, Value
-from qtrace.records import Finding, Verdict
+from qtrace.records import Finding, Status, Verdict
 
 # What leaves so many times larger than it came in was amplified, not just passed on.
 _AMPLIFIED = 10.0
@@ -66,13 +66,17 @@ def _way(trial: Trial, call: CallRecord, parent: CallRecord | None, value: Value
     own = made.get((call.module, call.call, value.name))
     if own:
         return Verdict.INTRODUCED
+    if trial.enters_clean(call) and any(child.side is None and child.differs for child in call.children):
+        # It came from inside.
+        return Verdict.INHERITED
     if own is None and trial.enters_clean(call):
-        from_inside = any(child.side is None and child.differs for child in call.children)
-        return Verdict.INHERITED if from_inside else Verdict.INTRODUCED
+        return Verdict.INTRODUCED
     if own is None and parent is not None and _is_misled(trial, call, parent):
         return Verdict.MISCALLED
-    received = max((v.error for v in call.arguments if v.error is not None), default=0.0)
-    if received and value.error is not None and value.error > _AMPLIFIED * received:
+    wrong = [value.error for value in call.arguments if not value.agrees and value.status is not Status.CANDIDATE_ONLY]
+    received = max((error for error in wrong if error is not None), default=0.0)
+    # Beside an argument of another kind there is no saying how much came in.
+    if received and None not in wrong and value.error is not None and value.error > _AMPLIFIED * received:
         return Verdict.AMPLIFIED
     return Verdict.INHERITED
 

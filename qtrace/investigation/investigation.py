@@ -177,7 +177,9 @@ class Investigation:
             if call.side is None and trial.enters_clean(call):
                 for value in call.outputs:
                     key = (call.module, call.call, value.name)
-                    self.local.setdefault(key, Local(value.error, not value.agrees and value.relation != "gain"))
+                    is_gain = value.relation == "gain"
+                    error = value.related if is_gain else value.error
+                    self.local.setdefault(key, Local(error, not value.agrees and not is_gain))
         return trial
 
 

@@ -65,6 +65,7 @@ def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool) -
         forced=forced,
         status=found.status,
         error=found.peir if related is None else related,
+        related=pair.peir_related(),
         rel_l2=found.rel_l2,
         relation=pair.relation.kind if pair.relation is not None else None,
         reference=pair.reference,

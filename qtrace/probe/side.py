@@ -111,14 +111,26 @@ class LiveSide:
         return self._step(reply)
 
     def site(self) -> Site | None:
-        """Return where the model's own code made the call that it stands in: the innermost frame outside torch."""
+        """Return where the model's own code made the call that it stands in: the innermost frame outside torch.
+
+        A frame of the called module itself, or of a wrapper that only hands the call on, is passed over.
+        """
+        own: Site | None = None
         frame = self._runner.gr_frame
         while frame is not None:
             file = frame.f_code.co_filename
             if not file.startswith(_FOREIGN):
-                return Site(file, frame.f_lineno, frame.f_code.co_name)
+                found = Site(file, frame.f_lineno, frame.f_code.co_name)
+                if not self._hands_on(frame.f_locals.get("self")):
+                    return found
+                own = own or found
             frame = frame.f_back
-        return None
+        return own
+
+    def _hands_on(self, owner: Any) -> bool:
+        """Return whether the code of `owner` makes a call of what it stands for itself, or stands for nothing."""
+        place = self._places.get(owner) if isinstance(owner, torch.nn.Module) else None
+        return place is not None and bool(self._stack) and place[1] in (None, self._stack[-1].key)
 
     def close(self) -> None:
         """Take the hooks off and end the model's run, wherever it stands; may be called at any time, more than once."""
