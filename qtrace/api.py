@@ -11,9 +11,9 @@ import torch
 from qtrace.errors import ForwardError, Interrupted, UsageError, did_you_mean
 from qtrace.passes import LEAST_COVERAGE, Options
 from qtrace.records import Argument, ReportData, Row, to_plain
+from qtrace.run.tracing import Run
 from qtrace.sources.samples import as_samples
 from qtrace.tolerance import Floors
-from qtrace.tracing import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,7 +26,7 @@ class Floors:
 
     `tolerance` is the reader's own limit and stands above all; `least` is one that is taken for rounding noise in any
     case. `measured` is the reference's own noise at each place, as a PEIR, where a second run of it was made
-    (see `qtrace.noise`); it stands in for the estimate of `rounding_tolerance`.
+    (see `qtrace.run.noise`); it stands in for the estimate of `rounding_tolerance`.
     """
 
     tolerance: float | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.faults import score, tables
-from bench.faults.case import CASES, Case
+from bench.faults.case import Case
 from bench.faults.catalogue import cases
 from bench.faults.heuristics import HEURISTICS, first_leap, first_over, largest_peir
 from bench.faults.score import Result, judge
@@ -126,13 +126,13 @@ def test_heuristics_are_judged_by_the_same_answer() -> None:
 
 
 def test_report_of_a_model_that_raises_is_judged() -> None:
-    result = score.run_case(CASES["bert/position_table_too_short"])
+    result = score.run_case(cases("bert/position_table_too_short")[0])
     assert result.error is None
     assert result.outcome is not None
 
 
 def test_trace_that_fails_counts_against_it() -> None:
-    case = dataclasses.replace(CASES["llama/identical"], call="no_such_method", answers=frozenset({"lm_head"}))
+    case = dataclasses.replace(cases("llama/identical")[0], call="no_such_method", answers=frozenset({"lm_head"}))
     result = score.run_case(case)
     assert result.error is not None
     assert result.error.startswith("UsageError")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from qtrace.fingerprint import Fingerprint
-from qtrace.model import Model
-from qtrace.modelstate import SharedTensors, buffers_kept
 from qtrace.passes import Options, Pass
-from qtrace.plan import make_plan
+from qtrace.passes.fingerprint import Fingerprint
+from qtrace.passes.model import Model
+from qtrace.passes.modelstate import SharedTensors, buffers_kept
+from qtrace.passes.plan import make_plan
 from qtrace.probe import RandomState
 from qtrace.records import Finding
 from qtrace.selfcheck import FirstPass, SelfCheck, self_check

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from qtrace.cli.listeners import CallCounter
-from qtrace.model import Model
-from qtrace.plan import make_plan
+from qtrace.passes.model import Model
+from qtrace.passes.plan import make_plan
 from qtrace.records import Unmatched
 from qtrace.records.calls import Pairing
 

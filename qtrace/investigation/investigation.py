@@ -29,16 +29,16 @@ from qtrace.diagnose import (
     verdicts,
     wrong_inside,
 )
-from qtrace.fingerprint import Fingerprint
 from qtrace.investigation.confirmation import confirmed, relieving
 from qtrace.investigation.naming import Naming
 from qtrace.investigation.runner import Runner
 from qtrace.investigation.trials import as_trial
 from qtrace.lockstep import Comparison
 from qtrace.lockstep.forcing import Forcing
-from qtrace.model import Model
 from qtrace.passes import Options
-from qtrace.plan import Plan
+from qtrace.passes.fingerprint import Fingerprint
+from qtrace.passes.model import Model
+from qtrace.passes.plan import Plan
 from qtrace.records import Finding, Verdict
 
 # Deep models nest about this many containers; each pass opens at least one level.

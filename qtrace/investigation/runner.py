@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from qtrace.diagnose import Suspect
-from qtrace.fingerprint import Fingerprint
 from qtrace.investigation.trials import as_trial
 from qtrace.lockstep.forcing import Forcing
-from qtrace.model import Model
 from qtrace.passes import Options, Pass
-from qtrace.plan import Plan
+from qtrace.passes.fingerprint import Fingerprint
+from qtrace.passes.model import Model
+from qtrace.passes.plan import Plan
 from qtrace.probe import Listener
 from qtrace.tolerance import rounding_tolerance
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from qtrace.diagnose.isolate import role
-from qtrace.model import Model
-from qtrace.plan import Plan
-from qtrace.static import attribute_differences, tensor_differences
+from qtrace.passes.model import Model
+from qtrace.passes.plan import Plan
+from qtrace.static.differences import attribute_differences, tensor_differences
 from qtrace.tree import join
 
 _MOST_NOTES = 20

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from qtrace.align import Alignment, ModuleInfo, align
-from qtrace.model import Model
+from qtrace.passes.model import Model
 from qtrace.patterns import select
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qtrace.model import Model
+from qtrace.passes.model import Model
 from qtrace.tree import join
 
 

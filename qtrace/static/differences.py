@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from qtrace.records import Statistics, Status
+from qtrace.static.weightrows import RowDifferences
 from qtrace.stats import NoValues, measure, plain
 from qtrace.tolerance import rounding_tolerance
-from qtrace.weightrows import RowDifferences
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _FUNCTIONS = (FunctionType, BuiltinFunctionType)

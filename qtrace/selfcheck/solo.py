@@ -12,9 +12,9 @@ import torch
 
 from qtrace.lockstep import Comparison, Lockstep
 from qtrace.lockstep.forcing import IN, Forcing
-from qtrace.model import Model
-from qtrace.modelstate import buffers_kept
 from qtrace.passes import copied
+from qtrace.passes.model import Model
+from qtrace.passes.modelstate import buffers_kept
 from qtrace.probe import End, LiveSide, RandomState
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from qtrace.errors import UsageError
-from qtrace.fingerprint import Fingerprint
 from qtrace.lockstep import REFERENCE, Comparison, Lockstep
 from qtrace.lockstep.forcing import Forcing
-from qtrace.model import Model
-from qtrace.modelstate import buffers_kept
-from qtrace.plan import Plan
+from qtrace.passes.fingerprint import Fingerprint
+from qtrace.passes.model import Model
+from qtrace.passes.modelstate import buffers_kept
+from qtrace.passes.plan import Plan
 from qtrace.probe import Call, End, Listener, LiveSide, RandomState
 from qtrace.records import Verdict
 from qtrace.sources.samples import map_tensors

@@ -10,9 +10,9 @@ import torch
 
 from qtrace.lockstep.comparison import Comparison, place
 from qtrace.lockstep.forcing import IN, OUT
-from qtrace.model import Model
 from qtrace.passes import Options, Pass, copied
-from qtrace.plan import make_plan
+from qtrace.passes.model import Model
+from qtrace.passes.plan import make_plan
 from qtrace.sources.samples import map_tensors
 from qtrace.tolerance import Floors, Place
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from qtrace.diagnose.isolate import role
-from qtrace.fingerprint import Fingerprint
-from qtrace.model import Model
-from qtrace.plan import Plan
+from qtrace.passes.fingerprint import Fingerprint
+from qtrace.passes.model import Model
+from qtrace.passes.plan import Plan
 from qtrace.probe import RandomState
 from qtrace.records import Finding
-from qtrace.solo import Solo
+from qtrace.selfcheck.solo import Solo
 from qtrace.static import minds_mode
-from qtrace.staticreport import pattern_of
+from qtrace.static.report import pattern_of
 from qtrace.stats import NoValues, measure
 from qtrace.tree import tensors
 

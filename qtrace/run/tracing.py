@@ -16,22 +16,22 @@ from typing import Any
 import torch
 
 import qtrace
-from qtrace.description import describe_inputs, environment
 from qtrace.diagnose import verdicts
 from qtrace.errors import ForwardError, Interrupted
-from qtrace.fingerprint import Fingerprint
 from qtrace.investigation import Investigation, as_trial
-from qtrace.judgement import final, is_clean, is_too_little, outcome
 from qtrace.lockstep import CANDIDATE, REFERENCE
-from qtrace.model import Model
-from qtrace.modelstate import SharedTensors, buffers_kept
-from qtrace.noise import measured_floors
 from qtrace.passes import Options, Pass, copied
-from qtrace.plan import Plan, make_plan
+from qtrace.passes.fingerprint import Fingerprint
+from qtrace.passes.model import Model
+from qtrace.passes.modelstate import SharedTensors, buffers_kept
+from qtrace.passes.plan import Plan, make_plan
 from qtrace.probe import End, RandomState
 from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Unmatched, Verdict
+from qtrace.run.description import describe_inputs, environment
+from qtrace.run.judgement import final, is_clean, is_too_little, outcome
+from qtrace.run.noise import measured_floors
 from qtrace.selfcheck import FirstPass, SelfCheck, self_check
-from qtrace.staticreport import static_report
+from qtrace.static.report import static_report
 from qtrace.tolerance import Floors
 
 NAMES = ("reference", "candidate")
@@ -331,7 +331,7 @@ def _first_line(error: BaseException | None) -> str:
 
 def _raised_at(error: BaseException) -> str:
     """Return where the user's own code raised, as " (file:line)"."""
-    inner = [Path(torch.__file__).parent, Path(__file__).parent]
+    inner = [Path(torch.__file__).parent, Path(qtrace.__file__).parent]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not any(parent in Path(frame.filename).parents for parent in inner):
             return f" ({Path(frame.filename).name}:{frame.lineno})"
