@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from qtrace.diagnose import CallRecord, Suspect, Trial, Value, is_accounted, opened, repeats, suspects, verdicts
-from qtrace.records import Finding, Verdict
+from qtrace.records import Finding, Relation, Verdict
 
 
 def value(name: str = "", error: float = 0.0, *, forced: bool = False, relation: str | None = None) -> Value:
-    return Value(name, agrees=error <= 1e-6, forced=forced, error=error, relation=relation)
+    return Value(
+        name, agrees=error <= 1e-6, forced=forced, error=error, relation=Relation(relation, {}) if relation else None
+    )
 
 
 def call(module: str, taken: float, given: float, *children: CallRecord, relation: str | None = None) -> CallRecord:

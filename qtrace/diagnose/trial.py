@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from qtrace.records import Status, TensorSpec
+from qtrace.records import Relation, Status, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,16 @@ class Value:
     error: float | None = None
     related: float | None = None
     rel_l2: float | None = None
-    relation: str | None = None
+    relation: Relation | None = None
     deliberate: bool = False
     reference: TensorSpec | None = None
     candidate: TensorSpec | None = None
     key: int = 0
+
+    @property
+    def is_gain(self) -> bool:
+        """Return whether it is no more than one factor off."""
+        return self.relation is not None and self.relation.kind == "gain"
 
     @property
     def is_clean(self) -> bool:

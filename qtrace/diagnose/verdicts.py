@@ -48,7 +48,7 @@ def verdicts(
                     found[key] = Verdict.MISCALLED
                 elif call.module in guilty:
                     found[key] = Verdict.INTRODUCED
-                elif value.relation == "gain":
+                elif value.is_gain:
                     found[key] = Verdict.GAIN
                 else:
                     found[key] = _way(trial, call, parent, value, made or {})

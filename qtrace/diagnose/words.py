@@ -37,6 +37,12 @@ def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
         of = f" of {callee.module}" if callee is not None else ""
         what = f"argument {value.name}{of}" if callee is not None else f"output {value.name}".strip()
         yield f"{what}: PEIR {value.error:.2e} on clean arguments"
+        if value.relation is not None:
+            yield (
+                f"there the candidate is related by {value.relation}"
+                if value.relation.kind != "where"
+                else str(value.relation)
+            )
     yield from static
 
 

@@ -148,4 +148,5 @@ def _is_explained(suspect: Suspect) -> bool:
 
 def _is_related(suspect: Suspect) -> bool:
     """Return whether what is wrong there is no more than a factor or a layout, which may be undone elsewhere."""
-    return suspect.value is not None and suspect.value.relation in ("gain", "layout")
+    relation = suspect.value.relation if suspect.value is not None else None
+    return relation is not None and relation.kind in ("gain", "layout")

@@ -39,7 +39,7 @@ from qtrace.passes import Options
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
-from qtrace.records import Finding, Verdict
+from qtrace.records import Finding, Relation, Verdict
 
 # Deep models nest about this many containers; each pass opens at least one level.
 _MOST_PASSES = 6
@@ -52,10 +52,14 @@ Key = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The error that one output shows on the reference's arguments (a PEIR), and whether it is beyond rounding."""
+    """The error that one output shows on the reference's arguments (a PEIR), and whether it is beyond rounding.
+
+    `relation` says how it is related to the reference's then, if that is known.
+    """
 
     error: float | None
     is_visible: bool
+    relation: Relation | None = None
 
 
 class Investigation:
@@ -177,9 +181,9 @@ class Investigation:
             if call.side is None and trial.enters_clean(call):
                 for value in call.outputs:
                     key = (call.module, call.call, value.name)
-                    is_gain = value.relation == "gain"
-                    error = value.related if is_gain else value.error
-                    self.local.setdefault(key, Local(error, not value.agrees and not is_gain))
+                    error = value.related if value.is_gain else value.error
+                    visible = not value.agrees and not value.is_gain
+                    self.local.setdefault(key, Local(error, visible, value.relation))
         return trial
 
 

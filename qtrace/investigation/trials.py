@@ -67,7 +67,7 @@ def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool) -
         error=found.peir if related is None else related,
         related=pair.peir_related(),
         rel_l2=found.rel_l2,
-        relation=pair.relation.kind if pair.relation is not None else None,
+        relation=pair.relation,
         reference=pair.reference,
         candidate=pair.candidate,
         deliberate=pair.relation is not None and pair.relation.kind in DELIBERATE,

@@ -107,6 +107,38 @@ class Relation:
     parameters: dict[str, Any]
     error: float | None = None
 
+    def __str__(self) -> str:
+        """Return the kind with its parameters.
+
+        >>> str(Relation("layout", {"squeeze": [0], "permute": [0, 2, 1]}))
+        'layout: squeeze 0, permute 0 2 1'
+        >>> str(Relation("gain", {"factor": 0.17677669, "name": "1/sqrt(32)"}))
+        'gain: factor 0.1768 = 1/sqrt(32)'
+        >>> str(Relation("where", {"axis": 1, "size": 24, "count": 7, "indices": [[17, 23]], "from": 17}))
+        'differs at 7 of 24 along axis 1: from 17 on'
+        """
+        if self.kind == "where":
+            return self._place()
+        parts = ", ".join(
+            f"{name} {_plain(value)}".strip() for name, value in self.parameters.items() if name != "name"
+        )
+        parts += f" = {self.parameters['name']}" if self.parameters.get("name") else ""
+        kind = self.kind.replace("_", " ")
+        return f"{kind}: {parts}" if parts else kind
+
+    def _place(self) -> str:
+        told = self.parameters
+        ranges = [f"{first}" if first == last else f"{first} to {last}" for first, last in told.get("indices", ())]
+        where = f"from {told['from']} on" if "from" in told and told["count"] > 1 else ", ".join(ranges)
+        factor = f", by the factor {told['factor']:.4g}" if "factor" in told else ""
+        return f"differs at {told.get('count')} of {told.get('size')} along axis {told.get('axis')}: {where}{factor}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

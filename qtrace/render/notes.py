@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from qtrace.records import Relation, Row, Status, TensorSpec
+from qtrace.records import Row, Status, TensorSpec
 from qtrace.render.numbers import ABSENT, share
 
 STATUS_WORDS = {
@@ -54,33 +52,13 @@ def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> l
     if row.mismatch:
         said.append(f"{share(row.mismatch, 1)} of elements differ")
     if row.relation is not None:
-        said.append(relation(row.relation))
+        said.append(str(row.relation))
     return said
 
 
 def spec(value: TensorSpec | None) -> str:
     """Return a value's dtype and shape; `-` for a value that is not there."""
     return ABSENT if value is None else str(value)
-
-
-def relation(found: Relation) -> str:
-    """Return a relation with its parameters.
-
-    >>> relation(Relation("layout", {"squeeze": [0], "permute": [0, 2, 1]}))
-    'layout: squeeze 0, permute 0 2 1'
-    >>> relation(Relation("gain", {"factor": 0.17677669, "name": "1/sqrt(32)"}))
-    'gain: factor 0.1768 = 1/sqrt(32)'
-    """
-    parts = ", ".join(f"{name} {_plain(value)}".strip() for name, value in found.parameters.items() if name != "name")
-    parts += f" = {found.parameters['name']}" if found.parameters.get("name") else ""
-    kind = found.kind.replace("_", " ")
-    return f"{kind}: {parts}" if parts else kind
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _other_kind(row: Row) -> bool:

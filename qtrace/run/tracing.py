@@ -268,7 +268,10 @@ class Run:
             if row.verdict is None or (row.verdict in _EXPLAINABLE and told is Verdict.ABSORBED):
                 changes["verdict"] = told
             if investigation is not None and key in investigation.local:
-                changes["peir_local"] = investigation.local[key].error
+                local = investigation.local[key]
+                changes["peir_local"] = local.error
+                if row.relation is None and local.is_visible:
+                    changes["relation"] = local.relation
             yield dataclasses.replace(row, **changes) if changes else row
 
     def _coverage(self) -> Coverage:
