@@ -16,13 +16,23 @@ from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit, Replacement, Site
 from qtrace.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tolerance import Floors, Place
-from qtrace.tree import is_object, join, leaves
+from qtrace.tree import is_object, join, leaves, tensors
 
 # A local error comes from few roundings, whatever the depth.
 LOCAL_DEPTH = 15
 # What is off by more than noise is worth the question how it is related; of the rest, so many pairs in a pass.
 _WORTH_ASKING = 0.05
 _MOST_ASKED = 64
+
+
+@dataclass(slots=True)
+class Handed:
+    """Two objects, such as caches, that a call was handed on either side, and the tensors that the first one held."""
+
+    name: str
+    reference: Any
+    candidate: Any
+    held: set[tuple[int, int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +51,7 @@ class Met:
     forced: set[str] = field(default_factory=set)
     argument_ids: set[int] = field(default_factory=set)
     sites: tuple[Site | None, Site | None] = (None, None)
+    handed: list[Handed] = field(default_factory=list)
     raised: bool = False
     ended: bool = False
 
@@ -86,6 +97,8 @@ class Comparison:
         self._open.append(met)
         leaf_pairs: LeafPairs = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
+            if self.forcing is not None and is_object(mine) and is_object(theirs):
+                met.handed.append(Handed(name, mine, theirs, {state for state, _ in _states(mine)}))
             if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
             leaf_pairs += self._compared(argument_leaves(name, mine, theirs), brief=self.forcing is None)
@@ -116,7 +129,10 @@ class Comparison:
             self.progress()
         if self.forcing is None:
             return None
-        self._explain(leaf_pairs)
+        written = self._written(met)
+        met.outputs.extend((path, pair) for path, _, _, pair in written)
+        self._explain([*leaf_pairs, *written])
+        self.forcing.written(met, written)
         return self.forcing.outputs(met, candidate, leaf_pairs)
 
     def alone(self, side: int, event: Exit) -> None:
@@ -148,6 +164,16 @@ class Comparison:
             pair = self._comparer.compare(mine, theirs, brief=brief)
             if pair is not None:
                 found.append((path, mine, theirs, pair))
+        return found
+
+    def _written(self, met: Met) -> LeafPairs:
+        """Compare what a call wrote into the objects that it was handed: that, too, is an output of it."""
+        found: LeafPairs = []
+        for handed in met.handed:
+            new = {id(leaf) for state, leaf in _states(handed.reference) if state not in handed.held}
+            pairs = argument_leaves(handed.name, handed.reference, handed.candidate) if new else []
+            found += self._compared([pair for pair in pairs if id(pair[1]) in new])
+        met.handed.clear()
         return found
 
     def _explain(self, found: LeafPairs) -> None:
@@ -305,6 +331,11 @@ class Comparison:
     def _uncompared(self, call: Call, reason: str) -> None:
         if call.path != "":
             self.reasons[reason] += 1
+
+
+def _states(value: Any) -> list[tuple[tuple[int, int], torch.Tensor]]:
+    """Return the tensors that an object holds, each with what tells whether it was exchanged or written since."""
+    return [((id(leaf), 0 if leaf.is_inference() else leaf._version), leaf) for _, leaf in tensors(value)]
 
 
 def place(met: Met, mark: str, name: str) -> Place:

@@ -84,6 +84,20 @@ class Forcing:
                     leaf.copy_(swaps.pop(id(leaf))[0])
         return Replacement(replaced(candidate.value, swaps)) if swaps else None
 
+    def written(self, met: Met, pairs: LeafPairs) -> None:
+        """Put the reference's values where the candidate's call wrote its own, in an object that it was handed."""
+        if met.call.key not in self.exits:
+            return
+        for path, mine, theirs, pair in pairs:
+            if not (_is_plain(mine) and _is_plain(theirs)) or theirs.is_inference():
+                continue
+            converts = met.call.key in self.converted
+            handed = _in_candidates_terms(mine, theirs, pair, converts=converts, resizes=False)
+            if handed is not None:
+                with torch.no_grad():
+                    theirs.copy_(handed)
+                met.forced.add(OUT + path)
+
     def _swaps(self, met: Met, pairs: LeafPairs, mark: str) -> dict[int, list[torch.Tensor]]:
         """Return what stands in for each of the candidate's tensors, by its id; `met.forced` notes the names.
 
