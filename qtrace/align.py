@@ -44,11 +44,6 @@ class Alignment:
     pairs: dict[str, Pairing]
     alone: tuple[str, ...]
 
-    def reference_of(self, candidate: str) -> str | None:
-        """Return the reference path that a candidate path answers to, or None."""
-        pair = self.pairs.get(candidate)
-        return pair.reference if pair is not None else None
-
 
 def align(reference: Sequence[ModuleInfo], candidate: Sequence[ModuleInfo]) -> Alignment:
     """Pair the candidate's modules with the reference's by name; roots always answer to each other."""

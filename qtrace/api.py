@@ -103,8 +103,8 @@ def trace(
         progress: called with (calls compared, calls expected).
 
     Returns:
-        The report. The models are unchanged: no hook is left, their mode and the caller's random state are as
-        before.
+        The report. No hook is left; the models' mode, their buffers (large ones of modules in eval mode excepted)
+        and the caller's random state are as before.
 
     Raises:
         ForwardError: a model raised; `.report` holds what was compared until then.

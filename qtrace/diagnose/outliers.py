@@ -53,18 +53,25 @@ class _Measured:
 def is_noisy(trial: Trial) -> bool:
     """Return whether differing a little on clean arguments is the rule among the leaves that were forced.
 
-    It is where many modules differ, and most of those of the classes that do. What differs by its own size is no noise:
-    it is kept in another form, rotated or with scales folded in.
+    It is where many modules differ, and most of those of the classes that do. What differs by its own size is left out
+    of the count: it is no noise, but a fault, or kept in another form, rotated or with scales folded in.
     """
     leaves = [call for call in trial.calls if call.side is None and not call.children and call.outputs]
-    judged = [call for call in leaves if trial.enters_clean(call)]
+    judged = [call for call in leaves if trial.enters_clean(call) and not _is_rewritten(call)]
     off = [call for call in judged if call.differs]
     modules, differing = ({call.module for call in calls} for calls in (judged, off))
     classes = {call.type for call in off}
     alike = {call.module for call in judged if call.type in classes}
-    if len(modules) < _FEWEST_PEERS or len(differing) < max(_NORMAL * len(modules), _MOST_OF_CLASS * len(alike)):
+    if len(modules) < _FEWEST_PEERS:
         return False
-    return median(max(v.rel_l2 or 0.0 for v in call.outputs) for call in off) < _SMALL
+    return len(differing) >= max(_NORMAL * len(modules), _MOST_OF_CLASS * len(alike))
+
+
+def _is_rewritten(call: CallRecord) -> bool:
+    if not call.differs:
+        return False
+    off = max((value.rel_l2 or 0.0 for value in call.outputs), default=0.0)
+    return off >= _SMALL or any(value.deliberate for value in (*call.arguments, *call.outputs))
 
 
 def outliers(trial: Trial) -> list[Suspect]:

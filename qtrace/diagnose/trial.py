@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from qtrace.records import Relation, Status, TensorSpec
+
+_UNTOLD = (Status.NON_FINITE, Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +133,22 @@ class Trial:
 
     @property
     def final_error(self) -> float | None:
-        """Return the largest error among the root's outputs, None where none could be measured.
+        """Return the largest error among the root's outputs, None where it returned nothing that was compared.
 
-        One that was handed over at the root's own exit has none left.
+        It is infinite where one differs in a way that no number tells (NaN, another shape, missing). One that was
+        handed over at the root's own exit has none left.
         """
-        values = (value for root in self.roots if not root.module for value in root.outputs)
-        return max((0.0 if v.forced else v.error for v in values if v.error is not None), default=None)
+        values = [value for root in self.roots if not root.module for value in root.outputs]
+        return max((_severity(v) for v in values if v.status is not Status.CANDIDATE_ONLY), default=None)
+
+
+def _severity(value: Value) -> float:
+    if value.forced:
+        return 0.0
+    if value.agrees:
+        return value.error or 0.0
+    told = value.rel_l2 if value.status is Status.CONSTANT_REFERENCE else value.error
+    return math.inf if told is None or value.status in _UNTOLD else told
 
 
 def _keys(call: CallRecord) -> set[int]:

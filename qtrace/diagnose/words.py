@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from qtrace.diagnose.isolate import Suspect
 from qtrace.diagnose.trial import Value
-from qtrace.records import TensorSpec
+from qtrace.records import Status, TensorSpec
 
 
 def summary(suspect: Suspect, static: Sequence[str]) -> str:
@@ -36,7 +36,10 @@ def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
         callee = suspect.callee
         of = f" of {callee.module}" if callee is not None else ""
         what = f"argument {value.name}{of}" if callee is not None else f"output {value.name}".strip()
-        yield f"{what}: PEIR {value.error:.2e} on clean arguments"
+        if value.status is Status.NON_FINITE:
+            yield f"{what}: NaN or Inf where the reference has none, on clean arguments"
+        else:
+            yield f"{what}: PEIR {value.error:.2e} on clean arguments"
         if value.relation is not None:
             yield (
                 f"there the candidate is related by {value.relation}"

@@ -9,26 +9,26 @@ from dataclasses import dataclass, replace
 from qtrace.diagnose import Suspect
 from qtrace.investigation.lossy import Lossy
 from qtrace.investigation.runner import Runner
+from qtrace.records import Status
 
 # Among many small errors, one that matters takes the final error down visibly when it is healed.
 _RELIEVED = 0.9
+# An own error up to which half precision may be all there is to it; its expected rounding is capped at 0.02.
+_UNLUCKY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Graft:
-    """A suspect, and the final error before and after it was healed; `is_cause` says that this explains it."""
+    """A suspect, and the final error before and after it was healed; `is_cause` says that this explains it.
+
+    `gain` is by how much it fell below the least that was reached before; see `_gains`.
+    """
 
     suspect: Suspect
     before: float | None
     after: float | None
     is_cause: bool
-
-    @property
-    def effect(self) -> float:
-        """Return how much the final error moved, in either direction; infinite where it could be told only after."""
-        if self.after is None:
-            return 0.0
-        return math.inf if self.before is None else abs(self.before - self.after)
+    gain: float = 0.0
 
 
 def confirmed(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
@@ -39,6 +39,10 @@ def confirmed(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
     Those whose effects cancel, as those of a scale that is folded in here and out there, are nobody's fault.
     """
     found = sorted(found, key=lambda suspect: suspect.order)
+    if runner.is_coarse:
+        found = [suspect for suspect in found if not _may_be_rounding(suspect)]
+        if not found:
+            return []
     lossy = Lossy(runner, found)
     healed = runner.final_after(found, lossy.listeners)
     rest = lossy.rest(found)
@@ -48,21 +52,25 @@ def confirmed(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
         found, healed = rest, runner.final_after(rest)
     if not runner.is_healed(healed):
         found, healed = _mended(runner, found, healed)
-    if runner.is_cast and not runner.is_healed(healed):
+    if runner.is_coarse and not runner.is_healed(healed):
         # Between two dtypes a visible step may be rounding that fell unluckily; only a cure makes it a fault.
         return []
     errors = [runner.before, *(runner.final_after(found[:count]) for count in range(1, len(found))), healed]
     cancelled = _cancelled(errors, runner.floor)
+    gains = _gains(errors, found)
     grafts = []
     for place, suspect in enumerate(found):
         before, after = errors[place], errors[place + 1]
         has_effect = not _is_same(before, after, runner.floor)
-        if place in cancelled or (not has_effect and len(found) > 1 and _is_explained(suspect)):
+        if (place in cancelled and _is_convention(suspect)) or (
+            not has_effect and len(found) > 1 and _is_explained(suspect)
+        ):
             continue
-        grafts.append(Graft(suspect, before, after, runner.is_healed(healed) and (has_effect or len(found) == 1)))
+        is_cause = runner.is_healed(healed) and (has_effect or len(found) == 1)
+        grafts.append(Graft(suspect, before, after, is_cause, gains[place]))
     if not grafts:
         grafts.append(Graft(found[0], runner.before, healed, False))
-    return sorted(grafts, key=lambda graft: (-graft.effect, graft.suspect.order))
+    return sorted(grafts, key=lambda graft: (-graft.gain, graft.suspect.order))
 
 
 def relieving(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
@@ -112,6 +120,33 @@ def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
     return list(kept.values())
 
 
+def _gains(errors: Sequence[float | None], found: Sequence[Suspect]) -> list[float]:
+    """Return for each suspect by how much the final error fell, for its sake, below the least reached before.
+
+    Healing one half of what is folded in here and out there breaks the model, and healing the other half mends it:
+    to undo what the healing of another one broke is no merit. What is gained by such a stretch counts for the first
+    in it that is wrong by more than a convention, or for the container around it, whose own code may be what undoes it.
+    """
+    gains = [0.0] * len(found)
+    least, start = errors[0], 0
+    for place, after in enumerate(errors[1:]):
+        if place == start and after == least:
+            start = place + 1
+        if after is None or (least is not None and not after < least):
+            continue
+        stretch = range(start, place + 1)
+        owner = next((k for k in stretch if not _is_convention(found[k])), start)
+        owner = next((k for k in stretch if _is_around(found[k], found[owner])), owner)
+        gains[owner] += math.inf if least is None or math.isinf(least) else least - after
+        least, start = after, place + 1
+    return gains
+
+
+def _is_around(container: Suspect, inner: Suspect) -> bool:
+    prefix = f"{container.module}." if container.module else ""
+    return container.has_children and container.module != inner.module and inner.module.startswith(prefix)
+
+
 def _cancelled(errors: Sequence[float | None], floor: float) -> set[int]:
     """Return the places of suspects that undo each other: healed in turn, the final error moves away and comes back.
 
@@ -138,12 +173,27 @@ def _cancelled(errors: Sequence[float | None], floor: float) -> set[int]:
 
 
 def _is_same(one: float | None, other: float | None, floor: float) -> bool:
-    return one is not None and other is not None and abs(one - other) <= floor
+    if one is None or other is None:
+        return one is other
+    return one == other or abs(one - other) <= floor
+
+
+def _may_be_rounding(suspect: Suspect) -> bool:
+    """Return whether rounding in half precision that fell unluckily, or was amplified, explains what was seen there."""
+    value = suspect.value
+    if value is None or value.status is not Status.COMPARED or value.error is None:
+        return False
+    return value.error <= _UNLUCKY
 
 
 def _is_explained(suspect: Suspect) -> bool:
     """Return whether what was seen there needs no fault: a factor may be undone, an argument not looked at."""
     return _is_related(suspect) or suspect.kind in ("miscalls", "structure")
+
+
+def _is_convention(suspect: Suspect) -> bool:
+    """Return whether the candidate holds the reference's values there, only in another convention."""
+    return _is_related(suspect) or (suspect.value is not None and suspect.value.deliberate)
 
 
 def _is_related(suspect: Suspect) -> bool:

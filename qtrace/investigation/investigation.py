@@ -65,13 +65,15 @@ class Local:
 class Investigation:
     """Finds who is to blame on one sample.
 
-    `local` holds each output's own error by (module, call, output), where a pass has shown it.
+    `local` holds each output's own error by (module, call, output), where a pass has shown it; `warnings` what a reader
+    must know of the search.
     """
 
     def __init__(
         self, models: tuple[Model, Model], plan: Plan, sample: Any, options: Options, own_random: bool
     ) -> None:
         self.local: dict[Key, Local] = {}
+        self.warnings: list[str] = []
         self._plan = plan
         self._runner = Runner(models, plan, sample, options, own_random)
         self._first = Trial(())
@@ -85,18 +87,18 @@ class Investigation:
         ran = {call.module for call in trial.calls}
         naming = Naming(runner, ran.__contains__)
         found, is_noise = self._isolated(trial)
-        if not found and not is_noise and not runner.is_cast:
+        if not found and not is_noise and not runner.is_coarse:
             found = vanished(trial, _VISIBLE)
             if found and not runner.is_healed(runner.final_after(found)):
                 return []
         if not found:
             return []
         if is_noise:
-            grafts = relieving(runner, found[:_MOST_SUSPECTS])
+            grafts = relieving(runner, self._worst(found))
         else:
             found = repeats(found, trial, lambda suspect: naming.static(suspect.module))
             found = [self._with_silent_members(suspect, found, naming) for suspect in found]
-            grafts = confirmed(runner, found[:_MOST_SUSPECTS])
+            grafts = confirmed(runner, self._worst(found))
         return [naming.finding(rank, graft) for rank, graft in enumerate(grafts, 1)]
 
     def observe(self, first: Comparison) -> None:
@@ -115,8 +117,10 @@ class Investigation:
     def _isolated(self, first: Trial) -> tuple[list[Suspect], bool]:
         """Return the suspects, and whether differing is the rule, so that they only stand out."""
         trial = self._everywhere()
+        if not trial.roots:
+            return [], True
         rewritten = bool(rewritten_inside(trial, {call.module for call in trial.calls}))
-        if is_noisy(trial) and not rewritten:
+        if is_noisy(trial):
             return outliers(trial), True
         open_paths = opened(first)
         if not rewritten and is_accounted(trial, first, open_paths):
@@ -149,13 +153,22 @@ class Investigation:
                 trial = other if better == more else self._trial(forced, self._converted)
         return trial
 
+    def _worst(self, found: list[Suspect]) -> list[Suspect]:
+        """Return as many suspects as can be tried, those with the largest errors of their own."""
+        if len(found) <= _MOST_SUSPECTS:
+            return found
+        left = len(found) - _MOST_SUSPECTS
+        self.warnings.append(f"{left} more modules show an error of their own than could be tried one by one")
+        return sorted(found, key=_own_error, reverse=True)[:_MOST_SUSPECTS]
+
     def _with_silent_members(self, suspect: Suspect, found: Sequence[Suspect], naming: Naming) -> Suspect:
         """Return the suspect with the modules of other layers whose data differs in the same way.
 
         What is wrong there as well may be too little to be seen behind the others.
         """
         static = naming.static(suspect.module) if suspect.kind == "introduces" else ()
-        if static:
+        # Of weights that are said to differ alike, each may differ in its own way.
+        if static and static == naming.attributes(suspect.module):
             named = {module for other in found for module in other.modules}
             same_role = (p for p in self._plan.reference_keys if role(p) == role(suspect.module) and p not in named)
             suspect.members.extend(path for path in same_role if naming.static(path) == static)
@@ -175,6 +188,10 @@ class Investigation:
             # What the callee of the reference takes, that of the candidate may not.
             done = self._runner.run(replace(forcing, resizes=False))
         if done.raised():
+            raised = next(end.error for end in done.ends if end.error is not None)
+            said = (str(raised).strip().splitlines() or [""])[0]
+            why = f"the candidate does not take the reference's tensors ({type(raised).__name__}: {said})"
+            self.warnings.append(f"a look inside failed: {why}")
             return Trial(())
         trial = as_trial(done.comparison, local=True, known=harmless)
         for call in trial.calls:
@@ -183,7 +200,9 @@ class Investigation:
                     key = (call.module, call.call, value.name)
                     error = value.related if value.is_gain else value.error
                     visible = not value.agrees and not value.is_gain
-                    self.local.setdefault(key, Local(error, visible, value.relation))
+                    # In the candidate's own convention it shows more truly than in the reference's.
+                    if converted or key not in self.local:
+                        self.local[key] = Local(error, visible, value.relation)
         return trial
 
 
@@ -195,3 +214,8 @@ def _children_of(trial: Trial, open_paths: set[str]) -> frozenset[str]:
         for child in call.children
         if child.side is None
     )
+
+
+def _own_error(suspect: Suspect) -> float:
+    error = suspect.value.error if suspect.value is not None else None
+    return float("inf") if error is None else error

@@ -12,7 +12,7 @@ from qtrace.investigation.code import forward_of, source_of
 from qtrace.investigation.confirmation import Graft
 from qtrace.investigation.runner import Runner
 from qtrace.records import Finding, Status
-from qtrace.static import static_differences, tensor_differences
+from qtrace.static import attribute_differences, static_differences, tensor_differences
 
 
 class Naming:
@@ -50,6 +50,12 @@ class Naming:
         theirs = [self._runner.models[1].modules[path] for path in answering]
         return tuple(static_differences(modules[module], theirs))
 
+    def attributes(self, module: str) -> tuple[str, ...]:
+        """Return the part of `static` that is of plain attributes."""
+        theirs = [self._runner.models[1].modules[path] for path in self._runner.answering(module)]
+        modules = self._runner.models[0].modules
+        return tuple(attribute_differences(modules[module], theirs)) if module in modules else ()
+
     def _placed(self, suspect: Suspect) -> tuple[Suspect, tuple[str, ...]]:
         """Return the suspect, put where its data differs if that explains it, and what differs there.
 
@@ -57,11 +63,11 @@ class Naming:
         it only takes the weights of.
         """
         static = self.static(suspect.module)
-        if not suspect.has_children or suspect.kind not in ("introduces", "miscalls"):
+        if suspect.kind not in ("introduces", "miscalls"):
             return suspect, static
         for child in self._uncalled(suspect.module):
             inside = self.static(child)
-            if inside:
+            if inside and self._runner.relieves(child):
                 placed = replace(suspect, kind="introduces", module=child, argument=None, callees=[], members=[])
                 return replace(placed, callee=None, has_children=False), inside
         value = suspect.value

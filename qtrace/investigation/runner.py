@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from qtrace.diagnose import Suspect
 from qtrace.investigation.trials import as_trial
@@ -18,6 +21,11 @@ from qtrace.tolerance import rounding_tolerance
 
 # A graft that takes the final error down by this factor has found the cause.
 _HEALED = 0.1
+# Where rounding in a coarse dtype stays behind, by this one.
+_HEALED_COARSE = 0.3
+# What takes the final error down by so much is a part of the cause.
+_RELIEVED = 0.9
+_COARSE = (torch.float16, torch.bfloat16)
 
 
 class Runner:
@@ -25,7 +33,8 @@ class Runner:
 
     `before` is the final error with nothing healed; `floor` is what the rounding of the whole models explains.
 
-    `is_cast` says that the two models hold parameters of other dtypes.
+    `is_coarse` says that the two models hold parameters of other dtypes, or of half precision: much of what differs is
+    rounding then.
     """
 
     def __init__(
@@ -36,7 +45,7 @@ class Runner:
         self.before: float | None = None
         self.reference_again: Fingerprint | None = None
         dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
-        self.is_cast = dtypes[0] != dtypes[1]
+        self.is_coarse = dtypes[0] != dtypes[1] or any(dtype in _COARSE for dtype in dtypes[0])
         self.floor = rounding_tolerance(sorted(dtypes[0] | dtypes[1], key=str), len(plan.reference_keys))
         self._sample = sample
         self._own_random = own_random
@@ -77,11 +86,38 @@ class Runner:
         self.reference_again = done.fingerprints[0]
         return as_trial(done.comparison, local=False).final_error
 
+    def relieves(self, module: str) -> bool:
+        """Return whether the final error falls visibly with the reference's parameters and buffers in this one module.
+
+        They are put back whatever happens.
+        """
+        mine = self.models[0].modules[module]
+        lent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        with torch.no_grad():
+            try:
+                for path in self.answering(module)[-1:]:
+                    theirs = self.models[1].modules[path]
+                    for name, tensor in (*theirs._parameters.items(), *theirs._buffers.items()):
+                        other = mine._parameters.get(name, mine._buffers.get(name))
+                        if tensor is not None and other is not None and tensor.shape == other.shape:
+                            lent.append((tensor, tensor.clone()))
+                            tensor.copy_(other)
+                after = self.final_after([])
+            finally:
+                for tensor, own in lent:
+                    tensor.copy_(own)
+        return after is not None and self.before is not None and after < _RELIEVED * self.before
+
     def is_healed(self, after: float | None) -> bool:
-        """Return whether a final error is ten times below the one before, or no more than rounding explains."""
-        if after is None:
+        """Return whether a final error is far below the one before, or no more than rounding explains.
+
+        Far is ten times, in a coarse dtype three; from one that no number tells, any that has one.
+        """
+        if after is None or self.before is None:
             return False
-        return self.before is None or after <= max(_HEALED * self.before, self.floor)
+        if math.isinf(self.before):
+            return after < math.inf
+        return after <= max((_HEALED_COARSE if self.is_coarse else _HEALED) * self.before, self.floor)
 
     def answering(self, key: str) -> list[str]:
         """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
 from qtrace.passes.model import Model
 from qtrace.tree import join
+
+# Elements of a buffer that is copied in any case.
+_SMALL = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +28,16 @@ class _Kept:
 
 @contextlib.contextmanager
 def buffers_kept(models: Sequence[Model]) -> Iterator[None]:
-    """Restore, at the end, the buffers of the modules in training mode (running means, counts of batches).
+    """Restore, at the end, the buffers of modules in training mode (running means) and all small ones (counters).
 
-    Only those of `Model.in_training` are copied, so that a model in eval mode costs nothing. A buffer that was
-    exchanged for another is hung back.
+    A large one of a module in eval mode is a table, which nobody writes, and is not copied. A buffer that was exchanged
+    for another is hung back.
     """
-    modules = {id(m): m for model in models for m in (model.modules[path] for path in model.in_training)}
+    modules = {id(m): (m, path in model.in_training) for model in models for path, m in model.modules.items()}
     kept = [
-        _Kept(module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in modules.values()
+        _Kept(module, name, buffer, buffer.detach().clone() if _is_copied(buffer, trains) else None)
+        for module, trains in modules.values()
+        if module._buffers
         for name, buffer in module._buffers.items()
     ]
     try:
@@ -40,6 +45,10 @@ def buffers_kept(models: Sequence[Model]) -> Iterator[None]:
     finally:
         for entry in kept:
             _restore(entry)
+
+
+def _is_copied(buffer: torch.Tensor | None, trains: bool) -> TypeGuard[torch.Tensor]:
+    return buffer is not None and not buffer.is_meta and (trains or buffer.numel() <= _SMALL)
 
 
 class SharedTensors:

@@ -111,7 +111,8 @@ class Pass:
         with buffers_kept(self._models):
             lockstep.run(*(self._function(model.root, copied(sample)) for model, sample in given))
         self.ends = lockstep.ends
-        self.drew_random = not self.random.equals(RandomState(self._devices))
+        moved = not self.random.equals(RandomState(self._devices))
+        self.drew_random = moved or any(side.drew_from(self.random) for side in self.sides)
         if self._call != "forward" and all(end.error is None for end in self.ends):
             order = sum(self.sides[REFERENCE].calls.values())
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)

@@ -96,6 +96,10 @@ class LiveSide:
         self._runner: greenlet
         self._driver: greenlet
 
+    def drew_from(self, random: RandomState) -> bool:
+        """Return whether a side with random numbers of its own has moved them from where they began."""
+        return self._state.drew_from(random)
+
     def start(self, function: Callable[[], Any]) -> Event:
         """Register the hooks, run `function` (which runs the model) up to the first event, and return that."""
         self._register()
@@ -233,8 +237,8 @@ class LiveSide:
         index = self.calls[path]
         self.calls[path] = index + 1
         caller = self._stack[-1].call.path if self._stack else ""
-        kind = type(module)
-        return Call(path, key, kind.__name__, index, caller, entry=self._left, fresh=kind in _FRESH)
+        fresh = _is_fresh(module)
+        return Call(path, key, type(module).__name__, index, caller, entry=self._left, fresh=fresh)
 
     def _is_inner(self, module: torch.nn.Module, key: str) -> bool:
         """Return whether the call runs inside a call of another module that stands for the same reference module."""
@@ -277,3 +281,10 @@ class LiveSide:
         finally:
             self._state.resume()
         return reply.value if isinstance(reply, Replacement) else None
+
+
+def _is_fresh(module: torch.nn.Module) -> bool:
+    """Return whether a module runs torch's own forward, and nobody but this side's hook sees what it returns."""
+    kind = type(module)
+    own = kind in _FRESH and "forward" not in vars(module) and kind.forward.__module__.startswith("torch.nn.modules.")
+    return own and len(module._forward_hooks) == 1

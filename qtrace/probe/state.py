@@ -104,6 +104,10 @@ class SideState:
         if self._random is not None:
             self._random.restore()
 
+    def drew_from(self, random: RandomState) -> bool:
+        """Return whether the side's random generators have moved; False where they are not its own."""
+        return self._random is not None and not self._random.equals(random)
+
     def suspend(self) -> None:
         """Save the side's state and put the driver's in its place."""
         if self._random is not None:

@@ -92,6 +92,8 @@ class Run:
             if rows and not all(is_clean(row, self._floors[index]) for row in rows):
                 investigation = self._investigation(index)
                 found = investigation.findings(done.comparison)
+                for warning in investigation.warnings:
+                    self._warn(warning)
                 check = self._self_check(index, investigation.reference_again())
                 self._findings = check.applied(found)
                 self._static = tuple(map(str, static_report(self._models, make_plan(*self._models))))
