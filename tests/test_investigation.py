@@ -118,7 +118,7 @@ def test_weights_that_only_the_code_around_reads_are_named() -> None:
     reference = nn.Sequential(Own(), nn.Linear(8, 8)).eval()
     candidate = copy.deepcopy(reference)
     with torch.no_grad():
-        candidate[0].table.weight[3].neg_()  # type: ignore[union-attr, operator, index]
+        candidate[0].table.weight[3].neg_()  # type: ignore[union-attr, index]
     weight = candidate[0].table.weight.clone()  # type: ignore[union-attr, operator]
     report = qtrace.trace(reference, candidate, torch.randn(4, 8))
     assert [(finding.module, finding.kind) for finding in report.findings] == [("0.table", "introduces")]
