@@ -161,3 +161,12 @@ def test_nan_is_healed_only_where_it_goes_away() -> None:
     assert (finding.module, finding.kind, finding.confirmed) == ("layers.2.down", "non_finite", True)
     assert finding.graft is not None
     assert finding.graft["after"] < 1e-5
+
+
+def test_further_samples_that_differ_are_told_of() -> None:
+    reference, candidate, x = pair()
+    with torch.no_grad():
+        candidate.layers[2].down.weight[3].neg_()  # type: ignore[union-attr, index]
+    report = qtrace.trace(reference, candidate, [x, x + 1.0])
+    assert [finding.module for finding in report.findings] == ["layers.2.down"]
+    assert any("samples 1 differ as well: only 0 was looked into" in warning for warning in report.warnings)

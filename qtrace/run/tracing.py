@@ -87,19 +87,26 @@ class Run:
         """Find who is to blame for the first sample whose final outputs differ; look at each module's own error."""
         if self._options.local is False or is_too_little(self._coverage(), self._options):
             return
-        for index, done in enumerate(self._passes):
-            rows = final(done.comparison.final_rows())
-            if rows and not all(is_clean(row, self._floors[index]) for row in rows):
-                investigation = self._investigation(index)
-                found = investigation.findings(done.comparison)
-                for warning in investigation.warnings:
-                    self._warn(warning)
-                check = self._self_check(index, investigation.reference_again())
-                self._findings = check.applied(found)
-                self._static = tuple(map(str, static_report(self._models, make_plan(*self._models))))
-                return
+        differing = [index for index in range(len(self._passes)) if self._differs(index)]
+        if differing:
+            index, *others = differing
+            if others:
+                named = ", ".join(map(str, others[:5]))
+                self._warn(f"samples {named} differ as well: only {index} was looked into; trace the others alone")
+            investigation = self._investigation(index)
+            found = investigation.findings(self._passes[index].comparison)
+            for warning in investigation.warnings:
+                self._warn(warning)
+            check = self._self_check(index, investigation.reference_again())
+            self._findings = check.applied(found)
+            self._static = tuple(map(str, static_report(self._models, make_plan(*self._models))))
+            return
         if self._options.local:
             self._investigation(0).observe(self._passes[0].comparison)
+
+    def _differs(self, index: int) -> bool:
+        rows = final(self._passes[index].comparison.final_rows())
+        return bool(rows) and not all(is_clean(row, self._floors[index]) for row in rows)
 
     def _self_check(self, index: int, again: Fingerprint | None) -> SelfCheck:
         """Look for a cause in the models' own state, before anybody is blamed."""
