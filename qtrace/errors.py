@@ -66,6 +66,15 @@ class Interrupted(QtraceError):
         self.report = report
 
 
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of what an exception says; nothing where it says nothing.
+
+    >>> first_line(ValueError("sizes differ\\n  at dim 1"))
+    'sizes differ'
+    """
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def near(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
     """Return the known names nearest to a mistyped one, best first.
 

@@ -44,7 +44,7 @@ class Floors:
         noise = self.measured.get(place) if place is not None else None
         if noise is None:
             return max(rounding_tolerance(dtypes, depth), self.least)
-        eps = _coarsest_eps(dtypes)
+        eps = coarsest_eps(dtypes)
         coarser = max(1.0, eps / torch.finfo(torch.float32).eps)
         return max(_STEPS * eps, _MARGIN * noise * coarser, self.least)
 
@@ -56,9 +56,10 @@ def rounding_tolerance(dtypes: Iterable[torch.dtype], depth: int) -> float:
     floating dtype that of float32, since integers (token ids, masks) are made from exact values or from float32
     ones.
     """
-    return min(_STEPS * _coarsest_eps(tuple(dtypes)) * math.sqrt(1 + depth), _MOST)
+    return min(_STEPS * coarsest_eps(tuple(dtypes)) * math.sqrt(1 + depth), _MOST)
 
 
 @lru_cache(maxsize=256)
-def _coarsest_eps(dtypes: tuple[torch.dtype, ...]) -> float:
+def coarsest_eps(dtypes: tuple[torch.dtype, ...]) -> float:
+    """Return eps of the coarsest floating dtype among these; that of float32 where there is none."""
     return max((torch.finfo(t).eps for t in dtypes if t.is_floating_point), default=torch.finfo(torch.float32).eps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model
 from qtrace.passes.modelstate import SharedTensors, buffers_kept
 from qtrace.passes.plan import make_plan
-from qtrace.probe import RandomState
 from qtrace.records import Finding
 from qtrace.selfcheck import FirstPass, SelfCheck, self_check
 from qtrace.sources.samples import as_samples
@@ -78,16 +78,14 @@ class OwnGenerator(nn.Module):
         return out * torch.rand(out.shape, generator=self.generator)
 
 
-class Observed(Pass):
-    """A pass that takes the fingerprints of what the models returned."""
+@dataclass(frozen=True)
+class Observed(Model):
+    """A model that keeps the fingerprints of what it returned."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.seen: list[Fingerprint] = []
-        self.start = RandomState()
-        super().__init__(*args, **kwargs)
+    seen: list[Fingerprint] = field(default_factory=list, init=False)
 
-    def _function(self, model: nn.Module, sample: Any) -> Callable[[], Any]:
-        run = super()._function(model, sample)
+    def entry(self, call: str, sample: Any) -> Callable[[], Any]:
+        run = super().entry(call, sample)
 
         def observed() -> Any:
             value = run()
@@ -99,16 +97,16 @@ class Observed(Pass):
 
 def checked(reference: nn.Module, candidate: nn.Module, inputs: Any) -> SelfCheck:
     """Run a pass, then the self-check; the modes, the buffers and the random state must come out as they were."""
-    models = (Model("reference", reference), Model("candidate", candidate))
+    models = (Observed("reference", reference), Observed("candidate", candidate))
     plan, (sample,) = make_plan(*models), as_samples(inputs)
     modules = [*reference.modules(), *candidate.modules()]
     modes = [module.training for module in modules]
     buffers = [buffer.clone() for model in (reference, candidate) for buffer in model.buffers()]
     with torch.no_grad(), buffers_kept(models):
-        done = Observed(models, plan, sample, Options(), own_random=True)
+        done = Pass(models, plan, sample, Options(), own_random=True)
         done.execute()
     state = torch.get_rng_state()
-    first = FirstPass(done.start, (done.seen[0], done.seen[1]), done.drew_random)
+    first = FirstPass(done.random, (models[0].seen[0], models[1].seen[0]), done.drew_random)
     found = self_check(models, plan, sample, "forward", first)
     assert [module.training for module in modules] == modes
     after = [buffer for model in (reference, candidate) for buffer in model.buffers()]

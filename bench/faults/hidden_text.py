@@ -259,24 +259,22 @@ def float32(pair: Pair) -> None:
     pair.candidate.float()
 
 
-@functools.cache
+@models.seeded(2)
 def _albert() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        config = transformers.AlbertConfig(
-            vocab_size=models.VOCABULARY,
-            embedding_size=32,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=4,
-            num_hidden_groups=1,
-            inner_group_num=1,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            initializer_range=0.125,
-            attn_implementation="eager",
-        )
-        return models.enliven(transformers.AlbertForMaskedLM(config), seed=2)
+    config = transformers.AlbertConfig(
+        vocab_size=models.VOCABULARY,
+        embedding_size=32,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_hidden_groups=1,
+        inner_group_num=1,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.125,
+        attn_implementation="eager",
+    )
+    return transformers.AlbertForMaskedLM(config)
 
 
 albert = Suite("albert", _albert, models.padded)

@@ -29,15 +29,20 @@ def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def _seeded(build: Callable[[], Any]) -> Callable[[], Any]:
-    @functools.cache
-    @functools.wraps(build)
-    def seeded() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return enliven(build())
+def seeded(seed: int = 0) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Build a model once, from this seed, with vectors off their initial value."""
 
-    return seeded
+    def decorate(build: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.cache
+        @functools.wraps(build)
+        def model() -> Any:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return enliven(build(), seed)
+
+        return model
+
+    return decorate
 
 
 def _decoder(**more: Any) -> dict[str, Any]:
@@ -58,30 +63,30 @@ def _decoder(**more: Any) -> dict[str, Any]:
     }
 
 
-@_seeded
+@seeded()
 def llama() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_decoder(tie_word_embeddings=False)))
 
 
-@_seeded
+@seeded()
 def llama_square() -> Any:
     """Return a Llama without grouped heads, so that all four projections are square and interchangeable."""
     config = transformers.LlamaConfig(**_decoder(num_key_value_heads=4, tie_word_embeddings=False))
     return transformers.LlamaForCausalLM(config)
 
 
-@_seeded
+@seeded()
 def llama_tied() -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_decoder(tie_word_embeddings=True)))
 
 
-@_seeded
+@seeded()
 def llama_deep() -> Any:
     config = transformers.LlamaConfig(**_decoder(num_hidden_layers=6, tie_word_embeddings=False))
     return transformers.LlamaForCausalLM(config)
 
 
-@_seeded
+@seeded()
 def gemma2() -> Any:
     """Return a Gemma 2 whose softcaps bite and whose first layer has a window of 6 tokens."""
     config = transformers.Gemma2Config(
@@ -98,7 +103,7 @@ def gemma2() -> Any:
     return transformers.Gemma2ForCausalLM(config)
 
 
-@_seeded
+@seeded()
 def mixtral() -> Any:
     config = transformers.MixtralConfig(
         **_decoder(num_local_experts=4, num_experts_per_tok=2, sliding_window=None, tie_word_embeddings=False),
@@ -107,7 +112,7 @@ def mixtral() -> Any:
     return transformers.MixtralForCausalLM(config)
 
 
-@_seeded
+@seeded()
 def bert() -> Any:
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
@@ -122,7 +127,7 @@ def bert() -> Any:
     return transformers.BertForMaskedLM(config)
 
 
-@_seeded
+@seeded()
 def t5() -> Any:
     """Return a T5 with a gated feed-forward (as in T5 1.1), sharp attention and its relative position biases."""
     config = transformers.T5Config(
@@ -143,7 +148,7 @@ def t5() -> Any:
     return transformers.T5ForConditionalGeneration(config)
 
 
-@_seeded
+@seeded()
 def bart() -> Any:
     config = transformers.BartConfig(
         vocab_size=VOCABULARY,
@@ -161,7 +166,7 @@ def bart() -> Any:
     return transformers.BartForConditionalGeneration(config)
 
 
-@_seeded
+@seeded()
 def vit() -> Any:
     config = transformers.ViTConfig(
         hidden_size=64,

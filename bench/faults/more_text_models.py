@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 
-from bench.faults.models import LENGTH, VOCABULARY, enliven, tokens
+from bench.faults.models import LENGTH, VOCABULARY, seeded, tokens
 
 _SPREAD = 0.125
 # Where a text of `clip_tokens` ends; greater than all other tokens of the vocabulary.
@@ -17,18 +15,7 @@ END = VOCABULARY - 1
 FRAMES = 24
 
 
-def _seeded(build: Callable[[], Any]) -> Callable[[], Any]:
-    @functools.cache
-    @functools.wraps(build)
-    def seeded() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            return enliven(build(), seed=1)
-
-    return seeded
-
-
-@_seeded
+@seeded(1)
 def gpt2() -> Any:
     """Return a GPT-2: learned positions, fused projections stored as [in, out], a head tied to the embedding."""
     config = transformers.GPT2Config(
@@ -46,7 +33,7 @@ def gpt2() -> Any:
     return transformers.GPT2LMHeadModel(config)
 
 
-@_seeded
+@seeded(1)
 def qwen2_moe() -> Any:
     """Return a Qwen2-MoE with shared experts, biases on query, key and value, and a window of 6 in its first layer."""
     config = transformers.Qwen2MoeConfig(
@@ -73,7 +60,7 @@ def qwen2_moe() -> Any:
     return transformers.Qwen2MoeForCausalLM(config)
 
 
-@_seeded
+@seeded(1)
 def gemma3() -> Any:
     """Return a Gemma 3 text model: norms of queries and keys, two rotary bases, a window of 6, a softcap that bites."""
     config = transformers.Gemma3TextConfig(
@@ -97,7 +84,7 @@ def gemma3() -> Any:
     return transformers.Gemma3ForCausalLM(config)
 
 
-@_seeded
+@seeded(1)
 def opt() -> Any:
     """Return an OPT with an offset of 2 in its positions, and projections into and out of a narrower embedding."""
     config = transformers.OPTConfig(
@@ -116,7 +103,7 @@ def opt() -> Any:
     return transformers.OPTForCausalLM(config)
 
 
-@_seeded
+@seeded(1)
 def clip_text() -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=VOCABULARY,
@@ -135,7 +122,7 @@ def clip_text() -> Any:
     return transformers.CLIPTextModelWithProjection(config)
 
 
-@_seeded
+@seeded(1)
 def deberta() -> Any:
     """Return a DeBERTa v2: disentangled attention in buckets, and a convolution beside the first layer."""
     config = transformers.DebertaV2Config(
@@ -159,7 +146,7 @@ def deberta() -> Any:
     return transformers.DebertaV2ForMaskedLM(config)
 
 
-@_seeded
+@seeded(1)
 def electra_to_gpt2() -> Any:
     """Return an ELECTRA encoder, its embeddings narrower than its layers, below a GPT-2 with cross-attention."""
     encoder = transformers.ElectraConfig(
@@ -192,7 +179,7 @@ def electra_to_gpt2() -> Any:
     )
 
 
-@_seeded
+@seeded(1)
 def whisper() -> Any:
     config = transformers.WhisperConfig(
         vocab_size=VOCABULARY,
@@ -218,7 +205,7 @@ def whisper() -> Any:
     return transformers.WhisperForConditionalGeneration(config)
 
 
-@_seeded
+@seeded(1)
 def gpt_neox() -> Any:
     """Return a GPT-NeoX: attention and MLP in parallel, half of each head rotated, fused projections."""
     config = transformers.GPTNeoXConfig(
@@ -236,7 +223,7 @@ def gpt_neox() -> Any:
     return transformers.GPTNeoXForCausalLM(config)
 
 
-@_seeded
+@seeded(1)
 def mamba() -> Any:
     config = transformers.MambaConfig(
         vocab_size=VOCABULARY,

@@ -11,24 +11,22 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.faults.models import enliven
+from bench.faults import models
 
 
 def seeded(build: Callable[[], Any]) -> Callable[[], Any]:
-    """Build once, from seed 0, with vectors off their initial value and batch statistics as after training."""
+    """Build as `models.seeded` does, with batch statistics as after training."""
 
-    @functools.cache
+    @models.seeded()
     @functools.wraps(build)
     def model() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            built = enliven(build())
-            for module in built.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    assert module.running_mean is not None
-                    assert module.running_var is not None
-                    module.running_mean.normal_(std=0.3)
-                    module.running_var.uniform_(0.3, 1.5)
+        built = build()
+        for module in built.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.3, 1.5)
         return built
 
     return model

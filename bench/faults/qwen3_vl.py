@@ -10,6 +10,7 @@ import torch
 
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
+from bench.faults.unwrapped import unwrapped
 from qtrace.sources.samples import as_samples
 from qtrace.sources.wrappers.tico import wrap
 from qtrace.zoo import qwen3_vl
@@ -33,15 +34,6 @@ suite = Suite("qwen3_vl", tiny, qwen3_vl.image_and_text, lambda _: copy.deepcopy
 quantized = Suite("qwen3_vl", tiny, qwen3_vl.image_and_text, lambda _: copy.deepcopy(_wrapped(True)))
 
 
-def _at(pair: Pair, path: str) -> Any:
-    """Return tico's module for a path of the model, such as model.visual.merger, without its PTQWrapper."""
-    module = pair.candidate
-    for name in path.split("."):
-        module = getattr(module, "wrapped", module)
-        module = getattr(module, name) if not name.isdigit() else module[int(name)]
-    return getattr(module, "wrapped", module)
-
-
 @suite.fault("argument", at="model.language_model", kind="miscalls", argument="attention_mask")
 def padding_mask_handed_down(pair: Pair) -> None:
     """The text model hands its layers the padding mask, which attention adds to its logits as it is (TICO#630)."""
@@ -52,7 +44,7 @@ def padding_mask_handed_down(pair: Pair) -> None:
 def causal_mask_one_off(pair: Pair) -> None:
     """The text model's causal mask shows one token of the future, in the helper that slices it."""
     rewrite(
-        _at(pair, "model.language_model"),
+        unwrapped(pair, "model.language_model"),
         "self.causal_mask_template[..., row_start:row_end, :kv_len]",
         "self.causal_mask_template[..., row_start + 1 : row_end + 1, :kv_len]",
         within="_slice_causal",
@@ -63,7 +55,7 @@ def causal_mask_one_off(pair: Pair) -> None:
 def merger_without_norm(pair: Pair) -> None:
     """The patch merger does not call its norm (TICO#616)."""
     rewrite(
-        _at(pair, "model.visual.merger"),
+        unwrapped(pair, "model.visual.merger"),
         "self.norm(x).view(-1, self.hidden_size)\n\n",
         "x.view(-1, self.hidden_size)\n\n",
     )
@@ -72,14 +64,16 @@ def merger_without_norm(pair: Pair) -> None:
 @suite.fault("leaf", at="model.visual.merger.act_fn")
 def merger_gelu_by_tanh(pair: Pair) -> None:
     """The merger's GELU is the tanh approximation, that of the vision blocks (TICO#734)."""
-    _at(pair, "model.visual.merger").act_fn.wrapped = copy.deepcopy(_at(pair, "model.visual.blocks.0.mlp.act_fn"))
+    unwrapped(pair, "model.visual.merger").act_fn.wrapped = copy.deepcopy(
+        unwrapped(pair, "model.visual.blocks.0.mlp.act_fn")
+    )
 
 
 @suite.fault("container", at="model.visual.blocks.1.attn", kind=["miscalls", "introduces"])
 def fused_projection_split_by_head(pair: Pair) -> None:
     """One vision attention splits its fused projection into heads first and into query, key and value second."""
     rewrite(
-        _at(pair, "model.visual.blocks.1.attn"),
+        unwrapped(pair, "model.visual.blocks.1.attn"),
         ".reshape(seq_length, 3, self.num_heads, -1)\n            .permute(1, 0, 2, 3)",
         ".reshape(seq_length, self.num_heads, 3, -1)\n            .permute(2, 0, 1, 3)",
     )
@@ -89,7 +83,7 @@ def fused_projection_split_by_head(pair: Pair) -> None:
 def deepstack_reversed(pair: Pair) -> None:
     """The model hands its text model the deepstack features from last to first."""
     rewrite(
-        _at(pair, "model"),
+        unwrapped(pair, "model"),
         "deepstack_visual_embeds=deepstack_visual_embeds",
         "deepstack_visual_embeds=deepstack_visual_embeds[::-1]",
     )
@@ -99,7 +93,7 @@ def deepstack_reversed(pair: Pair) -> None:
 def positions_of_text_alone(pair: Pair) -> None:
     """The model hands its text model positions that count all tokens alike, as if there were no image."""
     rewrite(
-        _at(pair, "model"),
+        unwrapped(pair, "model"),
         "position_ids=position_ids,",
         "position_ids=torch.arange(inputs_embeds.shape[1]).expand(3, 1, -1),",
     )
@@ -109,19 +103,19 @@ def positions_of_text_alone(pair: Pair) -> None:
 def row_sign_flipped(pair: Pair) -> None:
     """One row of a wrapped linear layer's weight has the opposite sign."""
     with torch.no_grad():
-        _at(pair, "model.language_model.layers.1.mlp.gate_proj").module.weight[40:56].neg_()
+        unwrapped(pair, "model.language_model.layers.1.mlp.gate_proj").module.weight[40:56].neg_()
 
 
 @suite.fault("leaf", at="model.language_model.layers.0.input_layernorm")
 def eps_default(pair: Pair) -> None:
     """A wrapped RMSNorm has eps 1e-5 in place of 1e-6; the embeddings that it norms are small."""
-    _at(pair, "model.language_model.layers.0.input_layernorm").eps = 1e-5
+    unwrapped(pair, "model.language_model.layers.0.input_layernorm").eps = 1e-5
 
 
 @quantized.fault("quantization", at="model.language_model.layers.1.mlp.down_proj")
 def quantized_range_clips(pair: Pair) -> None:
     """Among uint8 layers, the scales of one weight are a fifth of what they should be."""
-    _at(pair, "model.language_model.layers.1.mlp.down_proj").obs_weight._cached_scale.div_(5)
+    unwrapped(pair, "model.language_model.layers.1.mlp.down_proj").obs_weight._cached_scale.div_(5)
 
 
 @suite.correct()

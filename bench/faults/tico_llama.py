@@ -9,6 +9,7 @@ from typing import Any
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
+from bench.faults.unwrapped import unwrapped
 from qtrace.sources.samples import as_samples
 from qtrace.sources.wrappers.tico import wrap
 
@@ -38,15 +39,6 @@ four = Suite("tico_llama", models.llama, _one, lambda _: copy.deepcopy(_wrapped(
 LAYER = "model.layers.1"
 
 
-def _at(pair: Pair, path: str) -> Any:
-    """Return tico's module for a path of the model, without its PTQWrapper."""
-    module = pair.candidate
-    for name in path.split("."):
-        module = getattr(module, "wrapped", module)
-        module = getattr(module, name) if not name.isdigit() else module[int(name)]
-    return getattr(module, "wrapped", module)
-
-
 @suite.correct()
 def wrapped(pair: Pair) -> None:
     """Tico's wrappers without quantization on a batch of two."""
@@ -61,7 +53,7 @@ def wrapped_and_padded(pair: Pair) -> None:
 def causal_mask_one_off(pair: Pair) -> None:
     """The model's causal mask shows one token of the future."""
     rewrite(
-        _at(pair, "model"),
+        unwrapped(pair, "model"),
         "self.causal_mask_template[..., past_len : past_len + q_len, :k_len]",
         "self.causal_mask_template[..., past_len + 1 : past_len + q_len + 1, :k_len]",
         within="_slice_causal",
@@ -72,7 +64,7 @@ def causal_mask_one_off(pair: Pair) -> None:
 def positions_from_one(pair: Pair) -> None:
     """The model takes its sines one position late and its cosines not: the rotations are none any more."""
     rewrite(
-        _at(pair, "model"),
+        unwrapped(pair, "model"),
         "self.rope_sin_template[:, start:end, :]",
         "self.rope_sin_template[:, start + 1 : end + 1, :]",
         within="get_position_embeddings_for",
@@ -82,14 +74,14 @@ def positions_from_one(pair: Pair) -> None:
 @suite.fault("container", at=f"{LAYER}.mlp", kind=["miscalls", "introduces"])
 def up_and_gate_exchanged(pair: Pair) -> None:
     """The wrapped MLP activates the linear half."""
-    rewrite(_at(pair, f"{LAYER}.mlp"), "a = self.act_fn(g)", "a, u = self.act_fn(u), g")
+    rewrite(unwrapped(pair, f"{LAYER}.mlp"), "a = self.act_fn(g)", "a, u = self.act_fn(u), g")
 
 
 @suite.fault("container", at="model.layers.0", kind=["miscalls", "introduces"])
 def residual_of_the_normed(pair: Pair) -> None:
     """The wrapped layer takes its first residual after the norm."""
     rewrite(
-        _at(pair, "model.layers.0"),
+        unwrapped(pair, "model.layers.0"),
         "        residual = hidden_states\n        hidden_states = self.input_layernorm(hidden_states)",
         "        hidden_states = self.input_layernorm(hidden_states)\n        residual = hidden_states",
     )
@@ -98,7 +90,7 @@ def residual_of_the_normed(pair: Pair) -> None:
 @suite.fault("leaf", at=f"{LAYER}.mlp.act_fn")
 def silu_without_its_product(pair: Pair) -> None:
     """The wrapped SiLU multiplies by the sigmoid of 1.1 times its input."""
-    rewrite(_at(pair, f"{LAYER}.mlp.act_fn"), "torch.sigmoid(x_q)", "torch.sigmoid(1.1 * x_q)")
+    rewrite(unwrapped(pair, f"{LAYER}.mlp.act_fn"), "torch.sigmoid(x_q)", "torch.sigmoid(1.1 * x_q)")
 
 
 @suite.fault("container", at=f"{LAYER}.mlp", kind=["miscalls", "introduces"], inputs=_one)
@@ -117,7 +109,7 @@ def residual_of_the_normed_alone(pair: Pair) -> None:
 def rotated_halves_exchanged(pair: Pair) -> None:
     """One wrapped attention rotates with its halves the other way round."""
     rewrite(
-        _at(pair, f"{LAYER}.self_attn"),
+        unwrapped(pair, f"{LAYER}.self_attn"),
         "torch.cat((first, x1), dim=-1)",
         "torch.cat((x1, first), dim=-1)",
         within="_rot",
@@ -142,48 +134,48 @@ def weights_of_four_bits(pair: Pair) -> None:
 @quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj", inputs=_one)
 def weight_scales_too_small(pair: Pair) -> None:
     """The scales of one weight are a third."""
-    _at(pair, f"{LAYER}.mlp.down_proj").obs_weight._cached_scale.div_(3)
+    unwrapped(pair, f"{LAYER}.mlp.down_proj").obs_weight._cached_scale.div_(3)
 
 
 @quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj")
 def weight_scales_too_small_batch(pair: Pair) -> None:
     """The scales of one weight are a third, on a batch of two."""
-    _at(pair, f"{LAYER}.mlp.down_proj").obs_weight._cached_scale.div_(3)
+    unwrapped(pair, f"{LAYER}.mlp.down_proj").obs_weight._cached_scale.div_(3)
 
 
 @quantized.fault("quantization", at="model.layers.0.mlp.act_fn", inputs=_one)
 def sigmoid_range_halved(pair: Pair) -> None:
     """The range of the sigmoid inside of one SiLU ends at a half: it clips."""
-    _at(pair, "model.layers.0.mlp.act_fn").obs_sig._cached_scale.mul_(0.5)
+    unwrapped(pair, "model.layers.0.mlp.act_fn").obs_sig._cached_scale.mul_(0.5)
 
 
 @quantized.fault("quantization", at="model.layers.0.mlp", kind=["introduces", "miscalls"], inputs=_one)
 def product_clipped(pair: Pair) -> None:
     """The range of the product in an MLP's own code is a fifth of the observed one."""
-    _at(pair, "model.layers.0.mlp").obs_mul._cached_scale.mul_(0.2)
+    unwrapped(pair, "model.layers.0.mlp").obs_mul._cached_scale.mul_(0.2)
 
 
 @quantized.fault("quantization", at="model.layers.0", kind=["introduces", "miscalls"], inputs=_one)
 def residual_clipped(pair: Pair) -> None:
     """The range of the sum that a layer returns is a third of the observed one: its own code."""
-    _at(pair, "model.layers.0").obs_mlp_residual_out._cached_scale.mul_(0.33)
+    unwrapped(pair, "model.layers.0").obs_mlp_residual_out._cached_scale.mul_(0.33)
 
 
 @quantized.fault("quantization", at=f"{LAYER}.self_attn", kind=["introduces", "miscalls"], inputs=_one)
 def softmax_never_calibrated(pair: Pair) -> None:
     """The scale of attention's weights after softmax is 1 / 8: they are rounded to eighths."""
-    observer = _at(pair, f"{LAYER}.self_attn").obs_softmax
+    observer = unwrapped(pair, f"{LAYER}.self_attn").obs_softmax
     observer._cached_scale.fill_(0.125)
 
 
 @quantized.fault("quantization", at="model.embed_tokens", inputs=_one)
 def embedding_of_four_bits(pair: Pair) -> None:
     """The embeddings' table is rounded to a grid 24 times too wide."""
-    observer = _at(pair, "model.embed_tokens").weight_obs
+    observer = unwrapped(pair, "model.embed_tokens").weight_obs
     observer._cached_scale.mul_(24)
 
 
 @quantized.fault("quantization", at="model.norm", inputs=_one)
 def last_norm_weight_clipped(pair: Pair) -> None:
     """The range of the last norm's weight is two thirds of the real one."""
-    _at(pair, "model.norm").obs_weight._cached_scale.mul_(0.6)
+    unwrapped(pair, "model.norm").obs_weight._cached_scale.mul_(0.6)

@@ -19,7 +19,7 @@ _FEWEST_REPEATS = 3
 
 @dataclass(slots=True)
 class Suspect:
-    """A place where a fault would explain what was seen; `cases` are the calls that showed it.
+    """A place where a fault would explain what was seen; `call` is the one that showed it.
 
     `kind` is that of the finding. For `miscalls`, `argument` and `callees` say what was handed over to whom. `members`
     are the further modules that show the same.
@@ -39,6 +39,10 @@ class Suspect:
     def modules(self) -> tuple[str, ...]:
         """Return all the modules that show it."""
         return (self.module, *self.members)
+
+    def also_calls(self, callees: Sequence[str]) -> None:
+        """Take in the callees of another case of it."""
+        self.callees.extend(name for name in callees if name not in self.callees)
 
     @property
     def order(self) -> int:
@@ -141,8 +145,7 @@ def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) ->
     wrong = [value for value in container.outputs if not value.agrees]
     if wrong and not spoiled and not own:
         kind = "structure" if alone else "introduces"
-        callees = alone
-        yield Suspect(kind, container.module, container, value=wrong[0], callees=callees, has_children=True)
+        yield Suspect(kind, container.module, container, value=wrong[0], callees=alone, has_children=True)
 
 
 def _instead_of(container: CallRecord, child: CallRecord, value: Value) -> CallRecord | None:
@@ -165,7 +168,7 @@ def grouped(found: list[Suspect]) -> list[Suspect]:
     for suspect in found:
         first = groups.setdefault((suspect.kind, suspect.module, suspect.argument), suspect)
         if first is not suspect:
-            first.callees.extend(name for name in suspect.callees if name not in first.callees)
+            first.also_calls(suspect.callees)
     return list(groups.values())
 
 
@@ -188,7 +191,7 @@ def repeats(
         if len(group) >= _FEWEST_REPEATS or (others and len(group) == there[role(first.module)]):
             first.members.extend(other.module for other in others)
             for other in others:
-                first.callees.extend(name for name in other.callees if name not in first.callees)
+                first.also_calls(other.callees)
             kept.append(first)
         else:
             kept.extend(group)

@@ -11,8 +11,6 @@ from qtrace.investigation.lossy import Lossy
 from qtrace.investigation.runner import Runner
 from qtrace.records import Status
 
-# Among many small errors, one that matters takes the final error down visibly when it is healed.
-_RELIEVED = 0.9
 # An own error up to which half precision may be all there is to it; its expected rounding is capped at 0.02.
 _UNLUCKY = 0.05
 
@@ -85,8 +83,7 @@ def relieving(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
     reached = runner.before
     for after, suspect in helpful:
         both = after if not kept else runner.final_after([*(graft.suspect for graft in kept), suspect])
-        relieves = reached is not None and both is not None and both < _RELIEVED * reached
-        if relieves or suspect.kind == "non_finite":
+        if runner.is_relieved(both, reached) or suspect.kind == "non_finite":
             kept.append(Graft(suspect, reached, both, runner.is_healed(both)))
             reached = both
     return kept
@@ -113,9 +110,9 @@ def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
     """Return the suspects with each container's own faults in one, which is healed at the container's exit."""
     kept: dict[object, Suspect] = {}
     for suspect in found:
-        own = suspect.has_children and suspect.kind in ("miscalls", "structure", "introduces")
-        first = kept.setdefault(suspect.module if own else id(suspect), suspect)
-        if own and first is suspect:
+        if not (suspect.has_children and suspect.kind in ("miscalls", "structure", "introduces")):
+            kept[id(suspect)] = suspect
+        elif suspect.module not in kept:
             kept[suspect.module] = replace(suspect, kind="introduces", argument=None, callees=[])
     return list(kept.values())
 

@@ -29,6 +29,7 @@ from qtrace.diagnose import (
     verdicts,
     wrong_inside,
 )
+from qtrace.errors import first_line
 from qtrace.investigation.confirmation import confirmed, relieving
 from qtrace.investigation.naming import Naming
 from qtrace.investigation.runner import Runner
@@ -189,21 +190,27 @@ class Investigation:
             done = self._runner.run(replace(forcing, resizes=False))
         if done.raised():
             raised = next(end.error for end in done.ends if end.error is not None)
-            said = (str(raised).strip().splitlines() or [""])[0]
-            why = f"the candidate does not take the reference's tensors ({type(raised).__name__}: {said})"
+            said = f"{type(raised).__name__}: {first_line(raised)}"
+            why = f"the candidate does not take the reference's tensors ({said})"
             self.warnings.append(f"a look inside failed: {why}")
             return Trial(())
         trial = as_trial(done.comparison, local=True, known=harmless)
-        for call in trial.calls:
-            if call.side is None and trial.enters_clean(call):
-                for value in call.outputs:
-                    key = (call.module, call.call, value.name)
-                    error = value.related if value.is_gain else value.error
-                    visible = not value.agrees and not value.is_gain
-                    # In the candidate's own convention it shows more truly than in the reference's.
-                    if converted or key not in self.local:
-                        self.local[key] = Local(error, visible, value.relation)
+        shown = _local_errors(trial)
+        # In the candidate's own convention an error shows more truly than in the reference's.
+        self.local = self.local | shown if converted else shown | self.local
         return trial
+
+
+def _local_errors(trial: Trial) -> dict[Key, Local]:
+    """Return the own error of each output whose call went in with the reference's arguments."""
+    return {
+        (call.module, call.call, value.name): Local(
+            value.related if value.is_gain else value.error, not value.agrees and not value.is_gain, value.relation
+        )
+        for call in trial.calls
+        if call.side is None and trial.enters_clean(call)
+        for value in call.outputs
+    }
 
 
 def _children_of(trial: Trial, open_paths: set[str]) -> frozenset[str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from qtrace.diagnose import Suspect
 from qtrace.investigation.runner import Runner
 from qtrace.probe import Precision
-from qtrace.tolerance import rounding_tolerance
+from qtrace.tolerance import coarsest_eps, rounding_tolerance
 
 # One such module is a culprit. So many are none: the error is that of the dtype, and grows slowly.
 _MANY = 3
@@ -36,10 +34,9 @@ class Lossy:
     def _is_lossy(self, suspect: Suspect) -> bool:
         reference, candidate = self.listeners
         error = suspect.value.error if suspect.value is not None else None
-        mine = reference.coarsest.get(suspect.module)
+        mine = tuple(reference.dtypes.get(suspect.module, ()))
         answering = self._runner.answering(suspect.module)
-        theirs = [candidate.coarsest[path] for path in answering if path in candidate.coarsest]
-        if mine is None or not theirs or error is None:
+        theirs = tuple({dtype for path in answering for dtype in candidate.dtypes.get(path, ())})
+        if not mine or not theirs or error is None:
             return False
-        coarsest = max(theirs, key=lambda dtype: torch.finfo(dtype).eps)
-        return torch.finfo(coarsest).eps > torch.finfo(mine).eps and error <= rounding_tolerance((coarsest,), 0)
+        return coarsest_eps(theirs) > coarsest_eps(mine) and error <= rounding_tolerance(theirs, 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from qtrace.diagnose import Suspect
 from qtrace.diagnose.words import evidence_for, summary
@@ -14,6 +16,8 @@ from qtrace.investigation.runner import Runner
 from qtrace.records import Finding, Status
 from qtrace.static import attribute_differences, static_differences, tensor_differences
 
+Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[str]]
+
 
 class Naming:
     """Writes findings; `was_called` tells whether a reference module ran, on either side."""
@@ -21,6 +25,7 @@ class Naming:
     def __init__(self, runner: Runner, was_called: Callable[[str], bool]) -> None:
         self._runner = runner
         self._was_called = was_called
+        self._static: dict[str, tuple[str, ...]] = {}
 
     def finding(self, rank: int, graft: Graft) -> Finding:
         """Return the finding for a suspect."""
@@ -44,17 +49,18 @@ class Naming:
 
     def static(self, module: str) -> tuple[str, ...]:
         """Return what differs between a reference module and the candidate's that answer to it, in words."""
-        modules, answering = self._runner.models[0].modules, self._runner.answering(module)
-        if module not in modules or not answering:
-            return ()
-        theirs = [self._runner.models[1].modules[path] for path in answering]
-        return tuple(static_differences(modules[module], theirs))
+        # Asked for again at each step from suspect to finding, and it reads the weights.
+        if module not in self._static:
+            self._static[module] = self._said(module, static_differences)
+        return self._static[module]
 
     def attributes(self, module: str) -> tuple[str, ...]:
         """Return the part of `static` that is of plain attributes."""
-        theirs = [self._runner.models[1].modules[path] for path in self._runner.answering(module)]
-        modules = self._runner.models[0].modules
-        return tuple(attribute_differences(modules[module], theirs)) if module in modules else ()
+        return self._said(module, attribute_differences)
+
+    def _said(self, module: str, differences: Differences) -> tuple[str, ...]:
+        mine, theirs = self._runner.models[0].modules.get(module), self._runner.partners(module)
+        return tuple(differences(mine, theirs)) if mine is not None and theirs else ()
 
     def _placed(self, suspect: Suspect) -> tuple[Suspect, tuple[str, ...]]:
         """Return the suspect, put where its data differs if that explains it, and what differs there.
@@ -72,13 +78,9 @@ class Naming:
                 return replace(placed, callee=None, has_children=False), inside
         value = suspect.value
         same_form = value is not None and value.status is Status.COMPARED and value.reference == value.candidate
-        if static and suspect.kind == "miscalls" and (same_form or self._data_differs(suspect.module)):
+        if static and suspect.kind == "miscalls" and (same_form or self._said(suspect.module, tensor_differences)):
             return replace(suspect, kind="introduces", argument=None, callees=[]), static
         return suspect, static
-
-    def _data_differs(self, module: str) -> bool:
-        theirs = [self._runner.models[1].modules[path] for path in self._runner.answering(module)]
-        return any(True for _ in tensor_differences(self._runner.models[0].modules[module], theirs))
 
     def _uncalled(self, module: str) -> list[str]:
         modules = self._runner.models[0].modules
@@ -92,9 +94,6 @@ class Naming:
             call = next((child for child in reversed(suspect.call.children) if child.side is None), None)
         if call is not None and call.sites != (None, None):
             return source_of(*call.sites)
-        answering = next(iter(self._runner.answering(suspect.module)), "")
-        modules = (
-            self._runner.models[0].modules.get(suspect.module),
-            self._runner.models[1].modules.get(answering),
-        )
-        return source_of(*(None if module is None else forward_of(module) for module in modules))
+        mine = self._runner.models[0].modules.get(suspect.module)
+        theirs = next(iter(self._runner.partners(suspect.module)), self._runner.models[1].root)
+        return source_of(None if mine is None else forward_of(mine), forward_of(theirs))

@@ -44,6 +44,9 @@ class Runner:
         self.plan = plan
         self.before: float | None = None
         self.reference_again: Fingerprint | None = None
+        self._answering: dict[str, list[str]] = {}
+        for path, key in plan.candidate_keys.items():
+            self._answering.setdefault(key, []).append(path)
         dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
         self.is_coarse = dtypes[0] != dtypes[1] or any(dtype in _COARSE for dtype in dtypes[0])
         self.floor = rounding_tolerance(sorted(dtypes[0] | dtypes[1], key=str), len(plan.reference_keys))
@@ -95,8 +98,7 @@ class Runner:
         lent: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
             try:
-                for path in self.answering(module)[-1:]:
-                    theirs = self.models[1].modules[path]
+                for theirs in self.partners(module)[-1:]:
                     for name, tensor in (*theirs._parameters.items(), *theirs._buffers.items()):
                         other = mine._parameters.get(name, mine._buffers.get(name))
                         if tensor is not None and other is not None and tensor.shape == other.shape:
@@ -106,7 +108,11 @@ class Runner:
             finally:
                 for tensor, own in lent:
                     tensor.copy_(own)
-        return after is not None and self.before is not None and after < _RELIEVED * self.before
+        return self.is_relieved(after, self.before)
+
+    def is_relieved(self, after: float | None, before: float | None) -> bool:
+        """Return whether a final error is visibly below another one."""
+        return after is not None and before is not None and after < _RELIEVED * before
 
     def is_healed(self, after: float | None) -> bool:
         """Return whether a final error is far below the one before, or no more than rounding explains.
@@ -121,4 +127,8 @@ class Runner:
 
     def answering(self, key: str) -> list[str]:
         """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""
-        return [path for path, reference in self.plan.candidate_keys.items() if reference == key]
+        return self._answering.get(key, [])
+
+    def partners(self, key: str) -> list[torch.nn.Module]:
+        """Return the candidate's modules of `answering`."""
+        return [self.models[1].modules[path] for path in self.answering(key)]

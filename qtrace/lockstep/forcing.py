@@ -118,7 +118,8 @@ class Forcing:
             if converts and pair.explained and pair.convention is None and not _holds_a_fill(pair):
                 # Its neighbours have a convention of their own, and what this one's would be is not known.
                 continue
-            if mark == OUT and _may_be_written(met, theirs) and _is_plain_swap(mine, theirs, pair, converts):
+            plain = _is_copied_as_it_is(mine, theirs, _to_apply(pair, converts))
+            if mark == OUT and plain and _may_be_written(met, theirs):
                 # No memory of its own for what is thrown away at once.
                 with torch.no_grad():
                     theirs.copy_(mine)
@@ -148,11 +149,14 @@ def _may_be_written(met: Met, candidate: torch.Tensor) -> bool:
     return fresh and not candidate.is_inference() and candidate._base is None
 
 
-def _is_plain_swap(reference: torch.Tensor, candidate: torch.Tensor, pair: Pair, converts: bool) -> bool:
-    """Return whether the reference's values go over as they are, in the same shape."""
-    if reference.shape != candidate.shape or pair.layout is not None or _is_mask(pair.relation):
-        return False
-    return not (converts and pair.convention is not None) and not _is_bool_against_additive(reference, candidate)
+def _to_apply(pair: Pair, converts: bool) -> Relation | None:
+    """Return the relation in which the reference's values go over; None where they do as they are."""
+    return pair.convention if converts or _is_mask(pair.relation) else pair.layout
+
+
+def _is_copied_as_it_is(reference: torch.Tensor, candidate: torch.Tensor, relation: Relation | None) -> bool:
+    same_shape = reference.shape == candidate.shape
+    return relation is None and same_shape and not _is_bool_against_additive(reference, candidate)
 
 
 def _filled(
@@ -174,9 +178,10 @@ def _in_candidates_terms(
     reference: torch.Tensor, candidate: torch.Tensor, pair: Pair, *, converts: bool, resizes: bool
 ) -> torch.Tensor | None:
     """Return the tensor to hand over: the candidate's own where that is right already, None where nobody knows."""
-    relation = pair.convention if converts or _is_mask(pair.relation) else pair.layout
-    same_shape = reference.shape == candidate.shape
-    kinds_differ = same_shape and _is_bool_against_additive(reference, candidate)
+    relation = _to_apply(pair, converts)
+    if _is_copied_as_it_is(reference, candidate, relation):
+        return reference.detach().to(candidate.device, candidate.dtype, copy=True)
+    kinds_differ = reference.shape == candidate.shape and _is_bool_against_additive(reference, candidate)
     if relation is None and kinds_differ:
         relation = mask_relation(reference, candidate)
     if relation is not None:
@@ -185,8 +190,6 @@ def _in_candidates_terms(
             # The matrix cannot be told from these tokens alone, but they are known to be the reference's, turned.
             return candidate
         return handed
-    if same_shape and not kinds_differ:
-        return reference.detach().to(candidate.device, candidate.dtype, copy=True)
     unmeasured = pair.measurement is None and reference.numel() != candidate.numel()
     if resizes and (kinds_differ or unmeasured):
         # Another kind of mask, or another size altogether, such as a raw padding mask for a causal one, and no

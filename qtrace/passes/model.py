@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -73,6 +74,16 @@ class Model:
             training=bool(self.in_training),
         )
 
+    def entry(self, call: str, sample: Any) -> Callable[[], Any]:
+        """Return a function that calls the model on a sample, by itself or by the method `call`."""
+        method = self.root if call == "forward" else getattr(self.root, call)
+        return lambda: method(*sample.args, **sample.kwargs)
+
+    def may_leave_fast_path(self) -> bool:
+        """Return whether it has torch's transformer layers, which take another path while hooks are there."""
+        fast = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
+        return any(isinstance(module, fast) for module in self.modules.values())
+
     def is_compiled(self) -> bool:
         """Return whether any module runs compiled code, where hooks do not fire reliably."""
         return any(
@@ -91,8 +102,7 @@ class Model:
             )
         if self.is_compiled():
             found.append(f"the {self.name} is compiled: it was run eagerly, so compiled numerics were not measured")
-        fast = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
-        if any(isinstance(module, fast) for module in self.modules.values()):
+        if self.may_leave_fast_path():
             found.append(
                 f"the {self.name} has torch's transformer layers: torch leaves their fast path while hooks are there"
             )
@@ -103,6 +113,11 @@ class Model:
             named = getattr(module, kind)
             if named:
                 yield from (tensor for tensor in named.values() if tensor is not None)
+
+
+def devices_of(models: Iterable[Model]) -> tuple[str, ...]:
+    """Return the kinds of device of several models together."""
+    return tuple(sorted({kind for model in models for kind in model.devices}))
 
 
 def _minds_training(module: torch.nn.Module) -> bool:

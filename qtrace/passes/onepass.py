@@ -14,7 +14,7 @@ from qtrace.errors import UsageError
 from qtrace.lockstep import REFERENCE, Comparison, Lockstep
 from qtrace.lockstep.forcing import Forcing
 from qtrace.passes.fingerprint import Fingerprint
-from qtrace.passes.model import Model
+from qtrace.passes.model import Model, devices_of
 from qtrace.passes.modelstate import buffers_kept
 from qtrace.passes.plan import Plan
 from qtrace.probe import Call, End, Listener, LiveSide, RandomState
@@ -81,7 +81,7 @@ class Pass:
         self._call = options.call
         self._is_sparse = plan.sparse
         self._may_be_checked = forcing is None and options.local is not False
-        self._devices = devices = tuple(sorted({kind for model in models for kind in model.devices}))
+        self._devices = devices = devices_of(models)
         self.random = RandomState(devices)
         self.sides = (
             LiveSide(
@@ -109,7 +109,7 @@ class Pass:
         # Each side has inputs of its own: a model may write to them.
         given = zip(self._models, self._samples, strict=True)
         with buffers_kept(self._models):
-            lockstep.run(*(self._function(model.root, copied(sample)) for model, sample in given))
+            lockstep.run(*(model.entry(self._call, copied(sample)) for model, sample in given))
         self.ends = lockstep.ends
         moved = not self.random.equals(RandomState(self._devices))
         self.drew_random = moved or any(side.drew_from(self.random) for side in self.sides)
@@ -138,10 +138,6 @@ class Pass:
     def unseen(self, side: int) -> Counter[tuple[str, str]]:
         """Return how many calls of a side could not stand still, by path and reason."""
         return self.sides[side].unseen
-
-    def _function(self, model: torch.nn.Module, sample: Any) -> Callable[[], Any]:
-        entry = model if self._call == "forward" else getattr(model, self._call)
-        return lambda: entry(*sample.args, **sample.kwargs)
 
 
 def copied(sample: Any) -> Any:

@@ -13,42 +13,38 @@ from qtrace.probe.events import Call
 
 
 class Precision:
-    """A listener that notes the coarsest floating dtype that the operators of chosen modules return.
+    """A listener that notes which floating dtypes the operators of chosen modules return.
 
-    `coarsest` holds it by path, in the side's own names; only calls of these `paths` are looked into.
+    `dtypes` holds them by path, in the side's own names. Only calls of these `paths` are looked into, one at a time.
     """
 
     def __init__(self, paths: Collection[str]) -> None:
-        self.coarsest: dict[str, torch.dtype] = {}
+        self.dtypes: dict[str, set[torch.dtype]] = {}
         self._paths = paths
-        self._open: list[tuple[Call, _Dtypes]] = []
+        self._call: Call | None = None
+        self._mode: _Dtypes | None = None
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
         """Begin to note the dtypes of a chosen call."""
-        if call.path in self._paths and not self._open:
-            mode = _Dtypes()
-            mode.__enter__()  # type: ignore[no-untyped-call]
-            self._open.append((call, mode))
+        if call.path in self._paths and self._mode is None:
+            self._call, self._mode = call, _Dtypes(self.dtypes.setdefault(call.path, set()))
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
         """End with the call that was begun."""
-        if not self._open or self._open[-1][0] is not call:
-            return
-        mode = self._open.pop()[1]
-        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        seen = mode.dtypes | ({self.coarsest[call.path]} if call.path in self.coarsest else set())
-        if seen:
-            self.coarsest[call.path] = max(seen, key=lambda dtype: torch.finfo(dtype).eps)
+        if self._mode is not None and self._call is call:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._call = self._mode = None
 
 
 class _Dtypes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
+    def __init__(self, seen: set[torch.dtype]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.dtypes: set[torch.dtype] = set()
+        self._seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(one, torch.Tensor) and one.is_floating_point():
-                self.dtypes.add(one.dtype)
+                self._seen.add(one.dtype)
         return value

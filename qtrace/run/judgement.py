@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from qtrace.lockstep.forcing import OUT
 from qtrace.passes import Options
 from qtrace.records import AGREEING, Coverage, Finding, Outcome, Relation, Row, Status, Verdict
 from qtrace.relate import FILL
@@ -69,7 +70,7 @@ def is_clean(row: Row, floors: Floors) -> bool:
     dtype = getattr(torch, row.reference.dtype or "", None) if row.reference is not None else None
     if row.peir is None or dtype is None or not dtype.is_floating_point:
         return True
-    return row.peir <= floors.of((dtype,), row.order, (row.module, row.call, f"out:{row.output}"))
+    return row.peir <= floors.of((dtype,), row.order, (row.module, row.call, OUT + row.output))
 
 
 def _is_no_drift(row: Row) -> bool:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import torch
 
 import qtrace
 from qtrace.diagnose import verdicts
-from qtrace.errors import ForwardError, Interrupted
+from qtrace.errors import ForwardError, Interrupted, first_line
 from qtrace.investigation import Investigation, as_trial
 from qtrace.lockstep import CANDIDATE, REFERENCE
 from qtrace.passes import Options, Pass, copied
 from qtrace.passes.fingerprint import Fingerprint
-from qtrace.passes.model import Model
+from qtrace.passes.model import Model, devices_of
 from qtrace.passes.modelstate import SharedTensors, buffers_kept
 from qtrace.passes.plan import Plan, make_plan
 from qtrace.probe import End, RandomState
@@ -64,6 +65,11 @@ class Run:
         if reference is candidate:
             self._warn("reference and candidate are one object: what was changed in place changed both")
 
+    @cached_property
+    def _whole_plan(self) -> Plan:
+        """Return the plan that leaves nothing out: who is to blame may stand outside of what is compared."""
+        return make_plan(*self._models) if self._options.only or self._options.skip else self.plan
+
     def execute(self) -> ReportData:
         """Run all samples and return the report.
 
@@ -99,7 +105,7 @@ class Run:
                 self._warn(warning)
             check = self._self_check(index, investigation.reference_again())
             self._findings = check.applied(found)
-            self._static = tuple(map(str, static_report(self._models, make_plan(*self._models))))
+            self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
             return
         if self._options.local:
             self._investigation(0).observe(self._passes[0].comparison)
@@ -112,16 +118,15 @@ class Run:
         """Look for a cause in the models' own state, before anybody is blamed."""
         done = self._passes[index]
         first = FirstPass(done.random, done.fingerprints, done.drew_random, again)
-        plan = make_plan(*self._models)
-        check = self_check(self._models, plan, self._samples[index], self._options.call, first)
+        check = self_check(self._models, self._whole_plan, self._samples[index], self._options.call, first)
         for warning in (*self._shared.warnings(), *check.warnings):
             self._warn(warning)
         return check
 
     def _investigation(self, index: int) -> Investigation:
-        plan, own_random = make_plan(*self._models), self._passes[index].own_random
+        own_random = self._passes[index].own_random
         options = self._for_sample(index)
-        made = Investigation(self._models, plan, self._samples[index], options, own_random)
+        made = Investigation(self._models, self._whole_plan, self._samples[index], options, own_random)
         self._investigations[index] = made
         return made
 
@@ -185,7 +190,7 @@ class Run:
             raise end.error
         where = f"{end.module or '<root>'} ({type(model.modules[end.module]).__name__})"
         which = f" on sample {sample}" if len(self._samples) > 1 else ""
-        said = _first_line(end.error)
+        said = first_line(end.error)
         self._error = (
             f"the {model.name} raised {type(end.error).__name__} in {where}{which}: {said}{_raised_at(end.error)}"
         )
@@ -195,12 +200,10 @@ class Run:
 
     def _reference_runs(self, sample: int) -> bool:
         """Return whether the reference takes the inputs on which the candidate raised: only then is that a fault."""
-        given = copied(self._samples[sample])
-        call = self._options.call
-        root = self._models[REFERENCE].root
+        reference = self._models[REFERENCE]
         try:
-            with buffers_kept([self._models[REFERENCE]]):
-                (root if call == "forward" else getattr(root, call))(*given.args, **given.kwargs)
+            with buffers_kept([reference]):
+                reference.entry(self._options.call, copied(self._samples[sample]))()
         except Exception:
             return False
         return True
@@ -212,7 +215,7 @@ class Run:
             module=key if key is not None else end.module,
             call=max(0, self._passes[-1].calls(CANDIDATE)[end.module] - 1),
             kind="raises",
-            summary=f"raises {type(end.error).__name__} in the candidate alone: {_first_line(end.error)}",
+            summary=f"raises {type(end.error).__name__} in the candidate alone: {first_line(end.error)}",
             confirmed=True,
             evidence=(f"the candidate's module is {end.module or '<root>'}",),
         )
@@ -319,7 +322,7 @@ class Run:
 @contextlib.contextmanager
 def _set_apart(models: Sequence[Model]) -> Iterator[None]:
     """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
-    random = RandomState(tuple({kind for model in models for kind in model.devices}))
+    random = RandomState(devices_of(models))
     # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
     # longer than they did. What lives already is left out of that for the time being.
     freezes = gc.get_freeze_count() == 0
@@ -335,10 +338,6 @@ def _set_apart(models: Sequence[Model]) -> Iterator[None]:
             random.restore()
             if freezes:
                 gc.unfreeze()
-
-
-def _first_line(error: BaseException | None) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _raised_at(error: BaseException) -> str:

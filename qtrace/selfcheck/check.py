@@ -10,7 +10,7 @@ import torch
 
 from qtrace.diagnose.isolate import role
 from qtrace.passes.fingerprint import Fingerprint
-from qtrace.passes.model import Model
+from qtrace.passes.model import Model, devices_of
 from qtrace.passes.plan import Plan
 from qtrace.probe import RandomState
 from qtrace.records import Finding
@@ -102,7 +102,7 @@ def self_check(models: tuple[Model, Model], plan: Plan, sample: Any, call: str, 
         call: the method that was called, such as "forward".
         first: what that pass left behind.
     """
-    devices = tuple(sorted({kind for model in models for kind in model.devices}))
+    devices = devices_of(models)
     before = RandomState(devices)
     # The same values again, and nothing drawn: there is nothing left to ask of the reference.
     same_again = first.again is not None and first.again == first.fingerprints[0] and not first.drew_random
@@ -150,9 +150,7 @@ def _against_itself(solo: Solo, seen: Fingerprint) -> tuple[str | None, bool]:
     if Fingerprint(hooked.value) == Fingerprint(alone.value):
         why = "it keeps state between calls, or shares tensors or modules with the other model"
         return f"the {name} computes something else alone than beside the other model: {why}", alone.drew_random
-    fast = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
-    leaves_it = any(isinstance(module, fast) for module in solo.model.modules.values())
-    why = ": torch's transformer layers leave their fast path" if leaves_it else ""
+    why = ": torch's transformer layers leave their fast path" if solo.model.may_leave_fast_path() else ""
     how = f"computes something else while hooks are there{_distance(alone.value, hooked.value)}"
     return f"the {name} {how}{why}", alone.drew_random
 

@@ -92,9 +92,7 @@ class Solo:
         return LiveSide(self.model.modules, keys, devices=self.devices, random=stream)
 
     def _function(self) -> Callable[[], Any]:
-        given = copied(self.sample)
-        entry = self.model.root if self.call == "forward" else getattr(self.model.root, self.call)
-        return lambda: entry(*given.args, **given.kwargs)
+        return self.model.entry(self.call, copied(self.sample))
 
     def _other_random(self) -> RandomState:
         """Return where another stream begins, the same one every time."""
