@@ -84,8 +84,8 @@ class Observed(Model):
 
     seen: list[Fingerprint] = field(default_factory=list, init=False)
 
-    def entry(self, call: str, sample: Any) -> Callable[[], Any]:
-        run = super().entry(call, sample)
+    def entry(self, call: str, sample: Any, at: str = "") -> Callable[[], Any]:
+        run = super().entry(call, sample, at)
 
         def observed() -> Any:
             value = run()

@@ -207,29 +207,37 @@ def role(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
-def is_accounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> bool:
-    """Return whether a pass in which every boundary was forced shows nobody at fault but children of `open_paths`.
+def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[str]:
+    """Return the containers of which a pass that forced every boundary does not tell whether they are at fault.
 
-    `trial` is that pass, `first` the one without forcing. What differs inside a call that came out right in
-    `first`, on clean arguments, is compensated there and counts for nothing.
+    `trial` is that pass, `first` the one without forcing. Something in them is wrong there, they are not among
+    `open_paths`, and what is around them is: the code between may undo what is wrong, or not. What differs inside a
+    call that came out right in `first`, on clean arguments, is undone there and counts for nothing.
     """
     innocent = {
         (call.module, call.call)
         for call in first.calls
         if call.side is None and call.ended and call.outputs and not call.differs and first.enters_clean(call)
     }
-
     harmless = trial.harmless | first.harmless
 
     def is_wrong(call: CallRecord) -> bool:
         handed = (v for v in call.arguments if (call.type, v.name) not in harmless)
         return call.differs or any(not v.agrees and v.status is not Status.CANDIDATE_ONLY for v in handed)
 
-    def descend(call: CallRecord, is_open: bool) -> bool:
-        if call.side is not None or (call.module, call.call) in innocent:
-            return True
-        if not is_open and is_wrong(call):
-            return False
-        return all(descend(child, call.module in open_paths) for child in call.children)
+    found: set[str] = set()
 
-    return all(descend(root, True) for root in trial.roots)
+    def descend(call: CallRecord, closed: str | None) -> None:
+        """`closed` is the outermost container around the call that is not open."""
+        if call.side is not None or (call.module, call.call) in innocent:
+            return
+        if closed is not None and is_wrong(call):
+            found.add(closed)
+            return
+        within = closed if closed is not None or call.module in open_paths else call.module
+        for child in call.children:
+            descend(child, within)
+
+    for root in trial.roots:
+        descend(root, None)
+    return found

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from qtrace.diagnose import Suspect
 from qtrace.investigation.trials import as_trial
+from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Meeting
 from qtrace.lockstep.forcing import Forcing
 from qtrace.passes import Options, Pass
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
 from qtrace.probe import Listener
+from qtrace.sources.samples import Sample
 from qtrace.tolerance import rounding_tolerance
 
 # A graft that takes the final error down by this factor has found the cause.
@@ -26,6 +28,15 @@ _HEALED_COARSE = 0.3
 # What takes the final error down by so much is a part of the cause.
 _RELIEVED = 0.9
 _COARSE = (torch.float16, torch.bfloat16)
+
+
+@dataclass(slots=True)
+class Kept:
+    """One call: the paths of what was called, what both sides were handed, and what the reference returned."""
+
+    paths: tuple[str, str]
+    samples: tuple[Sample, Sample]
+    returned: Fingerprint | None = None
 
 
 class Runner:
@@ -60,13 +71,25 @@ class Runner:
         listeners: tuple[Listener | None, Listener | None] = (None, None),
         *,
         plan: Plan | None = None,
+        around: Callable[[Comparison], Meeting] | None = None,
+        only: Kept | None = None,
     ) -> Pass:
-        """Run one pass, with another plan where one is given.
+        """Run one pass, with another plan where one is given; see `Pass` for `around`.
 
-        What a model raises in it is in its `ends`, Ctrl-C is raised.
+        With `only` that one call is run, and not the whole models. What a model raises in it is in its `ends`, Ctrl-C
+        is raised.
         """
-        options = replace(self._options, listeners=listeners)
-        done = Pass(self.models, plan or self.plan, self._sample, options, own_random=self._own_random, forcing=forcing)
+        done = Pass(
+            self.models,
+            plan or self.plan,
+            self._sample if only is None else only.samples[REFERENCE],
+            replace(self._options, listeners=listeners),
+            candidate_sample=None if only is None else only.samples[CANDIDATE],
+            own_random=self._own_random,
+            forcing=forcing,
+            around=around,
+            at=("", "") if only is None else only.paths,
+        )
         done.execute()
         for end in done.ends:
             if isinstance(end.error, KeyboardInterrupt):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+
 from qtrace.diagnose import CallRecord, Trial, Value
 from qtrace.lockstep import Comparison, Pair
 from qtrace.lockstep.comparison import LOCAL_DEPTH, Met, place
 from qtrace.lockstep.forcing import IN, OUT
 from qtrace.probe import Site
 from qtrace.relate import DELIBERATE, excuses
+
+# No two trials give one number to two pairs, so that a part of one may stand in another.
+_NUMBERS = itertools.count()
 
 
 def as_trial(comparison: Comparison, *, local: bool, known: frozenset[tuple[str, str]] = frozenset()) -> Trial:
@@ -17,14 +23,15 @@ def as_trial(comparison: Comparison, *, local: bool, known: frozenset[tuple[str,
     """
     made: dict[int, CallRecord] = {}
     roots: list[CallRecord] = []
+    numbers: dict[int, int] = defaultdict(_NUMBERS.__next__)
     for met in comparison.met:
-        record = _record(comparison, met, local=local)
+        record = _record(comparison, met, numbers, local=local)
         made[id(met)] = record
         (made[id(met.parent)].children if met.parent is not None else roots).append(record)
     return Trial(tuple(roots), known)
 
 
-def _record(comparison: Comparison, met: Met, *, local: bool) -> CallRecord:
+def _record(comparison: Comparison, met: Met, numbers: dict[int, int], *, local: bool) -> CallRecord:
     call = met.call
     inner = max(LOCAL_DEPTH, call.order - call.entry)
     depth_in, depth_out = (LOCAL_DEPTH, inner) if local else (call.entry, call.order)
@@ -41,6 +48,7 @@ def _record(comparison: Comparison, met: Met, *, local: bool) -> CallRecord:
                 comparison.agrees(pair, depth, where) or (others and _is_left_out(pair)),
                 mark + name in met.forced,
                 converted,
+                numbers[id(pair)],
             )
             for (name, pair), where in zip(pairs, wheres, strict=True)
         )
@@ -67,7 +75,7 @@ def _is_left_out(pair: Pair) -> bool:
     return pair.measurement is None and kinds.count("NoneType") == 1
 
 
-def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool) -> Value:
+def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool, key: int) -> Value:
     found = pair.statistics()
     related = pair.relation.error if pair.relation is not None and pair.relation.kind == "mask" else None
     if converted and excuses(pair.relation):
@@ -85,7 +93,7 @@ def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool) -
         reference=pair.reference,
         candidate=pair.candidate,
         deliberate=pair.relation is not None and pair.relation.kind in DELIBERATE,
-        key=id(pair),
+        key=key,
     )
 
 

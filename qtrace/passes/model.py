@@ -74,9 +74,12 @@ class Model:
             training=bool(self.in_training),
         )
 
-    def entry(self, call: str, sample: Any) -> Callable[[], Any]:
-        """Return a function that calls the model on a sample, by itself or by the method `call`."""
-        method = self.root if call == "forward" else getattr(self.root, call)
+    def entry(self, call: str, sample: Any, at: str = "") -> Callable[[], Any]:
+        """Return a function that calls the model on a sample, by itself or by the method `call`.
+
+        With a path `at` it calls the module there by itself.
+        """
+        method = self.modules[at] if at or call == "forward" else getattr(self.root, call)
         return lambda: method(*sample.args, **sample.kwargs)
 
     def may_leave_fast_path(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qtrace.errors import UsageError
-from qtrace.lockstep import REFERENCE, Comparison, Lockstep
+from qtrace.lockstep import REFERENCE, Comparison, Lockstep, Meeting
 from qtrace.lockstep.forcing import Forcing
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model, devices_of
@@ -49,6 +49,9 @@ class Pass:
     that were counted, `ends` how each model ended, `random` where the random generators stood, `fingerprints` those of
     what the models returned, where the final outputs differ in a pass without forcing (in a sparse one, the
     reference's).
+
+    `around` returns who is told of the meetings in the comparison's place, and tells the comparison. `at` are the paths
+    of the modules that are called, where it is not the whole models that are; the samples are their arguments then.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Pass:
         own_random: bool = True,
         progress: Callable[[], None] | None = None,
         forcing: Forcing | None = None,
+        around: Callable[[Comparison], Meeting] | None = None,
+        at: tuple[str, str] = ("", ""),
     ) -> None:
         self.comparison = Comparison(
             sample=index,
@@ -79,6 +84,8 @@ class Pass:
         self._models = models
         self._samples = (sample, sample if candidate_sample is None else candidate_sample)
         self._call = options.call
+        self._at = at
+        self._meeting = self.comparison if around is None else around(self.comparison)
         self._is_sparse = plan.sparse
         self._may_be_checked = forcing is None and options.local is not False
         self._devices = devices = devices_of(models)
@@ -105,15 +112,15 @@ class Pass:
 
     def execute(self) -> None:
         """Run both models to their ends, or until one raises; no hook is left in any case."""
-        lockstep = Lockstep(*self.sides, self.comparison, reference_first=self.comparison.forcing is not None)
+        lockstep = Lockstep(*self.sides, self._meeting, reference_first=self.comparison.forcing is not None)
         # Each side has inputs of its own: a model may write to them.
-        given = zip(self._models, self._samples, strict=True)
+        given = zip(self._models, self._samples, self._at, strict=True)
         with buffers_kept(self._models):
-            lockstep.run(*(model.entry(self._call, copied(sample)) for model, sample in given))
+            lockstep.run(*(model.entry(self._call, copied(sample), at) for model, sample, at in given))
         self.ends = lockstep.ends
         moved = not self.random.equals(RandomState(self._devices))
         self.drew_random = moved or any(side.drew_from(self.random) for side in self.sides)
-        if self._call != "forward" and all(end.error is None for end in self.ends):
+        if self._call != "forward" and self._at[0] == "" and all(end.error is None for end in self.ends):
             order = sum(self.sides[REFERENCE].calls.values())
             entry = Call("", "", type(self._models[REFERENCE].root).__name__, 0, "", order=order)
             first, second = (end.value for end in self.ends)

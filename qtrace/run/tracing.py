@@ -100,7 +100,7 @@ class Run:
                 named = ", ".join(map(str, others[:5]))
                 self._warn(f"samples {named} differ as well: only {index} was looked into; trace the others alone")
             investigation = self._investigation(index)
-            found = investigation.findings(self._passes[index].comparison)
+            found = investigation.findings()
             for warning in investigation.warnings:
                 self._warn(warning)
             check = self._self_check(index, investigation.reference_again())
@@ -108,7 +108,7 @@ class Run:
             self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
             return
         if self._options.local:
-            self._investigation(0).observe(self._passes[0].comparison)
+            self._investigation(0).observe()
 
     def _differs(self, index: int) -> bool:
         rows = final(self._passes[index].comparison.final_rows())
@@ -124,9 +124,10 @@ class Run:
         return check
 
     def _investigation(self, index: int) -> Investigation:
-        own_random = self._passes[index].own_random
-        options = self._for_sample(index)
-        made = Investigation(self._models, self._whole_plan, self._samples[index], options, own_random)
+        done, options = self._passes[index], self._for_sample(index)
+        made = Investigation(
+            self._models, self._whole_plan, self._samples[index], options, done.own_random, done.comparison
+        )
         self._investigations[index] = made
         return made
 

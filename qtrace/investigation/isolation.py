@@ -1,0 +1,181 @@
+"""Isolation: passes with forced boundaries, until each suspect stands alone.
+
+The first of them hands the candidate the reference's tensors at every boundary, so that each call shows the error that
+it makes itself. Where somebody shows one of whom the accumulated pass cannot tell whether the code around undoes it,
+further ones force the boundaries of the children of those containers alone that differ; what is found to differ inside
+is opened in turn, by running that container alone again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from qtrace.diagnose import (
+    Suspect,
+    Trial,
+    is_noisy,
+    opened,
+    outliers,
+    rewritten_inside,
+    spliced,
+    suspects,
+    unaccounted,
+    wrong_inside,
+)
+from qtrace.errors import first_line
+from qtrace.investigation.replay import Replays, is_inside
+from qtrace.investigation.runner import Runner
+from qtrace.investigation.trials import as_trial
+from qtrace.lockstep.forcing import Forcing
+from qtrace.passes import Pass
+from qtrace.records import Relation
+
+# Deep models nest about this many containers; each pass opens at least one level.
+_MOST_PASSES = 6
+
+Key = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The error that one output shows on the reference's arguments (a PEIR), and whether it is beyond rounding.
+
+    `relation` says how it is related to the reference's then, if that is known.
+    """
+
+    error: float | None
+    is_visible: bool
+    relation: Relation | None = None
+
+
+class Isolation:
+    """Finds the suspects, from what the pass without forcing showed.
+
+    `local` holds each output's own error by (module, call, output), where a pass has shown it; `warnings` what a reader
+    must know of the search.
+    """
+
+    def __init__(self, runner: Runner, first: Trial) -> None:
+        self.local: dict[Key, Local] = {}
+        self.warnings: list[str] = []
+        self._runner = runner
+        self._first = first
+        self._converted: frozenset[str] = frozenset()
+
+    def suspects(self) -> tuple[list[Suspect], bool]:
+        """Return the suspects, and whether differing is the rule, so that they only stand out."""
+        first, everywhere = self._first, self.everywhere()
+        if not everywhere.roots:
+            return [], True
+        rewritten = bool(rewritten_inside(everywhere, {call.module for call in everywhere.calls}))
+        if is_noisy(everywhere):
+            return outliers(everywhere), True
+        open_paths = opened(first)
+        doubtful = unaccounted(everywhere, first, open_paths)
+        if not rewritten and not doubtful:
+            return suspects(everywhere, open_paths), False
+        replays = Replays(self._runner, doubtful - {""})
+        trial, inside = first, set[str]()
+        for _ in range(_MOST_PASSES):
+            trial = self._in_right_terms(trial, open_paths, replays, inside)
+            more = opened(trial, open_paths) - open_paths
+            if not more:
+                break
+            open_paths = open_paths | more
+            inside = replays.covering(more)
+        return suspects(trial, open_paths), False
+
+    def everywhere(self) -> Trial:
+        """Hand over the reference's tensors at every boundary: each call shows the error that it makes itself."""
+        forced = frozenset(self._runner.plan.reference_keys)
+        return self._shown(self._pass(forced, frozenset(), self._runner.run), frozenset())
+
+    def _in_right_terms(self, trial: Trial, open_paths: set[str], replays: Replays, inside: set[str]) -> Trial:
+        """Force the boundaries of these containers' children; where `inside` names any, only those run again.
+
+        Where the candidate has rewritten some, the children are forced in the convention that leaves less wrong. A
+        rotation or a factor per channel looks the same whether it is a fault or undone by the next module. Handed
+        the reference's values as they are, that module goes wrong where it undoes it; handed them in the candidate's
+        convention, where it does not. The latter is right only if nothing comes out wrong that was right before.
+        """
+        forced = _children_of(trial, open_paths)
+
+        def shown(converted: frozenset[str]) -> Trial:
+            again = self._again(trial, forced, converted, replays, inside) if inside else None
+            if again is None:
+                again = self._pass(forced, converted, replays.during)
+            return self._shown(again, converted)
+
+        looked_into = {path for path in open_paths if not inside or is_inside(path, inside)}
+        found = shown(self._converted)
+        asked: set[str] = set()
+        while more := rewritten_inside(found, looked_into, self._converted) - asked:
+            asked |= more
+            other = shown(self._converted | _children_of(found, more))
+            better = {path for path in more if wrong_inside(other, path) < wrong_inside(found, path)}
+            if better:
+                self._converted |= _children_of(found, better)
+                found = other if better == more else shown(self._converted)
+        return found
+
+    def _again(
+        self, trial: Trial, forced: frozenset[str], converted: frozenset[str], replays: Replays, inside: Collection[str]
+    ) -> Trial | None:
+        """Return the trial with these containers as they are when they run alone; None if one of them cannot."""
+        for path in sorted(inside):
+            done = replays.run(path, self._forcing(forced, converted))
+            alone = None if done is None else as_trial(done.comparison, local=True, known=self._first.harmless)
+            if alone is None or len(alone.roots) != 1:
+                return None
+            trial = spliced(trial, alone)
+        return trial
+
+    def _pass(self, forced: frozenset[str], converted: frozenset[str], run: Callable[[Forcing], Pass]) -> Trial:
+        forcing = self._forcing(forced, converted)
+        done = run(forcing)
+        if done.raised():
+            # What the callee of the reference takes, that of the candidate may not.
+            done = run(replace(forcing, resizes=False))
+        if done.raised():
+            raised = next(end.error for end in done.ends if end.error is not None)
+            said = f"{type(raised).__name__}: {first_line(raised)}"
+            why = f"the candidate does not take the reference's tensors ({said})"
+            self.warnings.append(f"a look inside failed: {why}")
+            return Trial(())
+        return as_trial(done.comparison, local=True, known=self._first.harmless)
+
+    def _forcing(self, forced: frozenset[str], converted: frozenset[str]) -> Forcing:
+        # What the root returns goes nowhere.
+        exits = forced - {""}
+        harmless = self._first.harmless
+        return Forcing(entries=forced, exits=exits, converted=converted, harmless=harmless, explains=True)
+
+    def _shown(self, trial: Trial, converted: frozenset[str]) -> Trial:
+        """Note the own errors that a trial shows."""
+        shown = _local_errors(trial)
+        # In the candidate's own convention an error shows more truly than in the reference's.
+        self.local = self.local | shown if converted else shown | self.local
+        return trial
+
+
+def _local_errors(trial: Trial) -> dict[Key, Local]:
+    """Return the own error of each output whose call went in with the reference's arguments."""
+    return {
+        (call.module, call.call, value.name): Local(
+            value.related if value.is_gain else value.error, not value.agrees and not value.is_gain, value.relation
+        )
+        for call in trial.calls
+        if call.side is None and trial.enters_clean(call)
+        for value in call.outputs
+    }
+
+
+def _children_of(trial: Trial, open_paths: set[str]) -> frozenset[str]:
+    return frozenset(
+        child.module
+        for call in trial.calls
+        if call.module in open_paths
+        for child in call.children
+        if child.side is None
+    )
