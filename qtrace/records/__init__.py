@@ -2,6 +2,7 @@
 
 from qtrace.records.calls import CallTrace, Pairing, ValueTrace
 from qtrace.records.codec import dumps, loads, to_plain
+from qtrace.records.gate import GateVerdict, Violation
 from qtrace.records.report import SCHEMA, Coverage, Finding, Outcome, ReportData, Side, Unmatched
 from qtrace.records.rows import AGREEING, Argument, Relation, Row, Statistics, Status, TensorSpec, Verdict
 
@@ -12,6 +13,7 @@ __all__ = [
     "CallTrace",
     "Coverage",
     "Finding",
+    "GateVerdict",
     "Outcome",
     "Pairing",
     "Relation",
@@ -24,6 +26,7 @@ __all__ = [
     "Unmatched",
     "ValueTrace",
     "Verdict",
+    "Violation",
     "dumps",
     "loads",
     "to_plain",
