@@ -35,7 +35,7 @@ def find_object(text: str, folder: Path | None = None) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            names = [known for known in dir(found) if not known.startswith("_")]
+            names = [known for known in dir(found) if not known.startswith("_") and callable(getattr(found, known))]
             raise SourceError(f"{text}: {target} has no {part}; {did_you_mean(part, names)}") from None
     return found
 
