@@ -30,6 +30,7 @@ from qtrace.probe import End, RandomState
 from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Unmatched, Verdict
 from qtrace.run.description import describe_inputs, environment
 from qtrace.run.judgement import final, is_clean, is_too_little, outcome
+from qtrace.run.memory import keep_freed_memory
 from qtrace.run.noise import measured_floors
 from qtrace.selfcheck import FirstPass, SelfCheck, self_check
 from qtrace.static.report import static_report
@@ -324,6 +325,7 @@ class Run:
 def _set_apart(models: Sequence[Model]) -> Iterator[None]:
     """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
     random = RandomState(devices_of(models))
+    keep_freed_memory()
     # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
     # longer than they did. What lives already is left out of that for the time being.
     freezes = gc.get_freeze_count() == 0
