@@ -170,3 +170,31 @@ def test_further_samples_that_differ_are_told_of() -> None:
     report = qtrace.trace(reference, candidate, [x, x + 1.0])
     assert [finding.module for finding in report.findings] == ["layers.2.down"]
     assert any("samples 1 differ as well: only 0 was looked into" in warning for warning in report.warnings)
+
+
+def test_autocast_in_the_candidate_alone_is_drift() -> None:
+    class Cast(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    reference, candidate, x = pair()
+    candidate.__class__ = Cast
+    report = qtrace.trace(reference, candidate, x)
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+
+
+def test_coarse_weights_between_modules_without_any_are_nobodys_fault() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.1), nn.ReLU(), nn.Identity(), nn.Flatten(2)) for _ in range(3)
+    ]
+    reference = nn.Sequential(*layers, nn.Linear(32, 8)).eval()
+    candidate = copy.deepcopy(reference)
+    with torch.no_grad():
+        for module in candidate.modules():
+            if isinstance(module, nn.Linear):
+                step = module.weight.abs().amax(1, keepdim=True) / 7
+                module.weight.copy_((module.weight / step).round() * step)
+    report = qtrace.trace(reference, candidate, torch.randn(3, 16, 32))
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())

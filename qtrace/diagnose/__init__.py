@@ -1,7 +1,7 @@
 """From what passes left behind to named faults: pure, free of torch."""
 
-from qtrace.diagnose.isolate import Suspect, opened, repeats, role, suspects, unaccounted, vanished
-from qtrace.diagnose.outliers import is_noisy, outliers
+from qtrace.diagnose.isolate import Suspect, innocents, opened, repeats, role, suspects, unaccounted, vanished
+from qtrace.diagnose.outliers import coarse_dtypes, is_noisy, outliers
 from qtrace.diagnose.rewritten import rewritten_inside, wrong_inside
 from qtrace.diagnose.splice import spliced
 from qtrace.diagnose.trial import CallRecord, Trial, Value
@@ -12,6 +12,8 @@ __all__ = [
     "Suspect",
     "Trial",
     "Value",
+    "coarse_dtypes",
+    "innocents",
     "is_noisy",
     "opened",
     "outliers",

@@ -207,6 +207,15 @@ def role(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
+def innocents(first: Trial) -> set[tuple[str, int]]:
+    """Return the calls, by (module, call), that came out right on clean arguments in a pass without forcing."""
+    return {
+        (call.module, call.call)
+        for call in first.calls
+        if call.side is None and call.ended and call.outputs and not call.differs and first.enters_clean(call)
+    }
+
+
 def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[str]:
     """Return the containers of which a pass that forced every boundary does not tell whether they are at fault.
 
@@ -214,11 +223,7 @@ def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[
     `open_paths`, and what is around them is: the code between may undo what is wrong, or not. What differs inside a
     call that came out right in `first`, on clean arguments, is undone there and counts for nothing.
     """
-    innocent = {
-        (call.module, call.call)
-        for call in first.calls
-        if call.side is None and call.ended and call.outputs and not call.differs and first.enters_clean(call)
-    }
+    innocent = innocents(first)
     harmless = trial.harmless | first.harmless
 
     def is_wrong(call: CallRecord) -> bool:

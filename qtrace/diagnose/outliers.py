@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from statistics import median
 
-from qtrace.diagnose.isolate import Suspect, grouped
+from qtrace.diagnose.isolate import Suspect, grouped, role
 from qtrace.diagnose.trial import CallRecord, Trial, Value
 from qtrace.records import Status
 
@@ -22,8 +22,11 @@ _MOST_OF_CLASS = 2 / 3
 _SMALL = 0.25
 _FAR = 6.0
 _FEWEST_PEERS = 3
+# A share of places, such as tokens or channels.
+_FEW = 0.25
 _FEWEST_OTHERS = 4
 _LEAST = 1e-9
+_HALF = ("bfloat16", "float16")
 _BEYOND_NUMBERS = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.NON_FINITE)
 
 
@@ -46,8 +49,10 @@ class _Measured:
 
     @property
     def name(self) -> str:
-        """Return the last component that is no layer's number."""
-        return next((part for part in reversed(self.call.module.split(".")) if not part.isdigit()), "")
+        """Return the last component that is no number, with those after it: "down_proj", or "up.*" in a sequence."""
+        parts = role(self.call.module).split(".")
+        last = max((place for place, part in enumerate(parts) if part != "*"), default=0)
+        return ".".join(parts[last:])
 
 
 def is_noisy(trial: Trial) -> bool:
@@ -57,7 +62,9 @@ def is_noisy(trial: Trial) -> bool:
     of the count: it is no noise, but a fault, or kept in another form, rotated or with scales folded in.
     """
     leaves = [call for call in trial.calls if call.side is None and not call.children and call.outputs]
-    judged = [call for call in leaves if trial.enters_clean(call) and not _is_rewritten(call)]
+    # A dropout or an activation that agrees has nothing that could be quantized, and says nothing.
+    telling = [call for call in leaves if call.has_data or call.differs]
+    judged = [call for call in telling if trial.enters_clean(call) and not _is_rewritten(call)]
     off = [call for call in judged if call.differs]
     modules, differing = ({call.module for call in calls} for calls in (judged, off))
     classes = {call.type for call in off}
@@ -65,6 +72,22 @@ def is_noisy(trial: Trial) -> bool:
     if len(modules) < _FEWEST_PEERS:
         return False
     return len(differing) >= max(_NORMAL * len(modules), _MOST_OF_CLASS * len(alike))
+
+
+def coarse_dtypes(trial: Trial) -> set[str]:
+    """Return the half precisions in which the candidate alone computes by rule, as under autocast.
+
+    By rule: so many of the leaves with weights return them.
+    """
+    pairs = [
+        (value.reference.dtype, value.candidate.dtype)
+        for call in trial.calls
+        if call.side is None and not call.children and call.has_data
+        for value in call.outputs[:1]
+        if value.reference is not None and value.candidate is not None
+    ]
+    coarser = [theirs for mine, theirs in pairs if theirs in _HALF and mine not in _HALF]
+    return set(coarser) if len(coarser) >= max(_NORMAL * len(pairs), 1) else set()
 
 
 def _is_rewritten(call: CallRecord) -> bool:
@@ -87,10 +110,17 @@ def outliers(trial: Trial) -> list[Suspect]:
         typical = max(median(peers), _LEAST) if peers else _typical_of_all(one, measured)
         if one.value.status in _BEYOND_NUMBERS:
             found.append((float("inf"), _suspect(one)))
-        elif typical is not None and one.error > _FAR * typical:
+        elif typical is not None and (one.error > _FAR * typical or _is_local(one.value)):
             found.append((one.error / typical, _suspect(one)))
     found.sort(key=lambda pair: -pair[0])
     return grouped([suspect for _, suspect in found])
+
+
+def _is_local(value: Value) -> bool:
+    """Return whether it is right but in a few places; rounding touches everything."""
+    relation = value.relation
+    share = relation.parameters.get("share") if relation is not None and relation.kind == "where" else None
+    return share is not None and share < _FEW
 
 
 def _errors(trial: Trial) -> list[_Measured]:

@@ -59,6 +59,7 @@ class CallRecord:
     arguments: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
     side: str | None = None
+    has_data: bool = False
     raised: bool = False
     ended: bool = True
     sites: tuple[tuple[str, int, str] | None, tuple[str, int, str] | None] = (None, None)
@@ -107,13 +108,20 @@ class Trial:
         does no harm to one layer is nobody's fault in another. Nor is it the fault of those around, who only hand on
         the very same tensors.
         """
+        # What is undone, by the weights of whom it goes into, was not without effect: elsewhere nobody may undo it.
+        undone = {
+            value.key
+            for call in self.calls
+            if call.side is None and call.has_data and not call.children and call.outputs and not call.differs
+            for value in call.arguments
+            if not value.is_clean and _is_floating(value)
+        }
         odd = [
             (call, value)
             for call in self.calls
             if call.side is None and call.outputs
             for value in call.arguments
-            # What is undone further in was not without effect: elsewhere nobody may undo it.
-            if not value.is_clean and not value.deliberate
+            if not value.is_clean and not value.deliberate and value.key not in undone
         ]
         found = {(call.type, value.name) for call, value in odd if not call.differs}
         handed_on = {
@@ -149,6 +157,11 @@ def _severity(value: Value) -> float:
         return value.error or 0.0
     told = value.rel_l2 if value.status is Status.CONSTANT_REFERENCE else value.error
     return math.inf if told is None or value.status in _UNTOLD else told
+
+
+def _is_floating(value: Value) -> bool:
+    dtypes = [spec.dtype or "" if spec is not None else "" for spec in (value.reference, value.candidate)]
+    return value.status is Status.COMPARED and all("float" in dtype for dtype in dtypes)
 
 
 def _keys(call: CallRecord) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from qtrace.diagnose import Suspect
@@ -29,12 +29,13 @@ class Graft:
     gain: float = 0.0
 
 
-def confirmed(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
+def confirmed(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] = ()) -> list[Graft]:
     """Return the suspects that matter, the one with the largest effect first.
 
     They are healed one after the other, in execution order: nothing that comes after one is healed then, so nothing
     hides what it does. One without any effect matters only if it errs on clean arguments, and by more than a factor.
-    Those whose effects cancel, as those of a scale that is folded in here and out there, are nobody's fault.
+    Those whose effects cancel, as those of a scale that is folded in here and out there, are nobody's fault. `repeated`
+    are the modules that are called more than once.
     """
     found = sorted(found, key=lambda suspect: suspect.order)
     if runner.is_coarse:
@@ -55,14 +56,19 @@ def confirmed(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
         return []
     errors = [runner.before, *(runner.final_after(found[:count]) for count in range(1, len(found))), healed]
     cancelled = _cancelled(errors, runner.floor)
-    gains = _gains(errors, found)
+    together = {place for place in cancelled if _is_of_one_call(found, place, cancelled)}
+    gains = _gains(errors, found, together)
     grafts = []
     for place, suspect in enumerate(found):
         before, after = errors[place], errors[place + 1]
         has_effect = not _is_same(before, after, runner.floor)
-        if (place in cancelled and _is_convention(suspect)) or (
+        if (place in cancelled and (_is_convention(suspect) or place in together)) or (
             not has_effect and len(found) > 1 and _is_explained(suspect)
         ):
+            continue
+        # All is right with this one as it is; one healed before that runs again after it may hide it, though.
+        is_right = place > 0 and before is not None and before <= runner.floor and not has_effect
+        if is_right and not any(module in repeated for other in found[:place] for module in other.modules):
             continue
         is_cause = runner.is_healed(healed) and (has_effect or len(found) == 1)
         grafts.append(Graft(suspect, before, after, is_cause, gains[place]))
@@ -74,19 +80,23 @@ def confirmed(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
 def relieving(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
     """Return, where differing is the rule, the outliers without which the final error is visibly smaller.
 
-    They are healed one upon the other, the one that helps most first: what brings nothing beyond that is none. A
-    folded scale makes the error larger.
+    They are healed one upon the other in execution order: whoever comes late is handed what all before it should have
+    led to, and would get the credit for them. A folded scale makes the error larger.
     """
-    alone = [(runner.final_after([suspect]), suspect) for suspect in found]
-    helpful = sorted(((after, s) for after, s in alone if after is not None), key=lambda pair: pair[0])
     kept: list[Graft] = []
     reached = runner.before
-    for after, suspect in helpful:
-        both = after if not kept else runner.final_after([*(graft.suspect for graft in kept), suspect])
-        if runner.is_relieved(both, reached) or suspect.kind == "non_finite":
-            kept.append(Graft(suspect, reached, both, runner.is_healed(both)))
-            reached = both
-    return kept
+    for suspect in sorted(found, key=lambda suspect: suspect.order):
+        after = runner.final_after([*(graft.suspect for graft in kept), suspect])
+        if runner.is_relieved(after, reached) or suspect.kind == "non_finite":
+            kept.append(Graft(suspect, reached, after, runner.is_healed(after), _fallen(reached, after)))
+            reached = after
+    return sorted(kept, key=lambda graft: (-graft.gain, graft.suspect.order))
+
+
+def _fallen(before: float | None, after: float | None) -> float:
+    if before is None or after is None:
+        return 0.0
+    return math.inf if math.isinf(before) and not math.isinf(after) else before - after
 
 
 def _mended(runner: Runner, found: list[Suspect], healed: float | None) -> tuple[list[Suspect], float | None]:
@@ -114,11 +124,13 @@ def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
             kept[id(suspect)] = suspect
         elif suspect.module not in kept:
             kept[suspect.module] = replace(suspect, kind="introduces", argument=None, callees=[])
-    return list(kept.values())
+    return sorted(kept.values(), key=lambda suspect: suspect.order)
 
 
-def _gains(errors: Sequence[float | None], found: Sequence[Suspect]) -> list[float]:
+def _gains(errors: Sequence[float | None], found: Sequence[Suspect], left_out: Collection[int] = ()) -> list[float]:
     """Return for each suspect by how much the final error fell, for its sake, below the least reached before.
+
+    Those at the places `left_out` cancel each other, and gain nothing.
 
     Healing one half of what is folded in here and out there breaks the model, and healing the other half mends it:
     to undo what the healing of another one broke is no merit. What is gained by such a stretch counts for the first
@@ -127,7 +139,7 @@ def _gains(errors: Sequence[float | None], found: Sequence[Suspect]) -> list[flo
     gains = [0.0] * len(found)
     least, start = errors[0], 0
     for place, after in enumerate(errors[1:]):
-        if place == start and after == least:
+        if (place == start and after == least) or place in left_out:
             start = place + 1
         if after is None or (least is not None and not after < least):
             continue
@@ -169,6 +181,18 @@ def _cancelled(errors: Sequence[float | None], floor: float) -> set[int]:
     return found
 
 
+def _is_of_one_call(found: Sequence[Suspect], place: int, cancelled: Collection[int]) -> bool:
+    """Return whether what cancels a wrong argument is another one of the same call, such as edges and their weights.
+
+    What is reordered alike in both is right as a whole.
+    """
+    one = found[place]
+    others = (found[other] for other in cancelled if other != place)
+    return one.kind == "miscalls" and any(
+        other.kind == "miscalls" and other.module == one.module and other.callees == one.callees for other in others
+    )
+
+
 def _is_same(one: float | None, other: float | None, floor: float) -> bool:
     if one is None or other is None:
         return one is other
@@ -185,7 +209,7 @@ def _may_be_rounding(suspect: Suspect) -> bool:
 
 def _is_explained(suspect: Suspect) -> bool:
     """Return whether what was seen there needs no fault: a factor may be undone, an argument not looked at."""
-    return _is_related(suspect) or suspect.kind in ("miscalls", "structure")
+    return _is_convention(suspect) or suspect.kind in ("miscalls", "structure")
 
 
 def _is_convention(suspect: Suspect) -> bool:

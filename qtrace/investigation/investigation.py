@@ -7,9 +7,10 @@ says whether it was the cause.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from qtrace.diagnose import Suspect, repeats, role, vanished, verdicts
+from qtrace.diagnose import Suspect, coarse_dtypes, repeats, role, vanished, verdicts
 from qtrace.investigation.confirmation import confirmed, relieving
 from qtrace.investigation.isolation import Isolation, Key, Local
 from qtrace.investigation.naming import Naming
@@ -44,6 +45,7 @@ class Investigation:
         self._isolation = Isolation(self._runner, self._first)
         self._warnings: list[str] = []
         self._runner.before = self._first.final_error
+        self._runner.computes_in(coarse_dtypes(self._first))
 
     @property
     def local(self) -> Mapping[Key, Local]:
@@ -72,8 +74,12 @@ class Investigation:
         else:
             found = repeats(found, trial, lambda suspect: naming.static(suspect.module))
             found = [self._with_silent_members(suspect, found, naming) for suspect in found]
-            grafts = confirmed(runner, self._worst(found))
-        return [naming.finding(rank, graft) for rank, graft in enumerate(grafts, 1)]
+            repeated = {call.module for call in trial.calls if call.call}
+            grafts = confirmed(runner, self._worst(found), repeated)
+        named = [naming.finding(rank, graft) for rank, graft in enumerate(grafts, 1)]
+        first = {(finding.module, finding.kind, finding.argument): finding for finding in reversed(named)}
+        kept = [finding for finding in named if first[finding.module, finding.kind, finding.argument] is finding]
+        return [replace(finding, rank=rank) for rank, finding in enumerate(kept, 1)]
 
     def observe(self) -> None:
         """Measure each module's own error, and blame nobody: the final outputs agree."""

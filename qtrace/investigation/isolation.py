@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from qtrace.diagnose import (
     Suspect,
     Trial,
+    innocents,
     is_noisy,
     opened,
     outliers,
@@ -74,7 +75,10 @@ class Isolation:
         open_paths = opened(first)
         doubtful = unaccounted(everywhere, first, open_paths)
         if not rewritten and not doubtful:
-            return suspects(everywhere, open_paths), False
+            # With all boundaries inside forced, a container that folds in and undoes something comes out wrong.
+            innocent = innocents(first)
+            found = [one for one in suspects(everywhere, open_paths) if not _is_forced_wrong(one, innocent)]
+            return found, False
         replays = Replays(self._runner, doubtful - {""})
         trial, inside = first, set[str]()
         for _ in range(_MOST_PASSES):
@@ -107,6 +111,7 @@ class Isolation:
                 again = self._pass(forced, converted, replays.during)
             return self._shown(again, converted)
 
+        # A pass of the whole models in their place shows more, which the next round looks into.
         looked_into = {path for path in open_paths if not inside or is_inside(path, inside)}
         found = shown(self._converted)
         asked: set[str] = set()
@@ -169,6 +174,11 @@ def _local_errors(trial: Trial) -> dict[Key, Local]:
         if call.side is None and trial.enters_clean(call)
         for value in call.outputs
     }
+
+
+def _is_forced_wrong(suspect: Suspect, innocent: Collection[tuple[str, int]]) -> bool:
+    is_container = suspect.has_children and suspect.kind == "introduces"
+    return is_container and (suspect.module, suspect.call.call) in innocent
 
 
 def _children_of(trial: Trial, open_paths: set[str]) -> frozenset[str]:

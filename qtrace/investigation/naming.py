@@ -76,16 +76,24 @@ class Naming:
             if inside and self._runner.relieves(child):
                 placed = replace(suspect, kind="introduces", module=child, argument=None, callees=[], members=[])
                 return replace(placed, callee=None, has_children=False), inside
+        if suspect.kind == "introduces" and suspect.has_children and not static:
+            for child in self._children(suspect.module):
+                inside = self.static(child)
+                if inside and self._runner.is_healed(self._runner.final_with_parameters(child)):
+                    placed = replace(suspect, module=child, callees=[], members=[], callee=None, has_children=False)
+                    return placed, inside
         value = suspect.value
         same_form = value is not None and value.status is Status.COMPARED and value.reference == value.candidate
         if static and suspect.kind == "miscalls" and (same_form or self._said(suspect.module, tensor_differences)):
             return replace(suspect, kind="introduces", argument=None, callees=[]), static
         return suspect, static
 
-    def _uncalled(self, module: str) -> list[str]:
+    def _children(self, module: str) -> list[str]:
         modules = self._runner.models[0].modules
-        below = (path for path in modules if path.rpartition(".")[0] == module and path != module)
-        return [path for path in below if not self._was_called(path)]
+        return [path for path in modules if path.rpartition(".")[0] == module and path != module]
+
+    def _uncalled(self, module: str) -> list[str]:
+        return [path for path in self._children(module) if not self._was_called(path)]
 
     def _source(self, suspect: Suspect) -> dict[str, Any] | None:
         """Return the line on each side: of the call that is made wrongly, of the last call before a container errs."""

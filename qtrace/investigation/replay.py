@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ import torch
 from qtrace.investigation.runner import Kept, Runner
 from qtrace.lockstep import CANDIDATE, REFERENCE, Around, Comparison
 from qtrace.lockstep.forcing import Forcing
-from qtrace.passes import Pass
+from qtrace.passes import Pass, copied
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.probe import Enter, Exit, Replacement
-from qtrace.sources.samples import Sample, map_tensors
+from qtrace.sources.samples import Sample
 from qtrace.tree import tensors
 
 # What is held for replays, in bytes. A container that was handed more is looked into by a pass of the whole models.
@@ -36,11 +35,13 @@ class Replays:
     _kept: dict[str, Kept] = field(default_factory=dict)
     _calls: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     _held: int = 0
+    _forcing: Forcing = field(default_factory=Forcing)
 
     def during(self, forcing: Forcing) -> Pass:
         """Run a pass of the whole models, and keep what is wanted."""
         self._kept.clear()
         self._held = 0
+        self._forcing = forcing
         done = self.runner.run(forcing, around=lambda comparison: _Keeping(comparison, self))
         self._calls = done.calls(REFERENCE), done.calls(CANDIDATE)
         for path in [path for path, kept in self._kept.items() if not self._is_whole(kept)]:
@@ -56,21 +57,34 @@ class Replays:
         """Run a kept container alone, under the given forcing; None where it does not do what it did.
 
         What depends on more than its arguments (a position that the model keeps, a random number, autocast around
-        the call) shows in the reference's own output, or in who is called.
+        the call) shows in what is returned, or in who is called. On the candidate's side it shows only where the same
+        is handed over as in the pass of the whole models, so that is run first, once.
         """
         kept = self._kept[path]
-        returned: list[Fingerprint] = []
-        done = self.runner.run(
-            forcing,
-            around=lambda comparison: _Returned(comparison, path, returned),
-            only=kept,
-        )
-        if done.raised() or returned != [kept.returned]:
-            return None
-        for side, before in enumerate(self._calls):
-            if any(before[called] != times for called, times in done.calls(side).items()):
+        if not kept.is_proven:
+            kept.is_proven = all(self._alone(kept, self._forcing)[1])
+            if not kept.is_proven:
                 return None
-        return done
+        done, does_the_same = self._alone(kept, forcing)
+        return done if does_the_same[REFERENCE] else None
+
+    def _alone(self, kept: Kept, forcing: Forcing) -> tuple[Pass, tuple[bool, bool]]:
+        """Run it; say also of each side whether it returned the same bits, after the same calls, as before."""
+        returned: list[tuple[Fingerprint, Fingerprint]] = []
+        done = self.runner.run(
+            forcing, around=lambda comparison: _Returned(comparison, kept.paths[REFERENCE], returned), only=kept
+        )
+        if done.raised() or len(returned) != 1 or kept.returned is None:
+            return done, (False, False)
+        same = [
+            returned[0][side] == kept.returned[side] and done.calls(side) == self._inside(side, kept)
+            for side in (REFERENCE, CANDIDATE)
+        ]
+        return done, (same[REFERENCE], same[CANDIDATE])
+
+    def _inside(self, side: int, kept: Kept) -> Counter[str]:
+        calls = self._calls[side]
+        return Counter({path: times for path, times in calls.items() if is_inside(path, [kept.paths[side]])})
 
     def keep(self, path: str, reference: Enter, candidate: Enter) -> None:
         """Keep what a container is about to be handed, if it is wanted and can be kept."""
@@ -89,11 +103,11 @@ class Replays:
         paths = reference.call.path, candidate.call.path
         self._kept[path] = Kept(paths, samples)
 
-    def left(self, path: str, value: Any) -> None:
-        """Note what the reference returned from a kept container."""
+    def returned(self, path: str, reference: Any, candidate: Any) -> None:
+        """Note what both sides returned from a kept container."""
         kept = self._kept.get(path)
         if kept is not None:
-            kept.returned = Fingerprint(value)
+            kept.returned = Fingerprint(reference), Fingerprint(candidate)
 
     def _is_whole(self, kept: Kept) -> bool:
         once = all(calls[path] == 1 for calls, path in zip(self._calls, kept.paths, strict=True))
@@ -115,21 +129,21 @@ class _Keeping(Around):
 
     def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
         if reference.error is None and reference.call.key is not None:
-            self._replays.left(reference.call.key, reference.value)
+            self._replays.returned(reference.call.key, reference.value, candidate.value)
         return super().left(reference, candidate)
 
 
 class _Returned(Around):
-    """Takes the fingerprint of what the reference returned from one container."""
+    """Takes the fingerprints of what both sides returned from one container."""
 
-    def __init__(self, comparison: Comparison, path: str, returned: list[Fingerprint]) -> None:
+    def __init__(self, comparison: Comparison, path: str, returned: list[tuple[Fingerprint, Fingerprint]]) -> None:
         super().__init__(comparison)
         self._path = path
         self._returned = returned
 
     def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
         if reference.error is None and reference.call.key == self._path:
-            self._returned.append(Fingerprint(reference.value))
+            self._returned.append((Fingerprint(reference.value), Fingerprint(candidate.value)))
         return super().left(reference, candidate)
 
 
@@ -145,4 +159,5 @@ def _is_as_given(event: Enter) -> bool:
 def _held_apart(given: Sample) -> Sample:
     if any(isinstance(value, torch.nn.Module) for value in (*given.args, *given.kwargs.values())):
         raise ValueError("a module among the arguments would be copied with all that is in it")
-    return copy.deepcopy(map_tensors(torch.Tensor.detach, given))
+    held: Sample = copied(given)
+    return held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,11 +32,12 @@ _COARSE = (torch.float16, torch.bfloat16)
 
 @dataclass(slots=True)
 class Kept:
-    """One call: the paths of what was called, what both sides were handed, and what the reference returned."""
+    """One call: the paths of what was called, what both sides were handed, and what they returned."""
 
     paths: tuple[str, str]
     samples: tuple[Sample, Sample]
-    returned: Fingerprint | None = None
+    returned: tuple[Fingerprint, Fingerprint] | None = None
+    is_proven: bool = False
 
 
 class Runner:
@@ -60,10 +61,18 @@ class Runner:
             self._answering.setdefault(key, []).append(path)
         dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
         self.is_coarse = dtypes[0] != dtypes[1] or any(dtype in _COARSE for dtype in dtypes[0])
-        self.floor = rounding_tolerance(sorted(dtypes[0] | dtypes[1], key=str), len(plan.reference_keys))
+        self._dtypes = dtypes[0] | dtypes[1]
+        self.floor = rounding_tolerance(sorted(self._dtypes, key=str), len(plan.reference_keys))
         self._sample = sample
         self._own_random = own_random
         self._options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
+
+    def computes_in(self, coarser: Collection[str]) -> None:
+        """Take into account that the candidate computes in these dtypes as well, whatever its parameters are."""
+        if coarser:
+            self.is_coarse = True
+            self._dtypes |= {getattr(torch, name) for name in coarser}
+            self.floor = rounding_tolerance(sorted(self._dtypes, key=str), len(self.plan.reference_keys))
 
     def run(
         self,
@@ -113,7 +122,11 @@ class Runner:
         return as_trial(done.comparison, local=False).final_error
 
     def relieves(self, module: str) -> bool:
-        """Return whether the final error falls visibly with the reference's parameters and buffers in this one module.
+        """Return whether the final error falls visibly with the reference's data in this one module."""
+        return self.is_relieved(self.final_with_parameters(module), self.before)
+
+    def final_with_parameters(self, module: str) -> float | None:
+        """Return the final error with the reference's parameters and buffers in this one module.
 
         They are put back whatever happens.
         """
@@ -131,7 +144,7 @@ class Runner:
             finally:
                 for tensor, own in lent:
                     tensor.copy_(own)
-        return self.is_relieved(after, self.before)
+        return after
 
     def is_relieved(self, after: float | None, before: float | None) -> bool:
         """Return whether a final error is visibly below another one."""

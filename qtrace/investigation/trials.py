@@ -63,6 +63,7 @@ def _record(comparison: Comparison, met: Met, numbers: dict[int, int], *, local:
         arguments=values(met.arguments, IN, depth_in),
         outputs=values(met.outputs, OUT, depth_out),
         side="reference" if met.candidate is None else "candidate" if met.reference is None else None,
+        has_data=call.has_data,
         raised=met.raised,
         ended=met.ended,
         sites=(sites[0], sites[1]),

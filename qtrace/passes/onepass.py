@@ -150,9 +150,10 @@ class Pass:
 def copied(sample: Any) -> Any:
     """Return inputs of one's own: tensors copied, also those that are the result of a computation with gradients.
 
-    Raises `UsageError` for inputs that cannot be copied.
+    One tensor in several places stays one. Raises `UsageError` for inputs that cannot be copied.
     """
+    detached: dict[int, torch.Tensor] = {}
     try:
-        return copy.deepcopy(map_tensors(torch.Tensor.detach, sample))
+        return copy.deepcopy(map_tensors(lambda tensor: detached.setdefault(id(tensor), tensor.detach()), sample))
     except Exception as error:
         raise UsageError(f"the inputs cannot be copied for each side ({error}); give plain tensors") from error

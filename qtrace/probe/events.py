@@ -16,7 +16,8 @@ class Call:
     `path` is in the side's own names, `key` the reference path that it answers to (None where nothing does),
     `index` counts the module's calls from 0, `caller` the module whose code made the call. `entry` and `order`
     count the calls that the side had left when this one was entered and left: execution order, with arguments
-    before the output. A `fresh` one returns a tensor that nobody else holds.
+    before the output. A `fresh` one returns a tensor that nobody else holds; one that `has_data` has parameters or
+    buffers of its own.
     """
 
     path: str
@@ -27,6 +28,7 @@ class Call:
     entry: int = 0
     order: int = 0
     fresh: bool = False
+    has_data: bool = False
 
 
 @dataclass(slots=True)

@@ -237,8 +237,16 @@ class LiveSide:
         index = self.calls[path]
         self.calls[path] = index + 1
         caller = self._stack[-1].call.path if self._stack else ""
-        fresh = _is_fresh(module)
-        return Call(path, key, type(module).__name__, index, caller, entry=self._left, fresh=fresh)
+        return Call(
+            path,
+            key,
+            type(module).__name__,
+            index,
+            caller,
+            entry=self._left,
+            fresh=_is_fresh(module),
+            has_data=bool(module._parameters or module._buffers),
+        )
 
     def _is_inner(self, module: torch.nn.Module, key: str) -> bool:
         """Return whether the call runs inside a call of another module that stands for the same reference module."""

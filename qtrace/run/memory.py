@@ -13,7 +13,8 @@ def keep_freed_memory() -> None:
 
     glibc maps large blocks one by one, and gives free memory at the top of its heap back to the system, beyond
     limits that follow the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). Two models whose activations come
-    and go together pass these limits at every module, and each page must then be had again: at 512 tokens two thirds of
-    all page faults of a trace. One large block that is freed, and never touched, raises them. Elsewhere it does nothing.
+    and go together pass these limits at every module, and each page must then be had again: at 512 tokens two thirds
+    of all page faults of a trace. One large block that is freed, and never touched, raises them. With another C
+    library it does nothing.
     """
     torch.empty(_LARGE, dtype=torch.uint8)
