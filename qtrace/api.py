@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -13,6 +13,8 @@ from qtrace.passes import LEAST_COVERAGE, Options
 from qtrace.records import Argument, ReportData, Row, to_plain
 from qtrace.run.tracing import Run
 from qtrace.sources.samples import as_samples
+from qtrace.store import trace_of
+from qtrace.store.compare import StoredRun
 from qtrace.tolerance import Floors
 
 if TYPE_CHECKING:
@@ -20,14 +22,15 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from qtrace.lockstep import Attendant
     from qtrace.probe import Listener
 
 
 class Report(ReportData):
     """What a run found (see `qtrace.records.ReportData` for the fields), with the verbs that people need.
 
-    `rows` has an entry per tensor of each call, `arguments` the call arguments that differ, `coverage` what was
-    compared and why the rest was not, `outcome` the judgement of the whole run.
+    `rows` has an entry per tensor of each call (over all samples), `arguments` the call arguments that differ,
+    `coverage` what was compared and why the rest was not, `outcome` the judgement of the whole run.
     """
 
     __slots__ = ()
@@ -41,10 +44,19 @@ class Report(ReportData):
 
         save(self, path)
 
-    def row(self, module: str, *, call: int = 0, output: str | None = None, sample: int = 0) -> Row:
-        """Return one row; without `output` the first of that call. Raises `UsageError` where there is none."""
+    def row(self, module: str, *, call: int = 0, output: str | None = None, sample: int | None = None) -> Row:
+        """Return one row; without `output` the first of that call.
+
+        Of several samples a row holds the worst, `row.sample`; asking for a sample makes sure that it is this one.
+        Raises `UsageError` where there is no such row.
+        """
         for row in self.rows:
-            if (row.module, row.call, row.sample) == (module, call, sample) and output in (None, row.output):
+            if (row.module, row.call) == (module, call) and output in (None, row.output):
+                if sample not in (None, row.sample):
+                    raise UsageError(
+                        f"the row for module {module!r}, call {call} is from sample {row.sample}, the worst of "
+                        f"{row.samples}, not from sample {sample}; trace that sample alone to see it"
+                    )
                 return row
         names = {row.module for row in self.rows}
         raise UsageError(f"no row for module {module!r}, call {call}, output {output!r}; {did_you_mean(module, names)}")
@@ -71,6 +83,7 @@ def trace(
     local: bool | None = None,
     only: Iterable[str] = (),
     skip: Iterable[str] = (),
+    rename: Mapping[str, str] | None = None,
     tolerance: float | str = "auto",
     noise_floor: float | str = "auto",
     min_coverage: float = LEAST_COVERAGE,
@@ -78,6 +91,7 @@ def trace(
     sources: tuple[str, str] = ("", ""),
     listeners: tuple[Listener | None, Listener | None] = (None, None),
     progress: Callable[[int, int], None] | None = None,
+    breakpoints: Iterable[str] | Attendant = (),
 ) -> Report:
     """Run the same inputs through both models, in lockstep, and compare them module by module.
 
@@ -85,13 +99,15 @@ def trace(
         reference: the model that is right by definition.
         candidate: the model that should compute the same.
         inputs: a mapping is keyword arguments, a tuple positional ones, a tensor the single one; a list of
-            these is several samples, run one after the other.
+            these is several samples, run one after the other: each row then stands for all of them and says which one
+            was the worst, and who is at fault is looked for in the first one that differs.
         local: whether to measure the error that each module makes by itself, and to look for who is at fault, in
             further passes that hand the candidate the reference's tensors at chosen boundaries. None does so where
             the first pass found that the final outputs differ, True also where they agree, False never: then it is
             exactly one pass.
         only: globs over reference paths (`*` one component, `**` any number); compare these modules alone.
         skip: globs over reference paths; leave these modules out.
+        rename: patterns of candidate paths, with `*` for a component, to the reference paths that they answer to.
         tolerance: the PEIR up to which two tensors agree; "auto" derives it from their dtypes and depth.
         noise_floor: with the tolerance on "auto", a PEIR that is taken for rounding noise in any case; "measured" runs
             the reference against itself in float64 and takes what each tensor loses for its noise.
@@ -101,6 +117,9 @@ def trace(
         sources: what the report says of where the two models came from.
         listeners: told of every call of each side, with its values.
         progress: called with (calls compared, calls expected).
+        breakpoints: where to stop both models and open a prompt: `MODULE[:enter|exit][#call]`, the module a glob, or a
+            condition over a row's columns such as "peir > 1e-3"; see `docs/debugging.md`. Also a
+            `qtrace.debug.Debugger`. Quitting at the prompt ends the run; the report says so.
 
     Returns:
         The report. No hook is left; the models' mode, their buffers (large ones of modules in eval mode excepted)
@@ -122,6 +141,7 @@ def trace(
     options = Options(
         only=tuple(only),
         skip=tuple(skip),
+        renames=dict(rename or {}),
         floors=Floors(
             None if isinstance(tolerance, str) else float(tolerance),
             0.0 if isinstance(noise_floor, str) else float(noise_floor),
@@ -135,11 +155,33 @@ def trace(
         progress=progress,
     )
     try:
-        return _as_report(Run(reference, candidate, as_samples(inputs), options).execute())
+        runs = Run if trace_of(reference) is None and trace_of(candidate) is None else StoredRun
+        run = runs(reference, candidate, as_samples(inputs), options)
+        run.attendant = _attendant(breakpoints, reference, candidate)
+        return _as_report(run.execute())
     except (ForwardError, Interrupted) as error:
         if isinstance(error.report, ReportData):
             error.report = _as_report(error.report)
         raise
+
+
+def _attendant(
+    breakpoints: Iterable[str] | Attendant, reference: torch.nn.Module, candidate: torch.nn.Module
+) -> Attendant | None:
+    """Return who opens a prompt at these breakpoints, None where there are none."""
+    texts: list[str] | None = None
+    if isinstance(breakpoints, Iterable):
+        texts = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)
+        if not texts:
+            return None
+    if trace_of(reference) is not None or trace_of(candidate) is not None:
+        raise UsageError("a stored trace has no code to stop in; breakpoints need two models")
+    if texts is None:
+        return cast("Attendant", breakpoints)
+    from qtrace.debug import Debugger, wanted_in_python
+
+    wanted = wanted_in_python(texts)
+    return Debugger(wanted.breakpoints(reference), wanted.conditions)
 
 
 def _either(words: tuple[str, ...]) -> str:

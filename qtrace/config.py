@@ -159,6 +159,7 @@ class Compare(_Section):
 
     only: Names = ()
     skip: Names = ()
+    rename: dict[str, str] = {}
     tolerance: AutoOrAmount = "auto"
     noise_floor: NoiseFloor = "auto"
     local: bool | None = None
@@ -183,13 +184,18 @@ class Limits(_Section):
     min_sqnr_db: Number | None = None
     min_cosine: Number | None = None
 
+    def limits(self) -> dict[str, float | None]:
+        """Return the limits that are written down here, by name; one that is None lifts what would hold otherwise."""
+        return {name: getattr(self, name) for name in Limits.model_fields if name in self.model_fields_set}
+
 
 class Policy(Limits):
     """What a run must keep to, to pass: limits for every row, and others where a module path matches a glob.
 
-    Under `overrides` a bare number stands for `max_peir`. `min_coverage` is the fraction of the reference's
-    calls that must have been compared, `allow_unmatched` names modules that may lack a partner, `fail_on` the
-    outcomes that fail by themselves; under `strict` rows whose difference was absorbed count too.
+    Under `overrides` a bare number stands for `max_peir`. For each column the most specific pattern that matches a
+    path and names that column wins, and `null` lifts a limit; see `qtrace.gate.limits`. `min_coverage` is the fraction
+    of the reference's calls that must have been compared, `allow_unmatched` names modules that may lack a partner,
+    `fail_on` the outcomes that fail by themselves; under `strict` rows whose difference was absorbed count too.
     """
 
     overrides: dict[str, Annotated[Limits, BeforeValidator(_limits)]] = {}
@@ -269,6 +275,7 @@ def merge(
     image: Sequence[str] = (),
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    rename: Sequence[str] = (),
     tolerance: str | float | None = None,
     noise_floor: str | float | None = None,
     local: bool | None = None,
@@ -314,7 +321,7 @@ def merge(
     if text or image:
         merged["inputs"] = {"text": list(text), "image": list(image)}
     compare: dict[str, Any] = {"tolerance": tolerance, "noise_floor": noise_floor, "local": local}
-    compare |= {"only": list(only) or None, "skip": list(skip) or None}
+    compare |= {"only": list(only) or None, "skip": list(skip) or None, "rename": parse_renames(rename) or None}
     merged["compare"] = {**merged.get("compare", {}), **_given(compare)}
     common = {"seed": seed, "device": device, "dtype": dtype, "threads": threads, "call": call}
     common |= {"cache_dir": cache_dir, "token": token, "revision": revision}
@@ -329,6 +336,26 @@ def merge(
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
+    """Return what `--rename OLD=NEW` options stand for.
+
+    >>> parse_renames(["encoder.layer.*=layers.*"])
+    {'encoder.layer.*': 'layers.*'}
+
+    Raises:
+        UsageError: no `OLD=NEW`.
+    """
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not equals or not old.strip() or not new.strip():
+            raise UsageError(
+                f"--rename {pair}: expected CANDIDATE=REFERENCE, as in --rename 'encoder.layer.*=layers.*'"
+            )
+        parsed[old.strip()] = new.strip()
+    return parsed
 
 
 def parse_wrap_args(pairs: Sequence[str]) -> dict[str, Any]:

@@ -59,6 +59,27 @@ def join(path: str, key: object) -> str:
     return f"{path}.{key}" if path and key != "" else f"{path}{key}"
 
 
+def objects(value: Any) -> list[Leaf]:
+    """Return the objects in a nested value that may hold tensors in attributes, as a key-value cache does, by path.
+
+    >>> from types import SimpleNamespace
+    >>> objects({"logits": 1.0, "cache": SimpleNamespace(keys=None)})
+    [('cache', namespace(keys=None))]
+    """
+    kind = _kind_of(value)
+    if kind is _ATTRIBUTES:
+        return [("", value)]
+    if kind is _MAPPING:
+        items = [(str(key), value[key]) for key in value]
+    elif kind is _SEQUENCE:
+        items = [(str(index), item) for index, item in enumerate(value)]
+    elif kind is _DATACLASS:
+        items = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    else:
+        return []
+    return [(join(name, path), held) for name, item in items for path, held in objects(item)]
+
+
 def is_object(value: Any) -> bool:
     """Return whether a value is no container, but holds tensors in attributes if at all, as a key-value cache does."""
     return _kind_of(value) is _ATTRIBUTES

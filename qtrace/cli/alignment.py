@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
 
 from qtrace.cli.listeners import CallCounter
 from qtrace.passes.model import Model
-from qtrace.passes.plan import make_plan
+from qtrace.passes.plan import better_plan, make_plan
 from qtrace.records import Unmatched
 from qtrace.records.calls import Pairing
 
@@ -19,16 +19,23 @@ def aligned(
     candidate: torch.nn.Module,
     counters: tuple[CallCounter, CallCounter],
     unmatched: Iterable[Unmatched],
+    renames: Mapping[str, str] | None = None,
 ) -> tuple[list[Pairing], list[Unmatched]]:
     """Return the pairs in the reference's order, and who has none, what the run noted first."""
     mine, theirs = (counter.calls for counter in counters)
-    alignment = make_plan(Model("reference", reference), Model("candidate", candidate)).alignment
+    models = (Model("reference", reference), Model("candidate", candidate))
+    plan = make_plan(*models, renames=renames)
+    alignment = (better_plan(plan, models, (mine, theirs), renames=renames) or plan).alignment
     place = {path: n for n, (path, _) in enumerate(reference.named_modules())}
     pairings = [
         replace(pair, reference_calls=mine[pair.reference], candidate_calls=theirs[pair.candidate])
         for pair in sorted(alignment.pairs.values(), key=lambda pair: place[pair.reference])
     ]
-    alone = list(unmatched)
+    paired = {pair.reference for pair in pairings}
+    # A fused pair is one, though its arguments are not the same and it is not compared.
+    alone = [
+        one for one in unmatched if one.side != "reference" or one.reason != "no_partner" or one.module not in paired
+    ]
     known = {(one.side, one.module) for one in alone}
     references = list(alignment.alone)
     candidates = [path for path, _ in candidate.named_modules() if path not in alignment.pairs]
@@ -40,4 +47,16 @@ def aligned(
         alone += [
             Unmatched(side, path, types[path], calls[path], "no_partner") for path in paths if (side, path) not in known
         ]
-    return pairings, alone
+    fused = alignment.fused
+    return pairings, [
+        replace(one, reason="fused") if one.side == "reference" and one.module in fused else one for one in alone
+    ]
+
+
+def alike(reference: torch.nn.Module, candidate: torch.nn.Module, pairings: Iterable[Pairing]) -> dict[str, float]:
+    """Return how alike the weights of each pair are, 0 to 1, by the candidate's path; of those that can be read."""
+    from qtrace.align.weights import likeness
+
+    mine, theirs = dict(reference.named_modules()), dict(candidate.named_modules())
+    found = {pair.candidate: likeness(mine[pair.reference], theirs[pair.candidate]) for pair in pairings}
+    return {path: value for path, value in found.items() if value is not None}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import qtrace
-from qtrace.cli import modules, run
+from qtrace.cli import capture, check, debug, diff, importing, modules, ops, report, run, show
 from qtrace.cli.command import command
 from qtrace.cli.exits import CommandLineError, no_more_stdout
 from qtrace.errors import ExitCode
@@ -21,7 +21,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-for body in (run.run, modules.modules):
+for body in (
+    run.run,
+    debug.debug,
+    check.check,
+    modules.modules,
+    ops.ops,
+    report.report,
+    capture.capture,
+    diff.diff,
+    show.show,
+    importing.importing,
+):
     app.command(body.__name__)(command(body))
 
 

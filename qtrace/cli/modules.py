@@ -18,13 +18,13 @@ def modules(
         bool,
         typer.Option(
             "--explain",
-            help="Say what each rule means, and list also what was never called.",
+            help="Say how sure each pair is and what each rule means, and list also what was never called.",
             rich_help_panel=RESULTS,
         ),
     ] = False,
 ) -> None:
     """Show which module of the candidate answers to which of the reference, who has no partner, and why."""
-    from qtrace.cli.alignment import aligned
+    from qtrace.cli.alignment import aligned, alike
     from qtrace.cli.listeners import CallCounter
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, finish, loaded, traced
@@ -37,9 +37,10 @@ def modules(
     models = loaded(config, out)
     counters = (CallCounter(), CallCounter())
     report, ended = traced(config, models, out, counters)
-    pairings, unmatched = aligned(models.reference, models.candidate, counters, report.unmatched)
+    pairings, unmatched = aligned(models.reference, models.candidate, counters, report.unmatched, config.compare.rename)
     out.aside(terminal.warnings(report))
     out.results([terminal.heading(report)])
-    out.results(listing(pairings, unmatched, width=out.width, explain=explain))
+    likenesses = alike(models.reference, models.candidate, pairings) if explain else None
+    out.results(listing(pairings, unmatched, width=out.width, explain=explain, alike=likenesses))
     out.outcome(coverage(report))
     finish(report, ended, ())

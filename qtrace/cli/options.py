@@ -139,6 +139,15 @@ class CompareOptions:
         list[str] | None,
         typer.Option(metavar="GLOB", help="Leave these modules out. Repeatable.", rich_help_panel=COMPARE),
     ] = None
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OLD=NEW",
+            help="The candidate's module OLD answers to the reference's NEW, with what is below; * is one component. "
+            "Repeatable.",
+            rich_help_panel=COMPARE,
+        ),
+    ] = None
     tolerance: Annotated[
         str | None,
         typer.Option(
@@ -209,7 +218,8 @@ class ReportOptions:
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Write the report, in the format of the ending (.json); - is JSON on stdout. Repeatable.",
+            help="Write the report, in the format of the ending (.json, .html, .md, .csv, .xml for JUnit, .sarif); "
+            "- is JSON on stdout. Repeatable.",
             rich_help_panel=RESULTS,
         ),
     ] = None

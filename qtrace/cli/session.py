@@ -9,7 +9,7 @@ import typer
 
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, given
 from qtrace.errors import ExitCode, ForwardError, Interrupted, OutputError, QtraceError
-from qtrace.records import Outcome, ReportData
+from qtrace.records import GateVerdict, Outcome, ReportData
 
 if TYPE_CHECKING:
     from qtrace.api import Report
@@ -52,6 +52,7 @@ def traced(
                 local=config.compare.local,
                 only=config.compare.only,
                 skip=config.compare.skip,
+                rename=config.compare.rename,
                 tolerance=config.compare.tolerance,
                 noise_floor=config.compare.noise_floor,
                 min_coverage=_least_coverage(config),
@@ -74,21 +75,25 @@ def _least_coverage(config: RunConfig) -> float:
     return LEAST_COVERAGE if wanted is None else wanted
 
 
-def delivered(report: ReportData, paths: Sequence[str], screen: Screen) -> OutputError | None:
-    """Write the report to each path, `-` being stdout; return why one could not be written, if so.
+def delivered(
+    report: ReportData, paths: Sequence[str], screen: Screen, verdict: GateVerdict | None = None
+) -> OutputError | None:
+    """Write the report, with the gate's verdict, to each path, `-` being stdout; return why that failed, if it did.
 
     It is written before anything is printed: a pager may keep stdout waiting for long.
     """
-    from qtrace.records import dumps
+    if not paths:
+        return None
     from qtrace.render import save
+    from qtrace.render.json import json
 
     failed = None
     for path in paths:
         if path == STDOUT:
-            screen.json(dumps(report))
+            screen.json(json(report, verdict))
             continue
         try:
-            save(report, path)
+            save(report, path, verdict)
         except OutputError as error:
             failed = error
     return failed

@@ -40,6 +40,8 @@ def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
             yield f"{what}: NaN or Inf where the reference has none, on clean arguments"
         else:
             yield f"{what}: PEIR {value.error:.2e} on clean arguments"
+        if callee is not None and callee.call:
+            yield f"it is call {callee.call} of {callee.module}, counted from 0"
         if value.relation is not None:
             yield (
                 f"there the candidate is related by {value.relation}"

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from qtrace.operators.code import short
+from qtrace.probe import Site
+
 # (file, line, function)
 Line = tuple[str, int, str]
 
@@ -19,19 +22,22 @@ def forward_of(module: torch.nn.Module) -> Line | None:
     return code.co_filename, code.co_firstlineno, code.co_name
 
 
+def line_of(site: Site | None) -> Line | None:
+    """Return a site as a line."""
+    return None if site is None else (site.file, site.line, site.function)
+
+
+def called_at(reference: Line | None, candidate: Line | None) -> str:
+    """Return where a call is made, in words."""
+    places = [f"{short(line[0])}:{line[1]}" for line in (reference, candidate) if line is not None]
+    return f"the call stands in {' and '.join(places)}"
+
+
 def source_of(reference: Line | None, candidate: Line | None) -> dict[str, Any] | None:
     """Return the two lines as a finding's `source`, None where neither is known."""
     if reference is None and candidate is None:
         return None
     return {
-        name: None if line is None else {"file": _short(line[0]), "line": line[1], "function": line[2]}
+        name: None if line is None else {"file": short(line[0]), "line": line[1], "function": line[2]}
         for name, line in (("reference", reference), ("candidate", candidate))
     }
-
-
-def _short(file: str) -> str:
-    """Return a file's name with its package, which is what a reader looks for, without the machine's folders."""
-    parts = Path(file).parts
-    if "site-packages" in parts:
-        return "/".join(parts[parts.index("site-packages") + 1 :])
-    return Path(file).name

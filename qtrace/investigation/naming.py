@@ -10,12 +10,15 @@ import torch
 
 from qtrace.diagnose import Suspect
 from qtrace.diagnose.words import evidence_for, summary
-from qtrace.investigation.code import forward_of, source_of
+from qtrace.investigation.code import Line, called_at, forward_of, line_of, source_of
 from qtrace.investigation.confirmation import Graft
 from qtrace.investigation.runner import Runner
 from qtrace.records import Finding, Status
 from qtrace.static import attribute_differences, static_differences, tensor_differences
 
+# The findings that a reader is told in full.
+_MOST_PINPOINTED = 3
+Lines = tuple[Line | None, Line | None]
 Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[str]]
 
 
@@ -30,6 +33,9 @@ class Naming:
     def finding(self, rank: int, graft: Graft) -> Finding:
         """Return the finding for a suspect."""
         suspect, static = self._placed(graft.suspect)
+        parting = self._parting(rank, suspect, graft)
+        # Where the line is another one, that of the call is told beside it.
+        called = [called_at(*suspect.callee.sites)] if suspect.callee is not None and any(parting) else []
         return Finding(
             rank=rank,
             module=suspect.module,
@@ -43,8 +49,8 @@ class Naming:
             confirmed=graft.is_cause,
             graft={"before": graft.before, "after": graft.after},
             summary=summary(suspect, static),
-            evidence=tuple(evidence_for(suspect, static)),
-            source=self._source(suspect),
+            evidence=(*called, *evidence_for(suspect, static)),
+            source=self._source(suspect, parting),
         )
 
     def static(self, module: str) -> tuple[str, ...]:
@@ -95,13 +101,34 @@ class Naming:
     def _uncalled(self, module: str) -> list[str]:
         return [path for path in self._children(module) if not self._was_called(path)]
 
-    def _source(self, suspect: Suspect) -> dict[str, Any] | None:
-        """Return the line on each side: of the call that is made wrongly, of the last call before a container errs."""
+    def _parting(self, rank: int, suspect: Suspect, graft: Graft) -> Lines:
+        """Return the lines in which a container's own code goes wrong, of the sides on which they are known.
+
+        They are looked for where healing the container heals everything: beside other errors there is not one place
+        where the two sides part.
+        """
+        runner = self._runner
+        is_own = suspect.kind in ("miscalls", "structure") or (suspect.kind == "introduces" and suspect.has_children)
+        if not is_own or rank > _MOST_PINPOINTED or runner.is_coarse or not runner.is_healed(graft.after):
+            return None, None
+        reference, candidate = runner.parting(suspect.module, suspect.call.call) or (None, None)
+        return line_of(reference), line_of(candidate)
+
+    def _source(self, suspect: Suspect, parting: Lines) -> dict[str, Any] | None:
+        """Return the line on each side: where it parts from the other, if that is known.
+
+        Else that of the call that is made wrongly, of the last call before a container errs, or of its forward.
+        """
+        reference, candidate = self._around(suspect)
+        return source_of(parting[0] or reference, parting[1] or candidate)
+
+    def _around(self, suspect: Suspect) -> Lines:
+        """Return the lines of the call that a suspect is known by; without one, of its forward."""
         call = suspect.callee
         if call is None and suspect.has_children:
             call = next((child for child in reversed(suspect.call.children) if child.side is None), None)
         if call is not None and call.sites != (None, None):
-            return source_of(*call.sites)
+            return call.sites
         mine = self._runner.models[0].modules.get(suspect.module)
         theirs = next(iter(self._runner.partners(suspect.module)), self._runner.models[1].root)
-        return source_of(None if mine is None else forward_of(mine), forward_of(theirs))
+        return None if mine is None else forward_of(mine), forward_of(theirs)

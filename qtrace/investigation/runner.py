@@ -13,6 +13,8 @@ from qtrace.diagnose import Suspect
 from qtrace.investigation.trials import as_trial
 from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Meeting
 from qtrace.lockstep.forcing import Forcing
+from qtrace.operators.pinpoint import Sites, pinpoint
+from qtrace.operators.target import Target
 from qtrace.passes import Options, Pass
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model
@@ -160,6 +162,11 @@ class Runner:
         if math.isinf(self.before):
             return after < math.inf
         return after <= max((_HEALED_COARSE if self.is_coarse else _HEALED) * self.before, self.floor)
+
+    def parting(self, module: str, call: int) -> Sites | None:
+        """Return the lines of a module's own code where the two sides part; see `qtrace.operators.pinpoint`."""
+        found = Target(self.models, self.plan, self._sample, module, self._options.call)
+        return pinpoint(found, call, self._options.floors)
 
     def answering(self, key: str) -> list[str]:
         """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""

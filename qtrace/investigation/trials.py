@@ -45,7 +45,9 @@ def _record(comparison: Comparison, met: Met, numbers: dict[int, int], *, local:
             _value(
                 name,
                 pair,
-                comparison.agrees(pair, depth, where) or (others and _is_left_out(pair)),
+                comparison.agrees(pair, depth, where)
+                or (mark == OUT and name in met.kept)
+                or (others and _is_left_out(pair)),
                 mark + name in met.forced,
                 converted,
                 numbers[id(pair)],

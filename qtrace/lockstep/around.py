@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
 from qtrace.lockstep.driver import Meeting
-from qtrace.probe import Enter, Exit, Replacement
+from qtrace.probe import Enter, Exit, LiveSide, Replacement
+
+if TYPE_CHECKING:
+    from qtrace.lockstep.comparison import Comparison
+
+
+class EndRun(Exception):
+    """Raised where two sides meet, to end the run there; it says why. What was compared until then is reported."""
+
+
+class Attendant(Protocol):
+    """Steps in where two sides meet, in each pass that it attends; see `qtrace.debug`."""
+
+    def around(self, comparison: Comparison) -> Meeting:
+        """Return who is told of the meetings in the comparison's place, and tells the comparison."""
+
+    def attending(self, sides: tuple[LiveSide, LiveSide]) -> AbstractContextManager[None]:
+        """Return what holds while both sides run, from before they start."""
+
+    def warnings(self) -> list[str]:
+        """Return what a reader of the report must know of what was done."""
 
 
 class Around:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from qtrace.lockstep.caches import conventions, inside
 from qtrace.lockstep.driver import REFERENCE
 from qtrace.lockstep.forcing import IN, OUT, Forcing, LeafPairs
 from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments, match_leaves
@@ -16,7 +17,7 @@ from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit, Replacement, Site
 from qtrace.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tolerance import Floors, Place
-from qtrace.tree import is_object, join, leaves, tensors
+from qtrace.tree import is_object, join, leaves, objects, tensors
 
 # A local error comes from few roundings, whatever the depth.
 LOCAL_DEPTH = 15
@@ -40,7 +41,8 @@ class Met:
     """A call on which both sides met, or one that stayed alone (`candidate` is None, or `reference` is).
 
     `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where
-    somebody asks for them. Pairs may still have their numbers on an accelerator; they are read when the run is over.
+    somebody asks for them. `kept` are the outputs that differ and are the model's own affair, with the convention that
+    they are in. Pairs may still have their numbers on an accelerator; they are read when the run is over.
     """
 
     reference: Call | None
@@ -52,6 +54,7 @@ class Met:
     argument_ids: set[int] = field(default_factory=set)
     sites: tuple[Site | None, Site | None] = (None, None)
     handed: list[Handed] = field(default_factory=list)
+    kept: dict[str, Relation | None] = field(default_factory=dict)
     raised: bool = False
     ended: bool = False
 
@@ -69,15 +72,20 @@ class Comparison:
 
     `met` has an entry per call, in the order in which they were met. `compared` counts the reference calls (the
     root's not) of which an output could be compared, `reasons` why others could not. `forcing`, where there is one,
-    decides what of the reference the candidate is handed; `sites` asks both sides where they are in their code.
+    decides what of the reference the candidate is handed; `sites` asks both sides where they are in their code. The
+    modules of `outputs_only` (reference paths) take something else than their partners do: their arguments are neither
+    compared nor handed over.
+    `is_entry` says whether what the root returns is what the caller gets, and not another method around it.
     """
 
     sample: int = 0
+    is_entry: bool = True
     selected: Callable[[str], bool] = lambda path: True
     floors: Floors = field(default_factory=Floors)
     progress: Callable[[], None] | None = None
     forcing: Forcing | None = None
     sites: Callable[[], tuple[Site | None, Site | None]] | None = None
+    outputs_only: Collection[str] = ()
     compared: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     alone_calls: Counter[tuple[int, str, str]] = field(default_factory=Counter)
@@ -95,6 +103,8 @@ class Comparison:
         met = Met(reference.call, candidate.call, self._open[-1] if self._open else None)
         self.met.append(met)
         self._open.append(met)
+        if reference.call.key in self.outputs_only:
+            return None
         leaf_pairs: LeafPairs = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
             if self.forcing is not None and is_object(mine) and is_object(theirs):
@@ -127,6 +137,8 @@ class Comparison:
             self._uncompared(reference.call, _reason([pair for _, pair in met.outputs]))
         if self.progress is not None:
             self.progress()
+        if reference.call.key == "":
+            self._keep_caches(met, reference.value, leaf_pairs)
         if self.forcing is None:
             return None
         written = self._written(met)
@@ -165,6 +177,19 @@ class Comparison:
             if pair is not None:
                 found.append((path, mine, theirs, pair))
         return found
+
+    def _keep_caches(self, met: Met, value: Any, found: LeafPairs) -> None:
+        """Note which tensors that the root returned are the model's own affair: see `caches`."""
+        read = {mine for mine, _ in self._handed_on}
+        caches = [path for path, held in objects(value) if id(held) in read]
+        differing = [
+            one for one in inside(caches, found) if not self.agrees(one[3], met.call.order, place(met, OUT, one[0]))
+        ]
+        if differing and not self.is_entry:
+            # What it keeps between its calls shows in what the method returns.
+            met.kept.update(dict.fromkeys(path for path, *_ in differing))
+        elif differing:
+            met.kept.update(conventions(differing))
 
     def _written(self, met: Met) -> LeafPairs:
         """Compare what a call wrote into the objects that it was handed: that, too, is an output of it."""
@@ -225,12 +250,16 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """Return the rows in the reference's execution order."""
-        made = [self._row(met, path, pair) for met in self.met for path, pair in met.outputs]
+        made = [row for met in self.met for row in self.rows_of(met)]
         return sorted(made, key=lambda row: row.order)
 
     def final_rows(self) -> list[Row]:
         """Return the rows of the root alone, which is all that a judgement of the outcome reads."""
-        return [self._row(met, path, pair) for met in self.met if met.call.key == "" for path, pair in met.outputs]
+        return [row for met in self.met if met.call.key == "" for row in self.rows_of(met)]
+
+    def rows_of(self, met: Met) -> list[Row]:
+        """Return the rows of one call, as soon as it was left."""
+        return [self._row(met, path, pair) for path, pair in met.outputs]
 
     def arguments(self) -> list[Argument]:
         """Return the arguments that differ by more than rounding, in the reference's execution order."""
@@ -262,7 +291,8 @@ class Comparison:
     def _row(self, met: Met, output: str, pair: Pair) -> Row:
         call, found = met.call, pair.statistics()
         incoming = (p.statistics().peir for _, p in met.arguments)
-        relation = _with_error(pair.relation, found)
+        kept = met.kept.get(output)
+        relation = kept if kept is not None else _with_error(pair.relation, found)
         where = place(met, OUT, output)
         return Row(
             module=call.key if call.key is not None else call.path,
@@ -271,7 +301,7 @@ class Comparison:
             type=call.type,
             order=call.order,
             status=found.status,
-            verdict=self.verdict(pair, call.order, where),
+            verdict=Verdict.ABSORBED if output in met.kept else self.verdict(pair, call.order, where),
             sample=self.sample,
             reference=pair.reference,
             candidate=pair.candidate,
@@ -287,9 +317,10 @@ class Comparison:
             mismatch=found.mismatch,
             non_finite=found.non_finite,
             non_finite_same=pair.has_same_non_finite(),
-            peir_related=pair.peir_related(),
+            peir_related=pair.peir_related() if kept is None else kept.error,
             peir_in=max((peir for peir in incoming if peir is not None), default=None),
             floor=self.floors.of(pair.dtypes, call.order, where) if pair.measurement is not None else None,
+            elements=found.elements,
         )
 
     def verdict(self, pair: Pair, depth: int, where: Place | None = None) -> Verdict | None:

@@ -171,7 +171,7 @@ def _filled(
 
 def _is_plain(leaf: Any) -> bool:
     # A subclass may hold its values quantized, and what it stands for cannot be put into it.
-    return type(leaf) in (torch.Tensor, torch.nn.Parameter)
+    return type(leaf) in (torch.Tensor, torch.nn.Parameter) and not leaf.is_quantized
 
 
 def _in_candidates_terms(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Options:
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    renames: Mapping[str, str] = field(default_factory=dict)
     floors: Floors = field(default_factory=Floors)
     measure_noise: bool = False
     local: bool | None = None
@@ -75,7 +76,9 @@ class Pass:
             floors=options.floors,
             progress=progress,
             forcing=forcing,
+            is_entry=options.call == "forward" or at[0] != "",
             sites=None if forcing is None else lambda: (self.sides[0].site(), self.sides[1].site()),
+            outputs_only=plan.outputs_only,
         )
         self.ends = (End(), End())
         self.drew_random = False

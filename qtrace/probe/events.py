@@ -60,6 +60,11 @@ class End:
 
 
 @dataclass(slots=True)
+class Pause:
+    """The side was stopped between two events, by a debugger that steps through its code."""
+
+
+@dataclass(slots=True)
 class Replacement:
     """What a side goes on with in place of its own: (args, kwargs) at an entry, the returned value at an exit."""
 

@@ -15,14 +15,16 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, Protocol, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from qtrace.probe.arguments import Bound, Signature, signature_of
-from qtrace.probe.events import Call, End, Enter, Event, Exit, Replacement, Site
+from qtrace.probe.events import Call, End, Enter, Event, Exit, Pause, Replacement, Site
 from qtrace.probe.state import RandomState, SideState
 
 # Of torch's own modules, those that always return a tensor of their own making.
@@ -31,6 +33,8 @@ _FRESH = frozenset(
 )
 # Frames in these folders are not the model's own code.
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]) + os.sep)
+
+T = TypeVar("T")
 
 
 class Listener(Protocol):
@@ -41,6 +45,30 @@ class Listener(Protocol):
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
         """A call has run and returned `value`; not told where it raised."""
+
+
+class Stepper(Protocol):
+    """Steps a side in the driver's place, and may stop it between two events."""
+
+    def step(self, reply: Replacement | None) -> Event:
+        """Go on to the next event, as `LiveSide.step` does, by means of `LiveSide.resume`."""
+
+
+@dataclass(slots=True)
+class _Errand:
+    """Something to run on a side's own stack: for `asker`, who has the result then, or before going on with `then`."""
+
+    function: Callable[[], Any]
+    asker: Any = None
+    then: Replacement | None = None
+
+
+@dataclass(slots=True)
+class _Done:
+    """What an errand has returned, or raised."""
+
+    value: Any = None
+    error: BaseException | None = None
 
 
 class _Frame:
@@ -63,7 +91,7 @@ class LiveSide:
     to; all others are passed by. `calls` counts the calls by path, `unseen` those that could not stand still by
     (path, reason), `silent` lists the modules that take no hooks. `passed` is called with every call of a
     module without partner, and what it returned. A `sparse` side hooks only the modules of `keys`, and counts no
-    others.
+    others. `stepper` steps it where there is one.
     """
 
     def __init__(
@@ -81,6 +109,7 @@ class LiveSide:
         self.calls: Counter[str] = Counter()
         self.unseen: Counter[tuple[str, str]] = Counter()
         self.silent: list[str] = []
+        self.stepper: Stepper | None = None
         self._keys = keys
         self._devices = devices
         self._random = random
@@ -90,7 +119,8 @@ class LiveSide:
         self._handles: list[Any] = []
         self._places: dict[torch.nn.Module, tuple[str, str | None, Signature]] = {}
         self._stack: list[_Frame] = []
-        self._closed = False
+        # The hooks do nothing while it is set: once the side was closed, and while something else runs on its stack.
+        self._is_off = False
         self._failed: tuple[BaseException, str] | None = None
         self._state: SideState
         self._runner: greenlet
@@ -119,26 +149,86 @@ class LiveSide:
 
         A frame of the called module itself, or of a wrapper that only hands the call on, is passed over.
         """
-        own: Site | None = None
-        frame = self._runner.gr_frame
+        frame = self.caller(self._stack[-1].key) if self._stack else self.caller()
+        return None if frame is None else Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+    def caller(self, key: str | None = None) -> FrameType | None:
+        """Return the innermost frame of the model's own code where the side stands still; None where there is none.
+
+        A frame of whatever stands for `key`, or for nothing, is passed over where there is another.
+        """
+        own: FrameType | None = None
+        frame: FrameType | None = self._runner.gr_frame
         while frame is not None:
-            file = frame.f_code.co_filename
-            if not file.startswith(_FOREIGN):
-                found = Site(file, frame.f_lineno, frame.f_code.co_name)
-                if not self._hands_on(frame.f_locals.get("self")):
-                    return found
-                own = own or found
+            if is_own_code(frame):
+                if key is None or not self._hands_on(frame.f_locals.get("self"), key):
+                    return frame
+                own = own or frame
             frame = frame.f_back
         return own
 
-    def _hands_on(self, owner: Any) -> bool:
+    def _hands_on(self, owner: Any, key: str) -> bool:
         """Return whether the code of `owner` makes a call of what it stands for itself, or stands for nothing."""
         place = self._places.get(owner) if isinstance(owner, torch.nn.Module) else None
-        return place is not None and bool(self._stack) and place[1] in (None, self._stack[-1].key)
+        return place is not None and place[1] in (None, key)
+
+    # For a debugger, which steps a side through its own code and talks to the user on that side's stack.
+
+    @property
+    def is_under_way(self) -> bool:
+        """Return whether the model has begun to run, and has not come to its end."""
+        return bool(getattr(self, "_runner", None))
+
+    def resume(self, reply: Replacement | None = None, *, before: Callable[[], None] | None = None) -> Event | Pause:
+        """Go on to the next event or pause; `before` is run first, on the side's own stack."""
+        event = self._runner.switch(reply if before is None else _Errand(before, then=reply))
+        assert isinstance(event, (Enter, Exit, End, Pause)), event
+        return event
+
+    def pause(self) -> None:
+        """Let the driver run until it resumes the side; to be called on the side's own stack, between two events."""
+        self._stand_still(Pause())
+
+    def aside(self, function: Callable[[], T]) -> T:
+        """Run `function` on top of the side's stack, in the side's torch state, and return what it returns.
+
+        The side must be under way and stand still. Modules that `function` calls are not compared. What it raises is
+        raised here. May be called from the driver, or from something that runs aside on the other side.
+        """
+        done: _Done = self._runner.switch(_Errand(function, asker=getcurrent()))
+        if done.error is not None:
+            raise done.error
+        value: T = done.value
+        return value
+
+    def _replied(self, reply: Any) -> Any:
+        """Run errands until there is a reply, and return what the hook returns."""
+        while isinstance(reply, _Errand):
+            if reply.asker is None:
+                reply.function()
+                reply = reply.then
+            else:
+                reply = self._ran(reply)
+        return reply.value if isinstance(reply, Replacement) else None
+
+    def _ran(self, errand: _Errand) -> Any:
+        """Run one errand, hand its result to who asked for it, and return what comes next."""
+        done, self._is_off = _Done(), True
+        try:
+            done.value = errand.function()
+        except BaseException as error:
+            done.error = error
+        finally:
+            self._is_off = False
+        self._state.suspend()
+        try:
+            return errand.asker.switch(done)
+        finally:
+            self._state.resume()
 
     def close(self) -> None:
         """Take the hooks off and end the model's run, wherever it stands; may be called at any time, more than once."""
-        self._closed = True
+        self._is_off = True
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -148,6 +238,8 @@ class LiveSide:
             runner.throw(GreenletExit)
 
     def _step(self, reply: Replacement | None = None) -> Event:
+        if self.stepper is not None:
+            return self.stepper.step(reply)
         # Always one value: a bare switch() hands over an empty tuple, which a pre-hook would return as "no
         # arguments".
         event = self._runner.switch(reply)
@@ -200,7 +292,7 @@ class LiveSide:
 
     def _enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path, key, signature = self._places[module]
-        if self._closed or not self._is_own_call(path):
+        if self._is_off or not self._is_own_call(path):
             return None
         stands = key is not None and not self._is_inner(module, key) and not self._in_vmap(path)
         call = self._call(path, key, module)
@@ -212,7 +304,7 @@ class LiveSide:
         return None
 
     def _leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
-        if self._closed or getcurrent() is not self._runner:
+        if self._is_off or getcurrent() is not self._runner:
             return None
         frame = self._pop(module)
         if frame is None:
@@ -281,14 +373,31 @@ class LiveSide:
                 return frame
         return None
 
-    def _stand_still(self, event: Event) -> Any:
+    def _stand_still(self, event: Event | Pause) -> Any:
         """Let the driver run until it comes back; return what the hook returns, None for "go on as you are"."""
         self._state.suspend()
         try:
             reply = self._driver.switch(event)
         finally:
             self._state.resume()
-        return reply.value if isinstance(reply, Replacement) else None
+        return None if reply is None else self._replied(reply)
+
+
+def is_own_code(frame: FrameType) -> bool:
+    """Return whether a frame is of the model's own code, and not of torch or of qtrace."""
+    return not frame.f_code.co_filename.startswith(_FOREIGN)
+
+
+def is_in_hook(frame: FrameType | None) -> bool:
+    """Return whether a frame runs on behalf of a hook of qtrace, and not of the model."""
+    while frame is not None:
+        if frame.f_code in _HOOKS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_HOOKS = (LiveSide._enter.__code__, LiveSide._leave.__code__)
 
 
 def _is_fresh(module: torch.nn.Module) -> bool:

@@ -46,6 +46,8 @@ class Verdict(str, Enum):
     UNMATCHED = "unmatched"
 
 
+# Whoever calls a model takes what it returns in these as it is; of any other convention it would have to know.
+_TAKEN_AS_THEY_ARE = ("layout", "mask")
 # With one of these a row's two tensors were taken as the same.
 AGREEING = frozenset({Verdict.EQUAL, Verdict.LAYOUT})
 
@@ -77,7 +79,8 @@ class Statistics:
 
     `mean` to `stddev` are in the tensor's own unit (population stddev), `peir` and `rel_l2` are ratios,
     `sqnr_db` is in dB (None where the noise is zero: infinite), `cosine` is in [-1, 1], `mismatch` is the
-    fraction of unequal elements (integers and bools only), `non_finite` counts elements per side.
+    fraction of unequal elements (integers and bools only), `non_finite` counts elements per side, `elements` the pairs
+    that `mean` to `stddev` are over.
     """
 
     status: Status = Status.COMPARED
@@ -93,6 +96,7 @@ class Statistics:
     non_finite: tuple[int, int] | None = None
     reference_min: float | None = None
     reference_max: float | None = None
+    elements: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,13 @@ class Row:
     execution order. `peir` is raw (after undoing the layout), `peir_related` what remains under the verified
     relation; `peir_in` is the largest PEIR among the call's arguments (received), `peir_local` the error that this
     module makes on the reference's arguments (introduced), `peir` itself what accumulated. `floor` is the PEIR up to
-    which the row counts as rounding noise. `sample` counts the inputs. `non_finite_same` says whether the non-finite
-    values are the same on both sides, at the same places.
+    which the row counts as rounding noise. `non_finite_same` says whether the non-finite values are the same on both
+    sides, at the same places.
+
+    A run over several samples leaves one row for all those of them, `samples`, in which the call was made: `mean` to
+    `stddev` are over their `elements` together, the verdict and each ratio the worst; the PEIR's with its status,
+    relation and floor is from the sample with the index `sample`. See `qtrace.run.aggregate.merged`. `peir_local` is
+    from the sample that was looked into.
     """
 
     module: str
@@ -161,6 +170,7 @@ class Row:
     status: Status
     verdict: Verdict | None = None
     sample: int = 0
+    samples: int = 1
     reference: TensorSpec | None = None
     candidate: TensorSpec | None = None
     relation: Relation | None = None
@@ -179,6 +189,16 @@ class Row:
     peir_in: float | None = None
     peir_local: float | None = None
     floor: float | None = None
+    elements: int = 0
+
+    @property
+    def error(self) -> float | None:
+        """Return the PEIR that counts: what remains under a relation that is undone somewhere, else the raw one.
+
+        What the model itself returns (module "") nobody undoes, but for a layout or a mask's fill.
+        """
+        undone = self.module != "" or self.relation is None or self.relation.kind in _TAKEN_AS_THEY_ARE
+        return self.peir_related if self.peir_related is not None and undone else self.peir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +206,8 @@ class Argument:
     """One argument of one call that differs between the sides.
 
     `argument` is the reference's parameter name, with the path inside a nested value ("position_embeddings.0");
-    `caller` is the path of the module whose code made the call. A side that did not pass it has None.
+    `caller` is the path of the module whose code made the call. A side that did not pass it has None. Of several
+    samples in which it differs, `samples`, this is the worst one, `sample`.
     """
 
     module: str
@@ -196,6 +217,7 @@ class Argument:
     status: Status
     order: int
     sample: int = 0
+    samples: int = 1
     reference: TensorSpec | None = None
     candidate: TensorSpec | None = None
     relation: Relation | None = None

@@ -4,7 +4,22 @@ A renderer takes any `ReportData` and returns text or rich renderables; only `sa
 where it is told to. No numbers are made here: what is shown is what the record holds.
 """
 
-from qtrace.render.formats import check, save
-from qtrace.render.notebook import to_html
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qtrace.render.formats import check, save
+    from qtrace.render.notebook import to_html
 
 __all__ = ["check", "save", "to_html"]
+
+# A command that only prints need not wait for every format of a file.
+_HOMES = {"check": "formats", "save": "formats", "to_html": "notebook"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"qtrace.render.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'qtrace.render' has no attribute {name!r}")

@@ -33,7 +33,8 @@ def arguments_table(arguments: Sequence[Argument], *, width: int, top: int | Non
     names = max([len("argument"), *(len(first.argument) for first in firsts)])
     rest = width - names - sum(column.width for column in columns) - NUMBER_WIDTH - len(columns) - 2
     callers = max([len("caller"), *(len(shown(first.caller)) for first in firsts)])
-    called = max([len("called module"), *(len(_called(first, shown(first.module))) for first in firsts)])
+    said = [text for first in firsts for text in (_called(first, shown(first.module)), _sample(first))]
+    called = max(map(len, ["called module", *said]))
     beside = called + 1 + callers <= rest
     room = called if beside else min(max(rest, NARROWEST), max(called, callers + len(BY)))
     modules = shorten_all(dict.fromkeys(first.module for first in firsts), room)
@@ -49,6 +50,7 @@ def arguments_table(arguments: Sequence[Argument], *, width: int, top: int | Non
         lines = [_called(first, modules[first.module])]
         lines += [] if beside else [BY + shorten(first.caller, room - len(BY))]
         lines += [f"  and {count(len(group) - 1, 'more call')}"] if len(group) > 1 else []
+        lines += [_sample(first)] if first.samples > 1 else []
         module = Text(lines[0]).append("".join("\n" + line for line in lines[1:]), style="dim")
         cells = [module, Text(first.argument, style="bold"), *([Text(shown(first.caller))] if beside else [])]
         table.add_row(*cells, *(Text(column.cell(first)) for column in columns), Text(_judged(group)))
@@ -71,7 +73,7 @@ class Column:
 def grouped(arguments: Sequence[Argument]) -> list[list[Argument]]:
     """Return the arguments, in execution order, with those of one name, shape and type in one group."""
     groups: dict[object, list[Argument]] = {}
-    for argument in sorted(arguments, key=lambda a: (a.sample, a.order)):
+    for argument in sorted(arguments, key=lambda a: a.order):
         specs = _described(argument.reference), _described(argument.candidate)
         groups.setdefault((argument.argument, argument.status, specs), []).append(argument)
     return list(groups.values())
@@ -79,6 +81,11 @@ def grouped(arguments: Sequence[Argument]) -> list[list[Argument]]:
 
 def _called(argument: Argument, path: str) -> str:
     return f"{path}#{argument.call}" if argument.call else path
+
+
+def _sample(argument: Argument) -> str:
+    """Return which sample was the worst, of how many in which the argument differs."""
+    return f"  sample {argument.sample} of {argument.samples}" if argument.samples > 1 else ""
 
 
 def _described(value: TensorSpec | None) -> str:

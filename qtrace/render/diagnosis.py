@@ -141,8 +141,7 @@ def _around(leap: Row, arguments: Sequence[Argument]) -> Argument | None:
     around = [
         argument
         for argument in arguments
-        if argument.sample == leap.sample
-        and argument.order <= leap.order
+        if argument.order <= leap.order
         and f"{leap.module}.".startswith(f"{argument.module}." if argument.module else "")
     ]
     return min(
@@ -199,4 +198,4 @@ def place(row: Row) -> str:
         text += f"#{row.call}"
     if row.output:
         text += f" output {row.output}"
-    return text + (f" (sample {row.sample})" if row.sample else "")
+    return text + (f" (sample {row.sample})" if row.sample or row.samples > 1 else "")

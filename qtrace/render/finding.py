@@ -23,8 +23,12 @@ KINDS = {
     "structure": "makes other calls",
     "raises": "raises an exception",
 }
+# Of a module with others inside, these say that its own code is at fault.
+OWN_CODE = ("introduces", "miscalls", "structure")
 MOST_EVIDENCE = 4
 INDENT = 3
+# What takes the final error down to so much of it is a part of the cause.
+_HELPS = 0.9
 LABEL_WIDTH = 14
 
 
@@ -45,10 +49,13 @@ def finding_lines(finding: Finding, report: ReportData, view: View, *, width: in
         grid.add_row(Text(label), Text(text))
     yield _indented(Text(_sentence(finding.summary)))
     yield _indented(grid)
-    what, options = _next(finding, report)
+    what, command, options = _next(finding, report)
     if view.command:
         yield _indented(Text(f"To see {what}:"))
-        yield _indented(proposal("run", view.command, *options, width=width - INDENT))
+        yield _indented(proposal(command, view.command, *options, width=width - INDENT))
+        if finding.rank == 1 and finding.kind != "raises":
+            yield _indented(Text("To stop both models there:"))
+            yield _indented(proposal("debug", view.command, width=width - INDENT))
 
 
 def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
@@ -60,7 +67,7 @@ def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
     amount = max(len(members), finding.count - 1)
     if amount:
         yield "also in", _more(finding.module, members, amount)
-    yield ("confirmed" if finding.confirmed else "not confirmed"), _sureness(finding)
+    yield _sure(finding), _sureness(finding)
     for side, site in (finding.source or {}).items():
         if site is not None:
             yield side, _line(site)
@@ -75,6 +82,15 @@ def _more(first: str, others: Sequence[str], amount: int) -> str:
     if not others:
         return f"{amount} more"
     return f"{amount} more: {others[0] if amount == 1 else pattern([first, *others])}"
+
+
+def _sure(finding: Finding) -> str:
+    """Return whether it is the cause, a part of it, or a guess."""
+    if finding.confirmed:
+        return "confirmed"
+    before, after = (finding.graft or {}).get("before"), (finding.graft or {}).get("after")
+    helps = before is not None and after is not None and after < _HELPS * before
+    return "in part" if helps else "not confirmed"
 
 
 def _sureness(finding: Finding) -> str:
@@ -100,17 +116,17 @@ def _line(place: dict[str, Any]) -> str:
     return f"{text}, in {place['function']}" if place.get("function") else text
 
 
-def _next(finding: Finding, report: ReportData) -> tuple[str, Sequence[str]]:
-    """Return what to look at next, and the options that show it."""
+def _next(finding: Finding, report: ReportData) -> tuple[str, str, Sequence[str]]:
+    """Return what to look at next, the command that shows it, and the options for that."""
     if finding.kind == "miscalls" and finding.callee:
-        return "what the callee is handed on each side", ("--inspect", finding.callee)
+        return "what the callee is handed on each side", "run", ("--inspect", finding.callee)
+    inside = f"{finding.module}." if finding.module else ""
+    if finding.kind in OWN_CODE and any(row.module.startswith(inside) and row.module for row in report.rows):
+        call = ("--call-index", str(finding.call)) if finding.call else ()
+        return "the operators inside it, side by side", "ops", ("--module", shown(finding.module), *call)
     if not finding.module:
-        return "every call of both sides", ("--show-trace", "both")
-    inside = f"{finding.module}."
-    if any(row.module.startswith(inside) for row in report.rows):
-        only = ("--only", finding.module, "--only", f"{inside}**")
-        return "how the error grows inside it", (*only, "--order", "execution")
-    return "what goes in and what comes out on each side", ("--inspect", finding.module)
+        return "every call of both sides", "run", ("--show-trace", "both")
+    return "what goes in and what comes out on each side", "run", ("--inspect", finding.module)
 
 
 def _place(finding: Finding) -> str:

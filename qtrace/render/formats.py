@@ -1,4 +1,4 @@
-"""Where `--report PATH` goes: the formats by file ending, and the only code here that writes."""
+"""Where `--report PATH` goes: the formats by file ending and by name, and the only code here that writes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,39 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from qtrace.errors import OutputError, UsageError
-from qtrace.records import ReportData, dumps
+from qtrace.records import GateVerdict, ReportData
+from qtrace.render.annotations import workflow_commands
+from qtrace.render.csv import csv
+from qtrace.render.html import html
+from qtrace.render.json import json
+from qtrace.render.junit import junit
+from qtrace.render.markdown import markdown
+from qtrace.render.sarif import sarif
 
 STDOUT = "-"
 
-FORMATS: Mapping[str, Callable[[ReportData], str]] = {
-    ".json": dumps,
+# Text from a report, and from what the gate says of it where it was asked.
+Format = Callable[[ReportData, GateVerdict | None], str]
+
+# Code scanning takes both endings of its own; of several that fit a name the longest counts.
+ENDINGS: Mapping[str, Format] = {
+    ".json": json,
+    ".html": html,
+    ".md": markdown,
+    ".csv": csv,
+    ".xml": junit,
+    ".sarif": sarif,
+    ".sarif.json": sarif,
+}
+# Annotations are for a step's stdout alone: they have a name and no ending.
+NAMES: Mapping[str, Format] = {
+    "json": json,
+    "html": html,
+    "markdown": markdown,
+    "csv": csv,
+    "junit": junit,
+    "sarif": sarif,
+    "github": workflow_commands,
 }
 
 
@@ -47,22 +74,24 @@ def _try_to_open(place: Path) -> None:
         raise OutputError(f"report {place}: {reason}; choose another place") from error
 
 
-def save(report: ReportData, path: str | Path) -> None:
+def save(report: ReportData, path: str | Path, verdict: GateVerdict | None = None) -> None:
     """Write the report to `path` in the format of its ending, replacing what is there.
 
     Raises `UsageError` where no format has this ending, `OutputError` where the file cannot be written.
     """
-    text = _format(path)(report)
+    text = _format(path)(report, verdict)
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise OutputError(f"report {path}: {reason}; nothing was written, choose another place") from error
 
 
-def _format(path: str | Path) -> Callable[[ReportData], str]:
-    ending = Path(path).suffix.lower()
-    if ending not in FORMATS:
+def _format(path: str | Path) -> Format:
+    name = Path(path).name.lower()
+    fitting = [ending for ending in ENDINGS if name.endswith(ending)]
+    if not fitting:
+        ending = Path(path).suffix.lower()
         found = f"the ending {ending}" if ending else "a path without an ending"
-        raise UsageError(f"report {path}: no format has {found}; known: {', '.join(FORMATS)}, or - for stdout")
-    return FORMATS[ending]
+        raise UsageError(f"report {path}: no format has {found}; known: {', '.join(ENDINGS)}, or - for stdout")
+    return ENDINGS[max(fitting, key=len)]

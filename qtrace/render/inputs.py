@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qtrace.records import ReportData, TensorSpec
 from qtrace.render.notes import spec
-from qtrace.render.numbers import ABSENT, bound
+from qtrace.render.numbers import ABSENT, bound, count
 from qtrace.render.paths import CUT, shorten
 from qtrace.render.table import plain_table
 
 NAME_WIDTH = 24
+# What many samples hold would fill the screen before anything is said of them.
+MOST = 20
 
 
 def inputs(report: ReportData, *, width: int) -> RenderableType | None:
     """Return the inputs' table in `width` columns; None where the report holds none."""
     if not report.inputs:
         return None
-    rows = [_cells(entry) for entry in report.inputs]
+    rows = [_cells(entry) for entry in report.inputs[:MOST]]
     headings = ["sample", "input", "type", "min", "max"]
     if len({entry.get("sample", 0) for entry in report.inputs}) == 1:
         headings, rows = headings[1:], [(cells[1:], values) for cells, values in rows]
@@ -37,7 +39,11 @@ def inputs(report: ReportData, *, width: int) -> RenderableType | None:
         rows = [([*cells, _cut(values, left)], "") for cells, values in rows]
     for cells, _ in rows:
         table.add_row(*map(Text, cells))
-    return table
+    if len(report.inputs) <= MOST:
+        return table
+    return Group(
+        table, Text(f"… and {count(len(report.inputs) - MOST, 'more input')}; the report holds all", style="dim")
+    )
 
 
 def _cells(entry: Mapping[str, Any]) -> tuple[list[str], str]:

@@ -34,8 +34,8 @@ def escapes(row: Row) -> bool:
 
 
 def execution_order(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows as the reference ran: sample by sample, outputs of one call in their own order."""
-    return sorted(rows, key=lambda row: (row.sample, row.order))
+    """Return the rows as the reference ran, outputs of one call in their own order."""
+    return sorted(rows, key=lambda row: row.order)
 
 
 def first_leap(rows: Sequence[Row]) -> Leap | None:

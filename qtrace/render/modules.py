@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -18,24 +18,40 @@ from qtrace.render.table import plain_table
 
 RULES = {
     "exact": "the same path on both sides",
+    "renamed": "the user says so (--rename)",
     "name_attribute": "the candidate's module keeps the reference's path in an attribute of its own",
     "stripped": "the same path without the components that only the candidate has (such as `wrapped`)",
     "prefix": "the same path below another module: the whole tree was moved",
+    "fused": "the last of several that the candidate computes in one; they take other inputs, so it is not compared",
+    "weights": "no name tells, but both hold the same weight, each being the other's only match",
+    "enclosing": "no name tells, but both hold the same pairs",
+    "order": "no name or weight tells, but both stand between the same pairs and have the same type; may be wrong",
 }
+REASONS = {"fused": "computed by the candidate in one with others"}
 RULE_WIDTH = max(map(len, RULES))
+CONFIDENCE_WIDTH = 10
 CALLS_WIDTH = 7
 MOST = 8
+WEIGHTS = (
+    "weights: how alike a pair's are, row by row (a cosine, 1 is the same up to a scale); - where they cannot be read"
+)
 
 
 def modules(
-    pairings: Sequence[Pairing], unmatched: Sequence[Unmatched], *, width: int, explain: bool = False
+    pairings: Sequence[Pairing],
+    unmatched: Sequence[Unmatched],
+    *,
+    width: int,
+    explain: bool = False,
+    alike: Mapping[str, float] | None = None,
 ) -> Iterator[RenderableType]:
     """Yield the pairs, then who has no partner, then the totals.
 
-    With `explain` also what never ran is listed, every name, and what each rule means.
+    With `explain` also what never ran is listed, every name, the confidence in each pair, and what each rule means.
+    `alike` says, by the candidate's path, how alike the weights of a pair are, 0 to 1.
     """
     listed = pairings if explain else _that_ran(pairings)
-    yield from _pairs(listed, width)
+    yield from _pairs(listed, width, alike if explain else None)
     for side in ("reference", "candidate"):
         yield from _alone(side, [one for one in unmatched if one.side == side], width, explain)
     yield Text()
@@ -46,6 +62,8 @@ def modules(
         for rule in rules:
             meaning = f"{rule}: {RULES.get(rule, 'no description')}"
             yield Padding(Text(meaning), (0, 0, 0, 2), expand=False)
+        if alike:
+            yield Padding(Text(WEIGHTS), (0, 0, 0, 2), expand=False)
     if len(listed) < len(pairings):
         hidden = count(len(pairings) - len(listed), "more pair")
         yield Text(f"{hidden}, of which the candidate never ran; --explain lists all")
@@ -57,9 +75,9 @@ def _that_ran(pairings: Sequence[Pairing]) -> list[Pairing]:
     return [pair for pair in pairings if pair.candidate_calls != 0 or pair.reference not in ran]
 
 
-def _pairs(pairings: Sequence[Pairing], width: int) -> Iterator[RenderableType]:
+def _pairs(pairings: Sequence[Pairing], width: int, alike: Mapping[str, float] | None) -> Iterator[RenderableType]:
     """Yield the pairs: side by side where both paths have room, else one below the other."""
-    fixed = RULE_WIDTH + CALLS_WIDTH + 3
+    fixed = RULE_WIDTH + CALLS_WIDTH + 3 + (0 if alike is None else CONFIDENCE_WIDTH + CALLS_WIDTH + 2)
     longest = max([len(shown(path)) for pair in pairings for path in (pair.reference, pair.candidate)], default=0)
     beside = fixed + 2 * longest <= width
     room = longest if beside else width - fixed
@@ -67,6 +85,9 @@ def _pairs(pairings: Sequence[Pairing], width: int) -> Iterator[RenderableType]:
     for heading in ("reference", "candidate") if beside else ("reference, candidate below it",):
         table.add_column(heading, overflow="fold", min_width=min(longest, room))
     table.add_column("rule", width=RULE_WIDTH)
+    if alike is not None:
+        table.add_column("confidence", width=CONFIDENCE_WIDTH)
+        table.add_column("weights", justify="right", width=CALLS_WIDTH)
     table.add_column("calls", justify="right", width=CALLS_WIDTH)
     for pair in pairings:
         candidate = "=" if pair.candidate == pair.reference else shorten(pair.candidate, room if beside else room - 2)
@@ -75,8 +96,12 @@ def _pairs(pairings: Sequence[Pairing], width: int) -> Iterator[RenderableType]:
             names.append(Text(candidate))
         elif candidate != "=":
             names[0].append(f"\n  {candidate}")
-        rule = pair.rule if pair.confidence == "high" else f"{pair.rule}\n({pair.confidence})"
-        table.add_row(*names, Text(rule), Text(_calls(pair)))
+        if alike is not None:
+            weights = f"{alike[pair.candidate]:.3f}" if pair.candidate in alike else ABSENT
+            said = [pair.rule, pair.confidence, weights]
+        else:
+            said = [pair.rule if pair.confidence == "high" else f"{pair.rule}\n({pair.confidence})"]
+        table.add_row(*names, *map(Text, said), Text(_calls(pair)))
     if pairings:
         yield table
     else:
@@ -95,10 +120,10 @@ def _alone(side: str, ones: Sequence[Unmatched], width: int, explain: bool) -> I
         if len(group) > MOST and not explain:
             types = Counter(one.type for one in group).most_common(4)
             kinds = ", ".join(f"{n} {kind}" for kind, n in types)
-            said = f"{len(group)} {reason(why)}: {kinds}, …; --explain names them"
+            said = f"{len(group)} {REASONS.get(why) or reason(why)}: {kinds}, …; --explain names them"
             yield Padding(Text(said.replace(", …", "") if len(types) < 4 else said), (0, 0, 0, 2), expand=False)
             continue
-        yield Padding(Text(f"{reason(why)}:"), (0, 0, 0, 2), expand=False)
+        yield Padding(Text(f"{REASONS.get(why) or reason(why)}:"), (0, 0, 0, 2), expand=False)
         for one in group:
             calls = count(one.calls, "call") if one.calls else "never called"
             tail = f"  {one.type}, {calls}"

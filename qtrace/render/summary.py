@@ -17,8 +17,8 @@ TITLE = "Final output, reference against candidate"
 
 
 def root_rows(report: ReportData) -> list[Row]:
-    """Return the rows of the root's outputs, sample by sample."""
-    return sorted((row for row in report.rows if row.module == ""), key=lambda row: (row.sample, row.order))
+    """Return the rows of the root's outputs, in execution order."""
+    return sorted((row for row in report.rows if row.module == ""), key=lambda row: row.order)
 
 
 def summary(report: ReportData) -> RenderableType | None:
@@ -30,9 +30,10 @@ def summary(report: ReportData) -> RenderableType | None:
     table.add_column("output", overflow="fold")
     for heading in ("Mean |diff|", f"PEIR {LOWER}", f"SQNR {HIGHER}"):
         table.add_column(heading, justify="right", no_wrap=True)
-    several = any(row.sample for row in rows)
     for row in rows:
-        name = (f"sample {row.sample}: " if several else "") + (row.output or "output")
+        name = row.output or "output"
+        if row.samples > 1:
+            name += f", worst of {row.samples} samples: {row.sample}"
         table.add_row(Text(name), Text(mean_text(row)), Text(peir_text(row)), Text(sqnr_text(row)))
     return Panel(table, title=TITLE, box=box.ROUNDED, expand=False, title_align="left")
 

@@ -68,6 +68,8 @@ INTRODUCED = Column(f"introduced\nPEIR {LOWER}", lambda row: number(row.peir_loc
 ACCUMULATED = Column(f"accumulated\nPEIR {LOWER}", lambda row: number(row.peir), numeric=True)
 VERDICT = Column("verdict", lambda row: verdict_word(row.verdict))
 VERDICT_BENEATH = Column("verdict", lambda row: verdict_word(row.verdict) if row.verdict in WORTH_SAYING else "")
+# Which sample was the worst, of how many that made the call.
+SAMPLE = Column("sample", lambda row: f"{row.sample} of {row.samples}", numeric=True)
 OUTPUT = Column("output", lambda row: row.output, beneath="output ")
 TYPE = Column("type", lambda row: row.type)
 
@@ -106,8 +108,8 @@ def _beside(sort: str) -> tuple[str, ...]:
 
 
 def _told_apart(rows: Sequence[Row]) -> Iterator[Column]:
-    if any(row.sample for row in rows):
-        yield Column("sample", lambda row: str(row.sample), numeric=True)
+    if any(row.samples > 1 or row.sample for row in rows):
+        yield SAMPLE
     if any(row.call for row in rows):
         yield Column("call", lambda row: str(row.call), numeric=True)
 

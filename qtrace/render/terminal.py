@@ -19,7 +19,7 @@ from qtrace.render.numbers import count
 from qtrace.render.outcome import outcome
 from qtrace.render.selection import View, select
 from qtrace.render.summary import summary
-from qtrace.render.table import INTRODUCED, RECEIVED, rows_tables, verdict_word
+from qtrace.render.table import INTRODUCED, RECEIVED, SAMPLE, rows_tables, verdict_word
 
 ORIGINS = (
     (RECEIVED, "received: the largest among its arguments"),
@@ -66,6 +66,9 @@ def _legend(tables: Sequence[Table], sort: str) -> Iterator[Text]:
     origin = [text for column, text in ORIGINS if column.heading in headings]
     if origin:
         lines.append("; ".join([*origin, f"bar: {LEGEND}"]))
+    if SAMPLE.heading in headings:
+        lines.append("sample: the worst of so many (counted from 0); mean to stddev are over all of them")
+        lines[-1] += "; introduced is of the one looked into" if INTRODUCED.heading in headings else ""
     yield from (Text(line, style="dim") for line in lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,40 +17,67 @@ from qtrace.tolerance import Floors
 _UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
 
 
-def final(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that the outcome is judged by; one that the candidate gives beside them is no difference."""
-    return [row for row in rows if row.module == "" and row.status is not Status.CANDIDATE_ONLY]
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the final outputs say, of one sample or of several together (`+`).
+
+    `told` counts the samples with a final output that could be compared; `untold` says whether there is one that could
+    not be; `clean` whether all agree as closely as can be, `agreeing` up to the rounding of the coarser dtype;
+    `broken` whether one is off in a way that rounding does not add up to.
+    """
+
+    told: int = 0
+    untold: bool = False
+    clean: bool = True
+    agreeing: bool = True
+    broken: bool = False
+
+    def __add__(self, other: Ending) -> Ending:
+        return Ending(
+            self.told + other.told,
+            self.untold or other.untold,
+            self.clean and other.clean,
+            self.agreeing and other.agreeing,
+            self.broken or other.broken,
+        )
 
 
-def outcome(
-    rows: Sequence[Row],
-    coverage: Coverage,
-    findings: Sequence[Finding],
-    *,
-    samples: int,
-    options: Options,
-    floors: Sequence[Floors],
-) -> Outcome:
-    """Judge a run that came to its end; `floors` are those of each sample.
+def ending(rows: Sequence[Row], floors: Floors) -> Ending:
+    """Judge one sample by its root's rows; one that the candidate gives beside the reference's is no difference.
+
+    Nor is one of a cache that nobody but the model reads.
+    """
+    root = [
+        row
+        for row in rows
+        if row.module == "" and row.status is not Status.CANDIDATE_ONLY and row.verdict is not Verdict.ABSORBED
+    ]
+    return Ending(
+        told=int(any(row.status not in _UNTOLD for row in root)),
+        untold=any(row.status in _UNTOLD for row in root),
+        clean=all(is_clean(row, floors) for row in root),
+        agreeing=all(row.verdict in AGREEING for row in root),
+        broken=any(_is_no_drift(row) for row in root),
+    )
+
+
+def outcome(end: Ending, coverage: Coverage, findings: Sequence[Finding], *, samples: int, options: Options) -> Outcome:
+    """Judge a run over so many samples that came to its end: the worst of them says how.
 
     Agreeing up to the rounding of the reference's dtype is clean. Beyond that it is a fault where somebody is to
     blame, or where it is more than the coarser dtype's rounding explains and nobody looked; else it is drift.
     """
-    root = final(rows)
-    told = {row.sample for row in root if row.status not in _UNTOLD}
-    if len(told) < samples and not any(row.status in _UNTOLD for row in root):
+    if end.told < samples and not end.untold:
         return Outcome.INCONCLUSIVE
     if is_too_little(coverage, options):
         return Outcome.INCONCLUSIVE
-    if all(is_clean(row, floors[row.sample]) for row in root):
+    if end.clean:
         return Outcome.CLEAN
     if findings:
         return Outcome.FAULT
-    if options.local is False and not all(row.verdict in AGREEING for row in root):
+    if options.local is False and not end.agreeing:
         return Outcome.FAULT
-    if any(row.status in _UNTOLD or _is_no_drift(row) for row in root):
-        return Outcome.FAULT
-    return Outcome.DRIFT
+    return Outcome.FAULT if end.untold or end.broken else Outcome.DRIFT
 
 
 def is_too_little(coverage: Coverage, options: Options) -> bool:

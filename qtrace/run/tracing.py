@@ -1,4 +1,8 @@
-"""One run of a pair of models over samples of inputs, from plan to report."""
+"""One run of a pair of models over samples of inputs, from plan to report.
+
+Sample after sample is run and added up; of one alone, the first that differs, everything is kept until somebody has
+looked into it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import datetime
 import gc
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,29 +23,35 @@ import qtrace
 from qtrace.diagnose import verdicts
 from qtrace.errors import ForwardError, Interrupted, first_line
 from qtrace.investigation import Investigation, as_trial
-from qtrace.lockstep import CANDIDATE, REFERENCE
+from qtrace.lockstep import CANDIDATE, REFERENCE, Attendant, EndRun
 from qtrace.passes import Options, Pass, copied
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model, devices_of
 from qtrace.passes.modelstate import SharedTensors, buffers_kept
-from qtrace.passes.plan import Plan, make_plan
+from qtrace.passes.plan import Plan, better_plan, make_plan
 from qtrace.probe import End, RandomState
-from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Unmatched, Verdict
+from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Verdict
+from qtrace.run.aggregate import Aggregate
+from qtrace.run.callcounts import NAMES, CallCounts
 from qtrace.run.description import describe_inputs, environment
-from qtrace.run.judgement import final, is_clean, is_too_little, outcome
+from qtrace.run.judgement import Ending, ending, is_too_little, outcome
 from qtrace.run.memory import keep_freed_memory
 from qtrace.run.noise import measured_floors
 from qtrace.selfcheck import FirstPass, SelfCheck, self_check
 from qtrace.static.report import static_report
 from qtrace.tolerance import Floors
 
-NAMES = ("reference", "candidate")
+# So many of the samples that differ are named.
+_MOST_NAMED = 5
 # The calls around a row may say more than its own numbers: another shape, too, may be undone.
 _EXPLAINABLE = (None, Verdict.STRUCTURE, Verdict.NON_FINITE)
 
 
 class Run:
-    """Runs the pair sample by sample and collects what was found; `report()` may be called at any time."""
+    """Runs the pair sample by sample and collects what was found; `report()` may be called at any time.
+
+    `attendant` steps in where the two models meet, if there is one; it may end the run.
+    """
 
     def __init__(
         self, reference: torch.nn.Module, candidate: torch.nn.Module, samples: Sequence[Any], options: Options
@@ -53,11 +62,17 @@ class Run:
         )
         self._samples = samples
         self._options = options
-        self.plan: Plan = make_plan(*self._models, options.only, options.skip)
-        self._passes: list[Pass] = []
+        self.attendant: Attendant | None = None
+        self.plan: Plan = make_plan(*self._models, options.only, options.skip, renames=options.renames)
+        self._running: Pass | None = None
+        # The first pass that differs, until there is one the first of all; the others are in the sums below.
+        self._kept: Pass | None = None
+        self._others = Aggregate()
+        self._calls = CallCounts(self.plan, self._models[REFERENCE])
+        self._ending = Ending()
+        self._differing: list[int] = []
         self._findings: list[Finding] = []
-        self._floors: list[Floors] = []
-        self._investigations: dict[int, Investigation] = {}
+        self._investigation: Investigation | None = None
         self._static: tuple[str, ...] = ()
         self._shared = SharedTensors(self._models)
         self._error: str | None = None
@@ -69,7 +84,9 @@ class Run:
     @cached_property
     def _whole_plan(self) -> Plan:
         """Return the plan that leaves nothing out: who is to blame may stand outside of what is compared."""
-        return make_plan(*self._models) if self._options.only or self._options.skip else self.plan
+        if not self._options.only and not self._options.skip:
+            return self.plan
+        return make_plan(*self._models, renames=self._options.renames)
 
     def execute(self) -> ReportData:
         """Run all samples and return the report.
@@ -80,63 +97,79 @@ class Run:
         try:
             with _set_apart(self._models):
                 for index, sample in enumerate(self._samples):
-                    ends = self._run_sample(index, sample)
-                    for end, model in zip(ends, self._models, strict=True):
-                        if end.error is not None:
-                            self._raise_for(end, model, index)
+                    self._run_sample(index, sample)
                 self._investigate()
+        except EndRun as ended:
+            self._error = str(ended)
+            if self._running is not None:
+                self._take(self._running)
         except KeyboardInterrupt as error:
             self._error = "interrupted"
+            if self._running is not None:
+                self._take(self._running)
             raise Interrupted("interrupted; what was compared until then is reported", report=self.report()) from error
         return self.report()
 
     def _investigate(self) -> None:
         """Find who is to blame for the first sample whose final outputs differ; look at each module's own error."""
-        if self._options.local is False or is_too_little(self._coverage(), self._options):
+        if self._options.local is False or is_too_little(self._calls.coverage(), self._options):
             return
-        differing = [index for index in range(len(self._passes)) if self._differs(index)]
-        if differing:
-            index, *others = differing
-            if others:
-                named = ", ".join(map(str, others[:5]))
-                self._warn(f"samples {named} differ as well: only {index} was looked into; trace the others alone")
-            investigation = self._investigation(index)
-            found = investigation.findings()
-            for warning in investigation.warnings:
-                self._warn(warning)
-            check = self._self_check(index, investigation.reference_again())
-            self._findings = check.applied(found)
-            self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
+        done = self._kept
+        if done is None or not (self._differing or self._options.local):
             return
-        if self._options.local:
-            self._investigation(0).observe()
+        sample, options = self._samples[done.comparison.sample], self._with(done.comparison.floors)
+        investigation = Investigation(self._models, self._whole_plan, sample, options, done.own_random, done.comparison)
+        self._investigation = investigation
+        if not self._differing:
+            investigation.observe()
+            return
+        first, *others = self._differing
+        if others:
+            named = ", ".join(map(str, others[:_MOST_NAMED]))
+            named += f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+            self._warn(f"samples {named} differ as well: only {first} was looked into; trace the others alone")
+        found = investigation.findings()
+        for warning in investigation.warnings:
+            self._warn(warning)
+        check = self._self_check(done, investigation.reference_again())
+        self._findings = check.applied(found)
+        self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
 
-    def _differs(self, index: int) -> bool:
-        rows = final(self._passes[index].comparison.final_rows())
-        return bool(rows) and not all(is_clean(row, self._floors[index]) for row in rows)
-
-    def _self_check(self, index: int, again: Fingerprint | None) -> SelfCheck:
+    def _self_check(self, done: Pass, again: Fingerprint | None) -> SelfCheck:
         """Look for a cause in the models' own state, before anybody is blamed."""
-        done = self._passes[index]
         first = FirstPass(done.random, done.fingerprints, done.drew_random, again)
-        check = self_check(self._models, self._whole_plan, self._samples[index], self._options.call, first)
+        sample = self._samples[done.comparison.sample]
+        check = self_check(self._models, self._whole_plan, sample, self._options.call, first)
         for warning in (*self._shared.warnings(), *check.warnings):
             self._warn(warning)
         return check
 
-    def _investigation(self, index: int) -> Investigation:
-        done, options = self._passes[index], self._for_sample(index)
-        made = Investigation(
-            self._models, self._whole_plan, self._samples[index], options, done.own_random, done.comparison
-        )
-        self._investigations[index] = made
-        return made
+    def _take(self, done: Pass) -> None:
+        """Add up what a pass showed, and let go of all but the one that is to be looked into."""
+        self._running = None
+        self._calls.add(done)
+        final = done.comparison.final_rows()
+        kept = next((row for row in final if row.verdict is Verdict.ABSORBED), None)
+        if kept is not None and kept.relation is not None:
+            self._warn(
+                f"the candidate keeps {kept.output} in another convention ({kept.relation}): "
+                "no difference as long as nobody but the candidate reads it"
+            )
+        end = ending(final, done.comparison.floors)
+        self._ending += end
+        if not end.clean:
+            self._differing.append(done.comparison.sample)
+        other: Pass | None = done
+        if self._kept is None or self._differing == [done.comparison.sample]:
+            other, self._kept = self._kept, done
+        if other is not None:
+            self._others.add(self._explained(other), other.comparison.arguments())
 
-    def _for_sample(self, index: int) -> Options:
-        return dataclasses.replace(self._options, floors=self._floors[index])
+    def _with(self, floors: Floors) -> Options:
+        return dataclasses.replace(self._options, floors=floors)
 
-    def _run_sample(self, index: int, sample: Any) -> tuple[End, End]:
-        """Run one sample, each side with random numbers of its own where it draws any.
+    def _run_sample(self, index: int, sample: Any) -> None:
+        """Run one sample, each side with random numbers of its own where it draws any, and add it up.
 
         Keeping them apart costs a little at every module, so models in eval mode first run without; if they
         draw after all, the pass is done again.
@@ -146,34 +179,49 @@ class Run:
             floors, warning = measured_floors(self._models[REFERENCE], sample, self._options)
             if warning is not None:
                 self._warn(warning)
-        self._floors.append(floors)
         training = any(model.in_training for model in self._models)
-        own_random = training or any(listener is not None for listener in self._options.listeners)
-        done = self._execute(index, sample, own_random=own_random)
+        attended = self.attendant is not None or any(listener is not None for listener in self._options.listeners)
+        own_random = training or attended
+        done = self._execute(index, sample, floors, own_random=own_random)
+        if index == 0 and not done.raised() and self._aligns_better(done):
+            done = self._execute(index, sample, floors, own_random=own_random)
         if done.drew_random and not own_random and all(end.error is None for end in done.ends):
             self._warn("random numbers are drawn although both models are in eval mode; each side drew the same ones")
-            self._passes.pop()
-            done = self._execute(index, sample, own_random=True)
+            done = self._execute(index, sample, floors, own_random=True)
         for name, side in zip(NAMES, done.sides, strict=True):
             if side.silent:
                 first = side.silent[0] or "<root>"
                 self._warn(
                     f"{len(side.silent)} modules of the {name} take no hooks ({first} …): they were not compared"
                 )
-        return done.ends
+        self._take(done)
+        for end, model in zip(done.ends, self._models, strict=True):
+            if end.error is not None:
+                self._raise_for(end, model, done)
 
-    def _execute(self, index: int, sample: Any, *, own_random: bool) -> Pass:
+    def _aligns_better(self, done: Pass) -> bool:
+        """Align again, knowing now what runs, where somebody found no partner; return whether that helped."""
+        options, calls = self._options, (done.calls(REFERENCE), done.calls(CANDIDATE))
+        better = better_plan(self.plan, self._models, calls, options.only, options.skip, renames=options.renames)
+        if better is None:
+            return False
+        self.plan, self._calls = better, CallCounts(better, self._models[REFERENCE])
+        return True
+
+    def _execute(self, index: int, sample: Any, floors: Floors, *, own_random: bool) -> Pass:
         done = Pass(
             self._models,
             self.plan,
             sample,
-            self._for_sample(index),
+            self._with(floors),
             index=index,
             own_random=own_random,
             progress=self._progress,
+            around=None if self.attendant is None else self.attendant.around,
         )
-        self._passes.append(done)
-        done.execute()
+        self._running = done
+        with contextlib.nullcontext() if self.attendant is None else self.attendant.attending(done.sides):
+            done.execute()
         return done
 
     def _warn(self, warning: str) -> None:
@@ -186,18 +234,19 @@ class Run:
             total = len(self.plan.reference_keys) * len(self._samples)
             self._options.progress(min(self._done, total), total)
 
-    def _raise_for(self, end: End, model: Model, sample: int) -> None:
+    def _raise_for(self, end: End, model: Model, done: Pass) -> None:
         assert end.error is not None
         if isinstance(end.error, KeyboardInterrupt):
             raise end.error
         where = f"{end.module or '<root>'} ({type(model.modules[end.module]).__name__})"
+        sample = done.comparison.sample
         which = f" on sample {sample}" if len(self._samples) > 1 else ""
         said = first_line(end.error)
         self._error = (
             f"the {model.name} raised {type(end.error).__name__} in {where}{which}: {said}{_raised_at(end.error)}"
         )
         if model.name == NAMES[CANDIDATE] and self._reference_runs(sample):
-            self._findings = [self._raises(end)]
+            self._findings = [self._raises(end, done)]
         raise ForwardError(self._error, side=model.name, module=end.module, report=self.report()) from end.error
 
     def _reference_runs(self, sample: int) -> bool:
@@ -210,12 +259,12 @@ class Run:
             return False
         return True
 
-    def _raises(self, end: End) -> Finding:
+    def _raises(self, end: End, done: Pass) -> Finding:
         key = self.plan.candidate_keys.get(end.module)
         return Finding(
             rank=1,
             module=key if key is not None else end.module,
-            call=max(0, self._passes[-1].calls(CANDIDATE)[end.module] - 1),
+            call=max(0, done.calls(CANDIDATE)[end.module] - 1),
             kind="raises",
             summary=f"raises {type(end.error).__name__} in the candidate alone: {first_line(end.error)}",
             confirmed=True,
@@ -224,8 +273,11 @@ class Run:
 
     def report(self) -> ReportData:
         """Return what was found until now."""
-        rows = tuple(row for done in self._passes for row in self._explained(done))
-        coverage, floors = self._coverage(), self._options.floors
+        coverage, floors = self._calls.coverage(), self._options.floors
+        all_samples = Aggregate()
+        if self._kept is not None:
+            all_samples.add(self._explained(self._kept), self._kept.comparison.arguments())
+        all_samples.join(self._others)
         reference, candidate = (model.describe() for model in self._models)
         return ReportData(
             qtrace=qtrace.__version__,
@@ -234,13 +286,13 @@ class Run:
             reference=reference,
             candidate=candidate,
             inputs=tuple(describe_inputs(self._samples)),
-            outcome=self._outcome(rows, coverage),
+            outcome=self._outcome(coverage),
             coverage=coverage,
-            rows=rows,
-            arguments=tuple(a for done in self._passes for a in done.comparison.arguments()),
+            rows=tuple(map(self._with_own_error, all_samples.rows())),
+            arguments=tuple(all_samples.arguments()),
             findings=tuple(self._findings),
-            unmatched=tuple(self._unmatched()),
-            warnings=tuple(self._warnings),
+            unmatched=tuple(self._calls.unmatched()),
+            warnings=(*self._warnings, *([] if self.attendant is None else self.attendant.warnings())),
             static=self._static,
             settings={
                 "only": list(self._options.only),
@@ -254,71 +306,32 @@ class Run:
             error=self._error,
         )
 
-    def _outcome(self, rows: Sequence[Row], coverage: Coverage) -> Outcome:
+    def _outcome(self, coverage: Coverage) -> Outcome:
         if self._error is not None:
             return Outcome.FAULT if self._findings else Outcome.INCONCLUSIVE
-        return outcome(
-            rows,
-            coverage,
-            self._findings,
-            samples=len(self._samples),
-            options=self._options,
-            floors=self._floors,
-        )
+        return outcome(self._ending, coverage, self._findings, samples=len(self._samples), options=self._options)
 
     def _explained(self, done: Pass) -> Iterator[Row]:
-        """Yield a pass's rows, with the verdict of those that differ and the errors that modules make themselves."""
+        """Yield a pass's rows, with the verdict of those that differ."""
         rows = done.comparison.rows()
-        investigation = self._investigations.get(done.comparison.sample)
         found = {}
-        if investigation is not None:
-            found = investigation.verdicts(self._findings)
+        if done is self._kept and self._investigation is not None:
+            found = self._investigation.verdicts(self._findings)
         elif any(row.verdict in _EXPLAINABLE for row in rows):
             found = verdicts(as_trial(done.comparison, local=False), self._findings)
         for row in rows:
-            key = (row.module, row.call, row.output)
-            changes: dict[str, Any] = {}
-            told = found.get(key)
+            told = found.get((row.module, row.call, row.output))
             if row.verdict is None or (row.verdict in _EXPLAINABLE and told is Verdict.ABSORBED):
-                changes["verdict"] = told
-            if investigation is not None and key in investigation.local:
-                local = investigation.local[key]
-                changes["peir_local"] = local.error
-                if row.relation is None and local.is_visible:
-                    changes["relation"] = local.relation
-            yield dataclasses.replace(row, **changes) if changes else row
+                row = dataclasses.replace(row, verdict=told)
+            yield row
 
-    def _coverage(self) -> Coverage:
-        """Count the reference's calls; the root's, and those that `only` and `skip` leave out, do not count."""
-        counted = self.plan.chosen - {""}
-        calls = compared = 0
-        reasons: Counter[str] = Counter()
-        for done in self._passes:
-            calls += sum(n for path, n in done.calls(REFERENCE).items() if path in counted)
-            compared += done.comparison.compared
-            reasons.update(done.comparison.reasons)
-            for (path, reason), n in done.unseen(REFERENCE).items():
-                if path in counted:
-                    reasons[reason] += n
-                    calls += n if reason == "in_thread" else 0
-        unfinished = calls - compared - sum(reasons.values())
-        if unfinished > 0:
-            reasons["unfinished"] += unfinished
-        return Coverage(calls, compared, dict(sorted(reasons.items())))
-
-    def _unmatched(self) -> Iterator[Unmatched]:
-        """Yield the modules with calls that were compared with nothing, and the reference modules without partner."""
-        modules = self._models[REFERENCE].modules
-        mine = sum((done.calls(REFERENCE) for done in self._passes), Counter())
-        theirs = sum((done.calls(CANDIDATE) for done in self._passes), Counter())
-        for path in self.plan.alignment.alone:
-            if path in self.plan.chosen and mine[path]:
-                yield Unmatched("reference", path, type(modules[path]).__name__, mine[path], "no_partner")
-        called = {key for path, key in self.plan.candidate_keys.items() if theirs[path]}
-        alone = sum((done.comparison.alone_calls for done in self._passes), Counter())
-        for (side, path, kind), calls in alone.items():
-            reason = "other_place" if side == CANDIDATE or path in called else "partner_not_called"
-            yield Unmatched(NAMES[side], path, kind, calls, reason)
+    def _with_own_error(self, row: Row) -> Row:
+        """Return the row with the error that its module makes itself, where that was measured."""
+        local = self._investigation.local.get((row.module, row.call, row.output)) if self._investigation else None
+        if local is None:
+            return row
+        relation = local.relation if row.relation is None and local.is_visible else row.relation
+        return dataclasses.replace(row, peir_local=local.error, relation=relation)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from qtrace.sources.callables import find_object
 from qtrace.sources.files import find_path, missing
 from qtrace.sources.samples import Sample, as_samples
 from qtrace.sources.spec import LoadOptions, parse_spec
+from qtrace.sources.traces import open_trace
+from qtrace.store.inputs import samples_of
 
 if TYPE_CHECKING:
     from qtrace.config import InputsSource
@@ -41,13 +43,16 @@ def load_inputs(
     reader = _READERS.get(Path(source).suffix)
     if reader is not None:
         value = _read(source, reader, options)
+    elif source.startswith("trace:"):
+        return samples_of(open_trace(parse_spec(source, ("trace",)), options))
     elif ":" in source:
         parse_spec(source, ())
         found = find_object(source, options.folder)
         value = call_user(found, source, section.args, {"model": reference}) if callable(found) else found
     else:
         raise UsageError(
-            f"inputs {source}: expected file.py:name, package.module:name, or a file that ends in {', '.join(_READERS)}"
+            f"inputs {source}: expected file.py:name, package.module:name, trace:FOLDER, "
+            f"or a file that ends in {', '.join(_READERS)}"
         )
     try:
         return as_samples(value)

@@ -11,11 +11,13 @@ from qtrace.errors import SourceError, UsageError
 from qtrace.sources import hub
 from qtrace.sources.callables import call, find_object, is_required, takes
 from qtrace.sources.placement import deep_copy, place_model
-from qtrace.sources.spec import LoadOptions, Spec, forms, parse_spec
+from qtrace.sources.spec import LoadOptions, Spec, parse_spec
+from qtrace.sources.traces import load_skeleton
 
 SCHEMES: dict[str, Callable[[Spec, LoadOptions], nn.Module]] = {
     "hf": hub.load_pretrained,
     "config": hub.make_random,
+    "trace": load_skeleton,
 }
 
 
@@ -30,15 +32,13 @@ def load_model(
 
     With `reference` given, a candidate is loaded: a callable with a parameter `reference` gets a deep copy of
     it to wrap, and its result is cast to no other dtype. A model that transformers makes here is in eval
-    mode; one that a callable returns keeps its mode.
+    mode; one that a callable returns keeps its mode. A stored trace is a tree of modules that cannot run.
 
     Raises:
         UsageError: no form of a source that is known, unknown options, `args` that do not fit.
         SourceError: the model could not be had; see `find_object`, `call` and the loaders in `SCHEMES`.
     """
     options = options or LoadOptions()
-    if text.startswith("trace:"):
-        raise UsageError(f"{text}: a stored trace cannot stand for a model yet; {forms(SCHEMES)}")
     spec = parse_spec(text, SCHEMES)
     if spec.scheme:
         if args:

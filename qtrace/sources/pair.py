@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtrace.config import RunConfig
+from qtrace.config import InputsSource, RunConfig
 from qtrace.errors import UsageError
 from qtrace.sources.inputs import load_inputs
 from qtrace.sources.models import load_model
@@ -34,6 +34,40 @@ class Pair:
     inputs_source: str
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """One model and what it is run on; `source` says where it came from."""
+
+    model: nn.Module
+    samples: list[Sample]
+    source: str
+
+
+def load_reference(config: RunConfig) -> Loaded:
+    """Load the reference and the inputs alone, as `load_pair` does; raises as that does."""
+    reference_section, inputs_section = config.reference, _inputs_section(config)
+    if reference_section is None:
+        raise UsageError("there is no reference; give --reference SPEC, or a config with reference.source")
+    if inputs_section is None:
+        raise UsageError("there are no inputs; give --inputs SPEC or --text TEXT, or a config with inputs")
+    options = _load_options(config)
+    check_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with redirect_stdout(sys.stderr):
+        _seed(config.seed)
+        source = reference_section.source
+        reference = load_model(source, args=reference_section.args, options=options)
+        _seed(config.seed)
+        # Two traces hold what was computed on their inputs, and need none.
+        is_stored = len(_stored(config)) == 2
+        loaded = [Sample()] if is_stored else load_inputs(inputs_section, reference, source, options, config.call)
+        samples = [place_sample(sample, config.device, config.dtype) for sample in loaded]
+        for sample in samples:
+            check_fits(reference, sample, config.call)
+    return Loaded(reference, samples, _described(source, reference_section.args))
+
+
 def load_pair(config: RunConfig) -> Pair:
     """Load the reference, the inputs and the candidate, in this order.
 
@@ -46,7 +80,8 @@ def load_pair(config: RunConfig) -> Pair:
         UsageError: a part is not given, options do not fit, or the inputs do not fit the reference's method.
         SourceError: a part could not be had.
     """
-    reference_section, candidate_section, inputs_section = config.reference, config.candidate, config.inputs
+    reference_section, candidate_section = config.reference, config.candidate
+    inputs_section = _inputs_section(config)
     if reference_section is None:
         raise UsageError("there is no reference; give --reference SPEC, or a config with reference.source")
     if candidate_section is None:
@@ -57,25 +92,15 @@ def load_pair(config: RunConfig) -> Pair:
     if wrap is not None:
         # Before the reference, which may take minutes to load.
         load_wrapper(wrap, args)
-    options = _load_options(config)
-    check_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    first = load_reference(config)
+    reference, samples = first.model, first.samples
     with redirect_stdout(sys.stderr):
-        _seed(config.seed)
-        source = reference_section.source
-        reference = load_model(source, args=reference_section.args, options=options)
-        _seed(config.seed)
-        loaded = load_inputs(inputs_section, reference, source, options, config.call)
-        samples = [place_sample(sample, config.device, config.dtype) for sample in loaded]
-        for sample in samples:
-            check_fits(reference, sample, config.call)
         _seed(config.seed)
         if wrap is not None:
             candidate = apply_wrapper(wrap, reference, samples, args)
         else:
             made_by = str(candidate_section.source)
-            candidate = load_model(made_by, args=args, reference=reference, options=options)
+            candidate = load_model(made_by, args=args, reference=reference, options=_load_options(config))
     for sample in samples:
         check_fits(candidate, sample, config.call)
     texts = ", ".join([*map(repr, inputs_section.text), *inputs_section.image])
@@ -83,10 +108,22 @@ def load_pair(config: RunConfig) -> Pair:
         reference,
         candidate,
         samples,
-        reference_source=_described(source, reference_section.args),
+        reference_source=first.source,
         candidate_source=_described(f"wrap {wrap}" if wrap else str(candidate_section.source), args),
         inputs_source=_described(inputs_section.source or texts, inputs_section.args),
     )
+
+
+def _inputs_section(config: RunConfig) -> InputsSource | None:
+    """Return where the inputs come from; where nothing is said, a stored side has those that it was captured on."""
+    stored = _stored(config)
+    return InputsSource(source=stored[0]) if config.inputs is None and stored else config.inputs
+
+
+def _stored(config: RunConfig) -> list[str]:
+    """Return the sources of the two that are traces."""
+    sources = [section.source for section in (config.reference, config.candidate) if section is not None]
+    return [source for source in sources if source is not None and source.startswith("trace:")]
 
 
 def _load_options(config: RunConfig) -> LoadOptions:

@@ -11,6 +11,7 @@ from qtrace.diagnose.isolate import role
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
 from qtrace.static.differences import attribute_differences, tensor_differences
+from qtrace.stats import NoValues, plain
 from qtrace.tree import join
 
 _MOST_NOTES = 20
@@ -140,4 +141,9 @@ def _place(tensor: torch.Tensor) -> int:
 
 
 def _is_equal(one: torch.Tensor, two: torch.Tensor) -> bool:
-    return one.shape == two.shape and one.dtype == two.dtype and one.device == two.device and torch.equal(one, two)
+    try:
+        first, second = plain(one), plain(two)
+    except NoValues:
+        return False
+    same = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
+    return same and torch.equal(first, second)

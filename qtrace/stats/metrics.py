@@ -73,6 +73,7 @@ def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -
         non_finite=non_finite,
         reference_min=float(sums.low),
         reference_max=float(sums.high),
+        elements=int(sums.finite),
     )
 
 

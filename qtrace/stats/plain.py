@@ -64,7 +64,10 @@ def _base(tensor: torch.Tensor) -> torch.Tensor:
     if kind is torch.Tensor:
         return tensor
     if kind.dequantize is not torch.Tensor.dequantize:
-        return plain(tensor.dequantize())
+        values = tensor.dequantize()
+        # Some stay what they are, and hold the dequantized values themselves.
+        if type(values) is not kind:
+            return plain(values)
     if tensor.is_nested:
         return plain(tensor.values())
     with torch._C.DisableTorchFunctionSubclass():

@@ -20,7 +20,27 @@ from qtrace.sources.placement import deep_copy
 from qtrace.sources.samples import Sample
 
 GROUP = "qtrace.wrappers"
-BUILT_IN = ("dtype", "tico")
+BUILT_IN = (
+    "accelerate",
+    "aimet",
+    "bitsandbytes",
+    "brevitas",
+    "compile",
+    "compressed_tensors",
+    "dtype",
+    "export",
+    "modelopt",
+    "neural_compressor",
+    "nncf",
+    "peft",
+    "quanto",
+    "quark",
+    "tico",
+    "torch_ao",
+    "torchao",
+)
+# What a toolkit says when it refuses a model may be a page.
+_LONGEST = 300
 Wrapper = Callable[..., nn.Module]
 
 
@@ -75,7 +95,9 @@ def apply_wrapper(name: str, reference: nn.Module, samples: Sequence[Sample], ar
     except QtraceError:
         raise
     except Exception as error:  # a toolkit's own types
-        raise SourceError(f"the wrapper {name} failed on {type(reference).__name__}: {describe(error)}") from error
+        said = describe(error)
+        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+        raise SourceError(f"the wrapper {name} failed on {type(reference).__name__}: {said}") from error
     if not isinstance(wrapped, nn.Module):
         raise SourceError(
             f"the wrapper {name} returned a value of type {type(wrapped).__name__}; expected a torch.nn.Module"
