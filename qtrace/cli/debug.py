@@ -1,0 +1,158 @@
+"""`qtrace debug`: both models stopped at the same call, with a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qtrace.cli.exits import no_more_stdout
+from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
+from qtrace.cli.typed import typed
+from qtrace.errors import QtraceError, UsageError
+
+if TYPE_CHECKING:
+    from qtrace.api import Report
+    from qtrace.cli.screen import Screen
+    from qtrace.config import RunConfig
+    from qtrace.debug import Debugger, Script, Wanted
+    from qtrace.sources.pair import Pair
+
+STOPS = "Where to stop"
+
+
+def debug(
+    pair: PairOptions,
+    compare: CompareOptions,
+    runtime: RuntimeOptions,
+    screen: ScreenOptions,
+    breaks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--break",
+            metavar="MODULE[:enter|exit][#call]",
+            help="Stop where this module is called and where it returns (or only at one of both, or in one call); "
+            "MODULE is a glob over the reference's paths. Repeatable.",
+            rich_help_panel=STOPS,
+        ),
+    ] = None,
+    break_when: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Stop where a call has returned and a row of it satisfies this, such as 'peir > 1e-3'. Repeatable.",
+            rich_help_panel=STOPS,
+        ),
+    ] = None,
+    commands: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run the prompt's commands from this file, one a line, then quit.",
+            rich_help_panel=STOPS,
+        ),
+    ] = None,
+) -> None:
+    """Stop both models at the same call, and look at both from there: Python's pdb with two sides.
+
+    Without --break and --break-when it finds the culprit as `qtrace run` does, and stops there.
+
+    Examples:
+
+    qtrace debug configs/qwen3_vl_mask_bug.yaml
+
+    qtrace debug configs/qwen3_vl_mask_bug.yaml --break 'model.language_model.layers.0.self_attn.o_proj:enter'
+    """
+    from qtrace.cli.screen import Screen
+    from qtrace.cli.session import configured, loaded
+    from qtrace.debug import Debugger, Script, wanted
+
+    stops = wanted(breaks or (), break_when or ())
+    script = Script(commands) if commands is not None else None
+    config = configured(pair, compare, runtime)
+    _check_terminal(script)
+    out = Screen(screen)
+    models = loaded(config, out)
+    index = None
+    if not stops:
+        stops, index = _culprit(config, models, out, typed(pair, compare, runtime))
+    if stops:
+        debugger = Debugger(stops.breakpoints(models.reference), stops.conditions, script=script)
+        try:
+            report = _attended(config, models, index, debugger)
+        except BrokenPipeError as error:
+            raise no_more_stdout(error) from error
+        _finish(report, debugger, out)
+
+
+def _check_terminal(script: Script | None) -> None:
+    """Raise `UsageError` where nobody can type at the prompt."""
+    from qtrace.debug import is_off, is_wanted
+
+    if script is None and not is_off() and not is_wanted() and not (sys.stdin is not None and sys.stdin.isatty()):
+        raise UsageError(
+            "stdin is no terminal, so nobody can type at the prompt; "
+            "run it in a terminal, or give --commands FILE with the prompt's commands, one a line"
+        )
+
+
+def _culprit(config: RunConfig, models: Pair, out: Screen, words: tuple[str, ...]) -> tuple[Wanted, int | None]:
+    """Find who is to blame, say so, and return where to stop on which sample; nowhere where nobody is."""
+    from qtrace.cli.session import finish, traced
+    from qtrace.debug import Wanted, culprit, sample_of
+    from qtrace.render import terminal
+    from qtrace.render.diagnosis import diagnosis
+    from qtrace.render.outcome import outcome
+    from qtrace.render.selection import View
+
+    report, ended = traced(config, models, out)
+    out.aside(terminal.warnings(report))
+    # What could be typed to see more is seen at the prompt.
+    out.results([diagnosis(report, View(), width=out.width)])
+    paths = {path for path, _ in models.reference.named_modules(remove_duplicate=False)}
+    places = culprit(report, paths)
+    if not places:
+        out.outcome(outcome(report, width=out.width))
+        out.aside(["There is no finding to stop at; --break MODULE and --break-when CONDITION stop anywhere."])
+        finish(report, ended, ())
+    return Wanted(tuple(places)), sample_of(report)
+
+
+def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Debugger) -> Report:
+    """Run one pass with the prompt: no progress bar beside it, and nobody to blame looked for after it."""
+    from qtrace.api import trace
+
+    return trace(
+        models.reference,
+        models.candidate,
+        models.samples if sample is None else [models.samples[sample]],
+        local=False,
+        only=config.compare.only,
+        skip=config.compare.skip,
+        tolerance=config.compare.tolerance,
+        noise_floor=config.compare.noise_floor,
+        call=config.call,
+        sources=(models.reference_source, models.candidate_source),
+        breakpoints=debugger,
+    )
+
+
+def _finish(report: Report, debugger: Debugger, out: Screen) -> None:
+    """Say how the run ended, and end the command with an error where a breakpoint was not reached."""
+    from qtrace.debug import is_off
+    from qtrace.render import terminal
+    from qtrace.render.outcome import outcome
+
+    if debugger.has_quit:
+        out.outcome(f"The run {report.error}; no hook is left.")
+        return
+    unreached = debugger.unreached()
+    rest = [line for line in terminal.warnings(report) if not any(said in str(line) for said in unreached)]
+    out.aside(rest)
+    if is_off():
+        out.aside(["PYTHONBREAKPOINT=0 switches breakpoints off: the run did not stop."])
+    out.outcome(outcome(report, width=out.width))
+    if unreached:
+        raise QtraceError("; ".join(unreached))

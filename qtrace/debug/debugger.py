@@ -1,0 +1,135 @@
+"""Decides, at each meeting of a run's passes, whether to stop there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from qtrace.debug import foreign
+from qtrace.debug.breakpoints import EXIT, Breakpoint, why_not_reached
+from qtrace.debug.condition import Condition
+from qtrace.debug.conversation import Conversation
+from qtrace.debug.faults import Faults
+from qtrace.debug.handover import Handover
+from qtrace.debug.meeting import Stopping
+from qtrace.debug.script import Script
+from qtrace.debug.stop import Stop
+from qtrace.lockstep import REFERENCE, Comparison, EndRun, Meeting
+from qtrace.probe import LiveSide, Replacement
+from qtrace.records import Status
+
+
+class Debugger:
+    """Attends the passes of a run: stops at breakpoints, and at calls of which a row satisfies a condition.
+
+    Without a `script` the prompt's commands come from the terminal. `has_quit` says that the run was ended there.
+    """
+
+    def __init__(
+        self,
+        breakpoints: Sequence[Breakpoint],
+        conditions: Sequence[Condition] = (),
+        *,
+        script: Script | None = None,
+    ) -> None:
+        self.has_quit = False
+        self._breakpoints = breakpoints
+        self._conditions = conditions
+        self._script = script
+        self._reached: set[Breakpoint] = set()
+        self._satisfied_by: Counter[Condition] = Counter()
+        self._undecided: Counter[Status] = Counter()
+        self._calls: list[Counter[str]] = []
+        self._handover = Handover()
+        self._faults = Faults()
+        self._comparison: Comparison
+        self._conversation: Conversation
+
+    # What a run asks of who attends it.
+
+    def around(self, comparison: Comparison) -> Meeting:
+        """Return the meeting that tells this debugger of each one."""
+        self._comparison = comparison
+        return Stopping(comparison, self.met)
+
+    @contextlib.contextmanager
+    def attending(self, sides: tuple[LiveSide, LiveSide]) -> Iterator[None]:
+        """Give each side a prompt and somebody who steps it; let go of both models at the end."""
+        self._calls.append(sides[REFERENCE].calls)
+        self._faults = Faults()
+        self._conversation = Conversation(sides, self._comparison, self._handover, self._script)
+        try:
+            yield
+        except EndRun:
+            self.has_quit = True
+            raise
+        finally:
+            self._handover.end()
+            self._conversation.close()
+
+    def warnings(self) -> list[str]:
+        """Return what was not reached, and that the candidate went on with other tensors than its own."""
+        return [*self.unreached(), *self.unsatisfied(), *self._handover.warnings()]
+
+    def unreached(self) -> list[str]:
+        """Return in a sentence each why breakpoints were not reached by a run that came to its end."""
+        if self.has_quit or foreign.is_off():
+            return []
+        calls = sum(self._calls, Counter())
+        return [why_not_reached(one, calls) for one in self._breakpoints if one not in self._reached]
+
+    def unsatisfied(self) -> list[str]:
+        """Return a sentence for each condition that no row satisfied, and for rows of which it could not be told."""
+        if self.has_quit or foreign.is_off():
+            return []
+        said = [f"no row satisfies {str(one)!r}" for one in self._conditions if not self._satisfied_by[one]]
+        if self._undecided:
+            counts = ", ".join(f"{n} {status.value}" for status, n in self._undecided.most_common())
+            said.append(f"rows that satisfied no condition, and may have no number to compare: {counts}")
+            said[-1] += "; 'status != compared' stops there"
+        return said
+
+    def met(self, stop: Stop, reply: Replacement | None) -> Replacement | None:
+        """Return what the candidate goes on with from a meeting; stop there first where that is wanted."""
+        conversation = self._conversation
+        conversation.begin(stop, reply)
+        reason = self._reason(stop)
+        if reason is None or foreign.is_off():
+            conversation.pass_by(stop)
+        else:
+            conversation.open(stop, reason)
+        if conversation.has_handed_over:
+            self._faults.healed(stop)
+        return conversation.end()
+
+    # Where to stop.
+
+    def _reason(self, stop: Stop) -> str | None:
+        """Return why to stop at a meeting; None where there is no reason."""
+        hit = [one for one in self._breakpoints if one.is_at(stop.event, stop.call)]
+        self._reached.update(hit)
+        is_fault = self._faults.is_at(stop)
+        satisfied = self._satisfied(stop)
+        if self._conversation.wants_next:
+            return "the next call"
+        if (stop.call.path, stop.event) in self._handover.healed:
+            return None
+        if hit:
+            return f"breakpoint {hit[0].place}"
+        if satisfied is not None:
+            return f"{satisfied} holds"
+        return "a fault" if is_fault and self._conversation.seeks_fault else None
+
+    def _satisfied(self, stop: Stop) -> Condition | None:
+        """Return the first condition that a row of a call satisfies, and count what could not be decided."""
+        if stop.event != EXIT or not self._conditions or stop.error() is not None:
+            return None
+        found: list[Condition] = []
+        for row in stop.comparison.rows_of(stop.met):
+            holding = [one for one in self._conditions if one.holds(row)]
+            found += holding
+            if not holding and row.status is not Status.COMPARED:
+                self._undecided[row.status] += 1
+        self._satisfied_by.update(found)
+        return found[0] if found else None
