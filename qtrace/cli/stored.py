@@ -1,0 +1,41 @@
+"""Stored reports: how a command tells one from a config, and reads it. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qtrace.errors import SourceError, UsageError
+from qtrace.records import ReportData, loads
+
+ENDING = ".json"
+# What a report's text holds somewhere, and a config's does not.
+MARK = '"qtrace-report/'
+
+
+def is_report(path: Path) -> bool:
+    """Return whether a path names a stored report: by its ending, or by what the file holds."""
+    if path.suffix.lower() == ENDING:
+        return True
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return text.lstrip().startswith("{") and MARK in text
+
+
+def read_report(path: Path) -> ReportData:
+    """Read a stored report.
+
+    Raises:
+        UsageError: there is no such file.
+        SourceError: it cannot be read, is damaged (the place is named), or is of another schema.
+    """
+    try:
+        return loads(path.read_text(encoding="utf-8"), where=str(path))
+    except FileNotFoundError:
+        from qtrace.sources.files import missing
+
+        raise UsageError(missing("report", str(path))) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise SourceError(f"{path}: cannot be read as a report ({reason})") from error

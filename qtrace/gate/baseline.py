@@ -1,0 +1,192 @@
+"""A baseline: an earlier run's numbers, as a file that reads well in a review.
+
+    {
+     "schema": "qtrace-baseline/1",
+     "factor": 1.25,
+     "slack": 0.0,
+     "environment": {
+      "torch": "2.6.0",
+      …
+     },
+     "rows": [
+      {"module": "model.layers.0", "peir": 4.18e-07, "rel_l2": 1.5e-07, "floor": 1.91e-06},
+      …
+     ]
+    }
+
+Rows are sorted by path and stand one on a line; numbers have `DIGITS` significant digits, rounded up, so that what
+wrote them keeps to them. Worse than its line is a row whose PEIR exceeds max(floor, factor · peir + slack), or whose
+relative L2 exceeds the same with its own number; a mismatch, and a `max`, have no floor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtrace.errors import OutputError, SourceError, UsageError
+from qtrace.records import Status, to_plain
+from qtrace.records.codec import check_schema, from_plain, parse
+
+SCHEMA = "qtrace-baseline/1"
+FACTOR = 1.25
+SLACK = 0.0
+DIGITS = 3
+Key = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRow:
+    """The numbers of one output of one call, the worst of all samples.
+
+    `peir` is the PEIR that the gate judges. `max` is there where a row that differs has neither PEIR nor relative L2
+    (its reference is zero everywhere), `mismatch` where a side holds integers.
+    """
+
+    module: str
+    call: int = 0
+    output: str = ""
+    status: Status = Status.COMPARED
+    absorbed: bool = False
+    peir: float | None = None
+    rel_l2: float | None = None
+    max: float | None = None
+    mismatch: float | None = None
+    floor: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """Return what tells a row from others."""
+        return self.module, self.call, self.output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """An earlier run's rows and environment, and how much worse a row may get before that is a regression.
+
+    `factor` is a ratio of at least 1, `slack` an absolute amount in a column's own unit; `source` is the file.
+    """
+
+    rows: tuple[BaselineRow, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    factor: float = FACTOR
+    slack: float = SLACK
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1:
+            raise UsageError(f"the baseline's factor is {self.factor:g}; expected a number of at least 1")
+        if not self.slack >= 0:
+            raise UsageError(f"the baseline's slack is {self.slack:g}; expected a number that is not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """What a baseline's file holds."""
+
+    schema: str
+    rows: tuple[BaselineRow, ...]
+    environment: dict[str, str]
+    factor: float = FACTOR
+    slack: float = SLACK
+
+
+def load_baseline(path: str | Path) -> Baseline:
+    """Read a baseline.
+
+    Raises:
+        UsageError: there is no such file.
+        SourceError: it cannot be read, is damaged (the place is named), or is of another schema.
+    """
+    where = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"no such baseline: {where}; --update-baseline writes it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise SourceError(f"{where}: cannot be read as a baseline ({reason})") from error
+    plain = parse(text, where)
+    check_schema(plain, SCHEMA, where)
+    held = from_plain(_File, plain, where, strict=True)
+    seen: set[Key] = set()
+    for place, row in enumerate(held.rows):
+        if row.key in seen:
+            raise SourceError(f"{where}: rows[{place}]: a second line for {row.module or '<root>'}; keep one of them")
+        seen.add(row.key)
+    try:
+        return Baseline(
+            rows=held.rows, environment=held.environment, factor=held.factor, slack=held.slack, source=where
+        )
+    except UsageError as error:
+        raise SourceError(f"{where}: {error}") from None
+
+
+def save_baseline(baseline: Baseline, path: str | Path) -> None:
+    """Write a baseline; raises `OutputError` where that cannot be done."""
+    try:
+        Path(path).write_text(dump_baseline(baseline), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"baseline {path}: {reason}; nothing was written, choose another place") from error
+
+
+def dump_baseline(baseline: Baseline) -> str:
+    """Return a baseline as its file holds it, ending with a newline."""
+    head = {
+        "schema": SCHEMA,
+        "factor": baseline.factor,
+        "slack": baseline.slack,
+        "environment": baseline.environment,
+    }
+    rows = ",\n".join(f"  {json.dumps(_line(row), allow_nan=False)}" for row in sorted(baseline.rows, key=_place))
+    opening = json.dumps(head, indent=1, allow_nan=False).removesuffix("\n}")
+    return f'{opening},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
+def rounded(row: BaselineRow) -> BaselineRow:
+    """Return a row with its numbers rounded up to `DIGITS` significant digits."""
+    numbers: dict[str, Any] = {
+        name: _round_up(getattr(row, name)) for name in ("peir", "rel_l2", "max", "mismatch", "floor")
+    }
+    return dataclasses.replace(row, **numbers)
+
+
+def _round_up(value: float | None) -> float | None:
+    """Return the next number of `DIGITS` digits that is not smaller; one that no such float is stays as it is.
+
+    >>> _round_up(4.1801e-07), _round_up(4.18e-07), _round_up(0.001), _round_up(None)
+    (4.19e-07, 4.18e-07, 0.001, None)
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{DIGITS - 1}e}")
+    if rounded < value:
+        # One more in the last digit; at 9.99 that carries over.
+        mantissa, exponent = f"{value:.{DIGITS - 1}e}".split("e")
+        rounded = float(f"{float(mantissa) + 10.0 ** (1 - DIGITS):.{DIGITS - 1}f}e{exponent}")
+    return rounded if math.isfinite(rounded) else value
+
+
+def _line(row: BaselineRow) -> dict[str, Any]:
+    """Return what a row's line says; what is as usual is left out."""
+    return {
+        spec.name: value
+        for spec in dataclasses.fields(row)
+        if (value := to_plain(getattr(row, spec.name))) is not None
+        and (spec.name == "module" or value != to_plain(spec.default))
+    }
+
+
+def _place(row: BaselineRow) -> tuple[list[tuple[int, int, str]], int, list[tuple[int, int, str]]]:
+    """Return a key by which layer 10 comes after layer 2."""
+    return _natural(row.module), row.call, _natural(row.output)
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]

@@ -1,0 +1,165 @@
+"""A report held against a policy: every limit on every row that it is for, and the limits of the whole run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qtrace.errors import UsageError
+from qtrace.gate.cause import Causes
+from qtrace.gate.judged import Judged, of_run
+from qtrace.gate.limits import Limit, limits_of
+from qtrace.gate.reading import Context, is_void, numberless, read
+from qtrace.gate.unmatched import ALONE, needless, unmatched
+from qtrace.patterns import matches, select
+from qtrace.records import ReportData, Row, Verdict, Violation
+
+if TYPE_CHECKING:
+    from qtrace.config import Policy
+
+
+def limits_rows(policy: Policy) -> bool:
+    """Return whether a policy sets a limit on any row."""
+    sections = [policy.limits(), *(section.limits() for section in policy.overrides.values())]
+    return any(value is not None for section in sections for value in section.values())
+
+
+def check(policy: Policy) -> None:
+    """Raise `UsageError` for a policy that limits nothing, by which every run would pass."""
+    if not (limits_rows(policy) or policy.fail_on or policy.min_coverage is not None):
+        raise UsageError("the policy sets no limit at all; set max_peir, min_coverage or fail_on, for example")
+
+
+def check_patterns(policy: Policy, paths: Iterable[str]) -> None:
+    """Raise `UsageError`, naming the nearest of `paths`, for a pattern of the policy that matches none of them."""
+    known = list(paths)
+    select(policy.overrides, known, option="the policy's overrides pattern")
+    select(policy.allow_unmatched, known, option="the policy's allow_unmatched pattern")
+
+
+def judge_by_policy(report: ReportData, policy: Policy) -> Judged:
+    """Hold a report against a policy.
+
+    Raises `UsageError` for a pattern that matches no module of the report.
+    """
+    _check_patterns(report, policy)
+    causes, judged = Causes(report), Judged()
+    _hold_run(report, policy, causes, judged)
+    held = _hold_rows(report, policy, causes, judged)
+    judged.violations += unmatched(report, policy.allow_unmatched, causes)
+    judged.violations += _without_row(report, policy, held)
+    judged.notes += needless(report, policy.allow_unmatched)
+    if limits_rows(policy) and not judged.rows:
+        judged.inconclusive = True
+        judged.notes.append("no row could be held against a limit")
+    return judged
+
+
+def _check_patterns(report: ReportData, policy: Policy) -> None:
+    known = dict.fromkeys([*(row.module for row in report.rows), *(one.module for one in report.unmatched)])
+    try:
+        check_patterns(policy, known)
+    except UsageError as error:
+        if report.settings.get("only") or report.settings.get("skip"):
+            raise UsageError(f"{error} (the run left modules out, by --only or --skip)") from None
+        raise
+
+
+def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: Judged) -> None:
+    """Hold the limits of the whole run."""
+    covered, least = report.coverage, policy.min_coverage
+    if least is not None and covered.reference_calls and not covered.fraction >= least:
+        judged.inconclusive = True
+        reason = f"compared {covered.compared} of the reference's {covered.reference_calls} calls"
+        severity = least / covered.fraction if covered.fraction > 0 else math.inf
+        judged.violations.append(
+            Violation(
+                module=None, column="coverage", rule="min_coverage", reason=reason, observed=covered.fraction,
+                limit=least, severity=severity,
+            )
+        )  # fmt: skip
+    if report.outcome.value in policy.fail_on:
+        reason = f"the outcome is {report.outcome.value}"
+        judged.violations.append(of_run("outcome", "fail_on", reason, causes.of(None)))
+
+
+def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: Judged) -> list[Row]:
+    """Hold each row against its limits; return the rows that were."""
+    common = policy.limits()
+    overrides = {pattern: section.limits() for pattern, section in policy.overrides.items()}
+    by_path: dict[str, list[Limit]] = {}
+    context = Context.of(report)
+    held, void = [], 0
+    for row in report.rows:
+        if row.module not in by_path:
+            by_path[row.module] = limits_of(row.module, common, overrides)
+        limits = by_path[row.module]
+        if not limits or row.status in ALONE:
+            continue
+        if is_void(row):
+            void += 1
+            continue
+        found = list(_hold(row, limits, context))
+        held.append(row)
+        excused = row.verdict is Verdict.ABSORBED and not policy.strict
+        for violation in found:
+            (judged.absorbed if excused else judged.violations).append(
+                replace(violation, finding=causes.of(row.module, row.order))
+            )
+    judged.rows = len(held)
+    if void:
+        judged.notes.append(f"{void} rows have no finite element to judge")
+    return held
+
+
+def _hold(row: Row, limits: list[Limit], context: Context) -> Iterator[Violation]:
+    """Yield the violations of one row; a row without numbers violates its first limit."""
+    reason = numberless(row)
+    if reason is not None:
+        yield _violation(row, limits[0], limits[0].column, None, reason)
+        return
+    columns = [limit.column for limit in limits]
+    for limit in limits:
+        reading = read(row, limit.column, columns, context)
+        if reading is None:
+            continue
+        bound = limit if reading.limit is None else replace(limit, value=reading.limit)
+        if not bound.is_kept(reading.value):
+            yield _violation(row, bound, reading.column, reading.value, reading.words)
+
+
+def _violation(row: Row, limit: Limit, column: str, observed: float | None, reason: str) -> Violation:
+    severity = limit.severity(observed)
+    return Violation(
+        module=row.module,
+        call=row.call,
+        output=row.output,
+        sample=row.sample,
+        column=column,
+        rule=limit.rule,
+        observed=observed,
+        limit=limit.value,
+        severity=severity,
+        reason=reason or _excess(limit, observed, severity),
+    )
+
+
+def _excess(limit: Limit, observed: float | None, severity: float) -> str:
+    """Return in words how far a number is off."""
+    if observed is None or observed != observed:
+        return "not a number"
+    way = "above" if limit.is_upper else "below"
+    if limit.column == "sqnr_db":
+        return f"{limit.value - observed:.3g} dB below the limit"
+    return f"{way} the limit" + (f", by a factor of {severity:.4g}" if severity < math.inf else "")
+
+
+def _without_row(report: ReportData, policy: Policy, held: list[Row]) -> Iterator[Violation]:
+    """Yield a violation for each override that no row was held against."""
+    modules = {row.module for row in held}
+    for pattern, section in policy.overrides.items():
+        limited = any(value is not None for value in section.limits().values())
+        if limited and not any(matches(pattern, module) for module in modules):
+            yield of_run("missing", f"overrides {pattern}", f"no row of {pattern} could be held against its limits")

@@ -1,0 +1,245 @@
+"""A report held against a baseline: which rows got worse, vanished, appeared, or got better."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qtrace.gate.baseline import Baseline, BaselineRow, Key
+from qtrace.gate.cause import Causes
+from qtrace.gate.judged import Judged
+from qtrace.gate.limits import Limit
+from qtrace.gate.reading import Context, error_of, has_integers, numberless
+from qtrace.patterns import ROOT
+from qtrace.records import ReportData, Row, Status, Verdict, Violation
+
+RULE = "baseline"
+NAMED = 5
+# From the mildest to the worst; what follows the first two cannot be told by numbers.
+_STATUSES = tuple(Status)
+_TOLD = (Status.COMPARED, Status.CONSTANT_REFERENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Worse:
+    """One way in which a row is worse than its line: the column, its number, what it may be, what it was."""
+
+    column: str
+    observed: float | None
+    limit: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The numbers of one output of one call, and the row they are from: the first of the worst, of several."""
+
+    line: BaselineRow
+    row: Row
+
+
+def measured(report: ReportData) -> dict[Key, Measured]:
+    """Return a report's numbers, unrounded, by what tells rows apart."""
+    found: dict[Key, Measured] = {}
+    named = Context.of(report).named
+    for row in report.rows:
+        line = _line(row, named)
+        before = found.get(line.key)
+        if before is None:
+            found[line.key] = Measured(line, row)
+        else:
+            both = _worst(before.line, line)
+            found[line.key] = Measured(both, before.row if both == before.line else row)
+    return found
+
+
+def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = False) -> Judged:
+    """Hold a report against a baseline; rows whose difference is absorbed count under `strict` alone."""
+    now, then = measured(report), {row.key: row for row in baseline.rows}
+    causes, judged = Causes(report), Judged()
+    for key, old in then.items():
+        new = now.get(key)
+        if new is None:
+            judged.violations.append(_vanished(old, causes))
+            continue
+        judged.rows += 1
+        row = new.row
+        excused = row.verdict is Verdict.ABSORBED and not strict
+        for worse in regressions(old, new.line, baseline):
+            (judged.absorbed if excused else judged.violations).append(
+                Violation(
+                    module=row.module,
+                    call=row.call,
+                    output=row.output,
+                    sample=row.sample,
+                    column=worse.column,
+                    rule=RULE,
+                    observed=worse.observed,
+                    limit=worse.limit,
+                    reason=worse.reason,
+                    severity=_severity(worse),
+                    finding=causes.of(row.module, row.order),
+                )
+            )
+    appeared = [key for key in now if key not in then]
+    better = [key for key, new in now.items() if key in then and is_better(then[key], new.line, baseline)]
+    judged.notes += _news(appeared, better)
+    judged.inconclusive = not judged.rows
+    return judged
+
+
+def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Iterator[Worse]:
+    """Yield the ways in which a row is worse than its line, by more than noise and what the baseline allows."""
+    if new.status not in _TOLD and new.status is not old.status:
+        reason = f"{_words(new.status)}, and was {_words(old.status)} in the baseline"
+        yield Worse("status", None, None, reason)
+        return
+    if old.status not in _TOLD:
+        return
+    if new.mismatch is not None or old.mismatch is not None:
+        yield from _worse("mismatch", old.mismatch, new.mismatch, 0.0, baseline)
+    error, floor = _error(new), old.floor or 0.0
+    if error is not None and error <= floor:
+        return
+    if old.peir is not None or new.peir is not None:
+        worse = list(_worse("peir", old.peir, new.peir, floor, baseline))
+        yield from worse
+        if worse:
+            return
+    # Without a line for it there is nothing that the mean error or the largest one could be worse than.
+    if old.rel_l2 is not None:
+        yield from _worse("rel_l2", old.rel_l2, new.rel_l2, floor, baseline)
+    if old.max is not None or new.max is not None:
+        yield from _worse("max", old.max, new.max, 0.0, baseline)
+
+
+def is_better(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> bool:
+    """Return whether a row has improved by more than what the baseline would let it get worse."""
+    return (old.status not in _TOLD and new.status in _TOLD) or bool(improved(old, new, baseline))
+
+
+def improved(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> dict[str, Any]:
+    """Return the numbers of a row that may take the place of those in its line; noise is no improvement."""
+    if old.status not in _TOLD or new.status not in _TOLD:
+        return {}
+    found: dict[str, Any] = {}
+    if _is_less(old.mismatch, new.mismatch, (0.0, 0.0), baseline):
+        found["mismatch"] = new.mismatch
+    if _is_less(old.peir, new.peir, (old.floor or 0.0, new.floor or 0.0), baseline):
+        found |= {"peir": new.peir, "floor": new.floor}
+        if old.rel_l2 is not None and new.rel_l2 is not None:
+            # Below a floor that is lower now, the run must still keep to its own line.
+            found["rel_l2"] = max(old.rel_l2, new.rel_l2)
+    if _is_less(old.rel_l2, new.rel_l2, (old.floor or 0.0, new.floor or 0.0), baseline):
+        found["rel_l2"] = new.rel_l2
+    if _is_less(old.max, new.max, (0.0, 0.0), baseline):
+        found["max"] = new.max
+    return found
+
+
+def _worse(column: str, old: float | None, new: float | None, floor: float, baseline: Baseline) -> Iterator[Worse]:
+    limit = floor if old is None else _allowed(old, floor, baseline)
+    was = f"was {old:.3g} in the baseline" if old is not None else "the baseline has no number for it"
+    if new is None or math.isnan(new):
+        yield Worse(column, None, limit, f"no number, and {was}")
+    elif not new <= limit:
+        yield Worse(column, new, limit, was + (f", now {new / old:.4g} times that" if old else ""))
+
+
+def _allowed(old: float, floor: float, baseline: Baseline) -> float:
+    return max(floor, baseline.factor * old + baseline.slack)
+
+
+def _is_less(old: float | None, new: float | None, floors: tuple[float, float], baseline: Baseline) -> bool:
+    if old is None or new is None:
+        return False
+    # What is noise already has no more than its floor to lose.
+    before = floors[0] if old <= floors[0] else _allowed(old, floors[0], baseline)
+    after = floors[1] if new <= floors[1] else _allowed(new, floors[1], baseline)
+    return after < before and baseline.factor * after <= before
+
+
+def _severity(worse: Worse) -> float:
+    if worse.observed is None or worse.limit is None:
+        return math.inf
+    return Limit(f"max_{worse.column}", worse.limit, RULE).severity(worse.observed)
+
+
+def _error(line: BaselineRow) -> float | None:
+    return line.peir if line.peir is not None else line.rel_l2
+
+
+def _line(row: Row, named: Collection[str]) -> BaselineRow:
+    """Return a row's numbers; without any where no number tells how far apart its tensors are."""
+    untold = numberless(row) is not None
+    told = row.status is Status.NON_FINITE and not untold
+    line = BaselineRow(
+        module=row.module,
+        call=row.call,
+        output=row.output,
+        status=Status.COMPARED if told else row.status,
+        absorbed=row.verdict is Verdict.ABSORBED,
+    )
+    if untold:
+        return line
+    peir, rel_l2 = error_of(row, named), row.rel_l2
+    return dataclasses.replace(
+        line,
+        peir=peir,
+        rel_l2=rel_l2,
+        max=row.max if peir is None and rel_l2 is None else None,
+        mismatch=row.mismatch if has_integers(row) else None,
+        floor=row.floor,
+    )
+
+
+def _worst(one: BaselineRow, other: BaselineRow) -> BaselineRow:
+    """Return the worst of two samples' numbers, column by column."""
+    largest: dict[str, Any] = {
+        name: max((value for value in (getattr(one, name), getattr(other, name)) if value is not None), default=None)
+        for name in ("peir", "rel_l2", "max", "mismatch", "floor")
+    }
+    status = max(one.status, other.status, key=_STATUSES.index)
+    return dataclasses.replace(one, status=status, absorbed=one.absorbed and other.absorbed, **largest)
+
+
+def _vanished(old: BaselineRow, causes: Causes) -> Violation:
+    return Violation(
+        module=old.module,
+        call=old.call,
+        output=old.output,
+        column="missing",
+        rule=RULE,
+        reason="the baseline has this row, and the run has not",
+        severity=math.inf,
+        finding=causes.of(old.module),
+    )
+
+
+def _news(appeared: list[Key], better: list[Key]) -> Iterator[str]:
+    if appeared:
+        yield f"the baseline does not know {_named(appeared)}: not judged; --update-baseline takes them in"
+    if better:
+        yield f"improved enough to tighten the baseline: {_named(better)}; --update-baseline does"
+
+
+def _named(keys: Iterable[Key]) -> str:
+    names = [name_of(key) for key in keys]
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def name_of(key: Key) -> str:
+    """Return a row as people name it.
+
+    >>> name_of(("layers.0", 1, "hidden")), name_of(("", 0, ""))
+    ('layers.0#1 output hidden', '<root>')
+    """
+    module, call, output = key
+    return (module or ROOT) + (f"#{call}" if call else "") + (f" output {output}" if output else "")
+
+
+def _words(status: Status) -> str:
+    return status.value.replace("_", " ")
