@@ -1,0 +1,74 @@
+"""`qtrace diff`: two stored traces compared, with the same rows as when both models had run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtrace.cli.options import (
+    RESULTS,
+    CompareOptions,
+    PairOptions,
+    ReportOptions,
+    RuntimeOptions,
+    ScreenOptions,
+    TableOptions,
+    view_of,
+)
+from qtrace.cli.run import Failing
+
+
+def diff(
+    reference: Annotated[
+        Path, typer.Argument(metavar="REFERENCE", help="The trace of the model that is right.", show_default=False)
+    ],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CANDIDATE", help="The trace of the model to judge.", show_default=False)
+    ],
+    compare: CompareOptions,
+    table: TableOptions,
+    reports: ReportOptions,
+    screen: ScreenOptions,
+    fail_on: Annotated[
+        list[Failing] | None,
+        typer.Option(
+            metavar="fault|drift", help="End with exit code 3 on this outcome. Repeatable.", rich_help_panel=RESULTS
+        ),
+    ] = None,
+) -> None:
+    """Compare two traces that `qtrace capture` wrote, here or elsewhere; no model is needed.
+
+    To compare a trace with a live model, give it to `qtrace run` as --reference or --candidate trace:FOLDER.
+
+    Example:
+
+    qtrace diff reference.trace candidate.trace
+    """
+    from qtrace.cli.screen import Screen
+    from qtrace.cli.session import configured, delivered, finish, traced
+    from qtrace.render import check, terminal
+    from qtrace.render.outcome import outcome
+    from qtrace.sources.pair import Pair
+    from qtrace.sources.samples import Sample
+    from qtrace.store import Trace, skeleton
+
+    view, paths = view_of(table), reports.report or []
+    check(paths)
+    config = configured(PairOptions(), compare, RuntimeOptions())
+    out = Screen(screen, only_json="-" in paths)
+    with out.progress("opening"):
+        traces = Trace(reference), Trace(candidate)
+    pair = Pair(skeleton(traces[0]), skeleton(traces[1]), [Sample()], traces[0].name, traces[1].name, traces[0].name)
+    config = config.model_copy(update={"call": traces[0].manifest.call})
+    report, ended = traced(config, pair, out)
+    failed = delivered(report, paths, out)
+    if report.findings:
+        # What is proposed on the screen begins with `qtrace run`, which takes traces as well.
+        view = view_of(table, [f"--reference=trace:{reference}", f"--candidate=trace:{candidate}"])
+    out.aside(terminal.warnings(report))
+    out.results(terminal.before(report, width=out.width))
+    out.results(terminal.results(report, view, width=out.width))
+    out.outcome(outcome(report, width=out.width))
+    finish(report, ended or failed, [one.value for one in fail_on or ()])

@@ -1,0 +1,53 @@
+"""`qtrace show`: what is inside a stored trace, and the values of chosen modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtrace.cli.options import RESULTS, ScreenOptions
+
+
+def show(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="The folder of the trace.", show_default=False)],
+    screen: ScreenOptions,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Print all values of these modules: * is one path component, ** any number. Repeatable.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
+) -> None:
+    """List what is inside a trace, without reading its tensors; with --module print values.
+
+    Examples:
+
+    qtrace show reference.trace
+
+    qtrace show reference.trace --module '**.o_proj'
+    """
+    from qtrace.cli.screen import Screen
+    from qtrace.render.notes import spec
+    from qtrace.render.trace_contents import Held, contents, returned
+    from qtrace.render.trace_listing import trace_listing
+    from qtrace.store import Trace
+    from qtrace.store.contents import contents_of, facts_of
+
+    out = Screen(screen)
+    opened = Trace(trace)
+    if module:
+        from qtrace.cli.stored_values import recorded
+
+        for number, calls in enumerate(recorded(opened, module)):
+            name = "trace" if len(opened.manifest.samples) == 1 else f"sample {number}"
+            out.results(trace_listing(calls, name, width=out.width))
+        return
+    held = [
+        Held(one.module, one.type, one.calls, returned(list(map(spec, one.outputs))), one.bytes)
+        for one in contents_of(opened.manifest)
+    ]
+    out.results(contents(list(facts_of(opened.manifest)), held, width=out.width))

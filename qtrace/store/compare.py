@@ -1,0 +1,213 @@
+"""Compares where at least one side is a stored trace: the same rows, coverage and outcome as of two live models.
+
+A stored side cannot be handed anything, so nobody's error is measured alone and no finding is confirmed; who is at
+fault is judged by what accumulated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from qtrace.diagnose.accumulated import accumulated
+from qtrace.errors import UsageError
+from qtrace.investigation import as_trial
+from qtrace.passes import Options, Pass
+from qtrace.passes.model import Model
+from qtrace.passes.plan import Plan
+from qtrace.records import ReportData, Side, TensorSpec
+from qtrace.run.callcounts import NAMES, CallCounts
+from qtrace.run.judgement import is_too_little
+from qtrace.run.tracing import Run
+from qtrace.sources.samples import Sample
+from qtrace.static.report import static_report
+from qtrace.store.describe import inputs_of
+from qtrace.store.findings import finding
+from qtrace.store.manifest import Manifest, StoredInput
+from qtrace.store.onepass import StoredPass, Traces
+from qtrace.store.skeleton import trace_of
+from qtrace.tolerance import Floors
+
+
+class StoredModel(Model):
+    """A stored side's model, which is described by its trace and has nothing to run."""
+
+    def describe(self) -> Side:
+        """Return what the trace says of the model."""
+        trace = trace_of(self.root)
+        assert trace is not None
+        stored = trace.manifest.model
+        return dataclasses.replace(stored, source=f"{self.source or trace.name}, captured from {stored.source}")
+
+    def entry(self, call: str, sample: Any, at: str = "") -> Any:
+        """Return a function that does nothing: the events come out of the trace."""
+        return lambda: None
+
+
+class StoredRun(Run):
+    """A run of which at least one side is the skeleton of a trace (see `qtrace.store.skeleton`).
+
+    Between two traces, `samples` only say how many there are; beside a live model they must be the inputs that the
+    trace was captured with.
+
+    Raises `UsageError` where the two were not captured in ways that can be compared.
+    """
+
+    def __init__(
+        self, reference: torch.nn.Module, candidate: torch.nn.Module, samples: Sequence[Any], options: Options
+    ) -> None:
+        self._traces: Traces = (trace_of(reference), trace_of(candidate))
+        self._manifests = [trace.manifest for trace in self._traces if trace is not None]
+        self._both = len(self._manifests) == 2
+        if options.measure_noise and self._traces[0] is not None:
+            raise UsageError("the noise of a stored reference cannot be measured; give --noise-floor a number")
+        if self._both:
+            samples = [Sample()] * len(self._manifests[0].samples)
+        super().__init__(reference, candidate, samples, options)
+        self._models = tuple(  # type: ignore[assignment]
+            model if trace is None else StoredModel(model.name, model.root, model.source)
+            for model, trace in zip(self._models, self._traces, strict=True)
+        )
+        self.plan = _stored_part(self.plan, self._traces)
+        self._calls = CallCounts(self.plan, self._models[0])
+        self._inputs = self._manifests[0].inputs if self._both else inputs_of(samples)
+        self._check(len(samples))
+        if options.local:
+            self._warn(
+                "the error that each module makes by itself cannot be measured: a stored side takes no other values"
+            )
+        for warning in _warnings(self._traces):
+            self._warn(warning)
+
+    def report(self) -> ReportData:
+        """Return what was found until now."""
+        told = [{f.name: getattr(one, f.name) for f in dataclasses.fields(one)} for one in self._inputs]
+        return dataclasses.replace(super().report(), inputs=tuple(told))
+
+    def _check(self, samples: int) -> None:
+        """Refuse what cannot be compared; say what may not mean what it seems to."""
+        for name, trace in zip(NAMES, self._traces, strict=True):
+            if trace is None:
+                continue
+            manifest = trace.manifest
+            if manifest.call != self._options.call:
+                raise UsageError(
+                    f"the {name} {trace.folder} was captured by --call {manifest.call}, not {self._options.call}; "
+                    f"give --call {manifest.call}"
+                )
+            if len(manifest.samples) != samples:
+                raise UsageError(
+                    f"the {name} {trace.folder} holds {len(manifest.samples)} samples, and there are {samples}; "
+                    "capture both on the same inputs"
+                )
+            for wrong in _other_inputs(self._inputs, manifest):
+                if wrong[1]:
+                    raise UsageError(
+                        f"the {name} {trace.folder} was captured on other inputs: {wrong[0]}; "
+                        "capture both on the same ones"
+                    )
+                self._warn(f"the {name} was captured on inputs of another dtype: {wrong[0]}")
+
+    def _execute(self, index: int, sample: Any, floors: Floors, *, own_random: bool) -> Pass:
+        done = StoredPass(
+            self._models,
+            self._traces,
+            self.plan,
+            sample,
+            self._with(floors),
+            index=index,
+            own_random=own_random,
+            progress=self._progress,
+        )
+        self._running = done
+        done.execute()
+        return done
+
+    def _investigate(self) -> None:
+        """Judge, by what accumulated, who is to blame for the first sample whose final outputs differ."""
+        done = self._kept
+        if done is None or not self._differing or self._options.local is False:
+            return
+        if is_too_little(self._calls.coverage(), self._options):
+            return
+        missing = self._missing()
+        if missing:
+            self._warn(f"who is at fault was not looked for: {missing}; the first leap shows where to look")
+            self._options = dataclasses.replace(self._options, local=False)
+            return
+        trial = as_trial(done.comparison, local=False)
+        found = enumerate(accumulated(trial), 1)
+        self._findings = [finding(rank, suspect, self._models, self.plan) for rank, suspect in found]
+        self._static = tuple(map(str, static_report(self._models, self.plan)))
+
+    def _missing(self) -> str:
+        """Return why nobody can be blamed, nothing where it is all there."""
+        if not all(manifest.arguments for manifest in self._manifests):
+            return "a trace holds no arguments (--outputs-only)"
+        if any(manifest.sketches for manifest in self._manifests):
+            return "a trace holds sketches only (--stats-only)"
+        if self._options.only or self._options.skip:
+            return "a part of the modules is left out (--only, --skip)"
+        if any(len(m.selected) < sum(one.alias_of is None for one in m.modules) for m in self._manifests):
+            return "a trace holds a part of the modules (--only, --skip)"
+        return ""
+
+
+def _stored_part(plan: Plan, traces: Traces) -> Plan:
+    """Return the plan that compares only what every trace tells of."""
+    reference, candidate = (None if trace is None else set(trace.manifest.selected) for trace in traces)
+    mine = {path: key for path, key in plan.reference_keys.items() if reference is None or path in reference}
+    theirs = {
+        path: key
+        for path, key in plan.candidate_keys.items()
+        if key in mine and (candidate is None or path in candidate)
+    }
+    chosen = plan.chosen
+    if reference is not None:
+        chosen &= reference
+    if candidate is not None:
+        # What was left out when the candidate was captured is left out here; what had no partner then has none now.
+        left_out = {key for path, key in plan.candidate_keys.items() if path not in candidate} - set(theirs.values())
+        chosen -= left_out
+        mine = {path: key for path, key in mine.items() if key not in left_out}
+    return dataclasses.replace(plan, chosen=chosen | {""}, reference_keys=mine, candidate_keys=theirs)
+
+
+def _other_inputs(inputs: Sequence[StoredInput], manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """Yield each input that a trace was not captured with, and whether it is beyond another dtype of the same shape."""
+    known = {(one.sample, one.name): one for one in manifest.inputs}
+    if not known:
+        return
+    mine = {(one.sample, one.name): one for one in inputs}
+    for key in sorted(known.keys() | mine.keys()):
+        stored, given = known.get(key), mine.get(key)
+        which = key[1] if len(manifest.samples) == 1 else f"{key[1]} of sample {key[0]}"
+        if stored is None or given is None:
+            yield f"{which} is {'not there' if given is None else 'new'}", True
+        elif stored.digest != given.digest:
+            specs = stored.spec, given.spec
+            cast = specs[0].shape == specs[1].shape and specs[0].dtype != specs[1].dtype
+            yield f"{which} {_said(specs[0])} there, {_said(specs[1])} here", not cast
+
+
+def _said(spec: TensorSpec) -> str:
+    return f"{spec}" + (f" from {spec.min:g} to {spec.max:g}" if spec.min is not None and spec.max is not None else "")
+
+
+def _warnings(traces: Traces) -> Iterator[str]:
+    """Yield what a reader must know of the traces before believing the report."""
+    manifests = {name: trace.manifest for name, trace in zip(NAMES, traces, strict=True) if trace is not None}
+    for name, manifest in manifests.items():
+        yield from manifest.warnings
+        if manifest.draws_random:
+            yield f"the {name} drew random numbers when it was captured: differences may be theirs"
+        if manifest.cast is not None:
+            yield f"the {name} was captured as {manifest.cast}: what is below its rounding does not show"
+    if any(manifest.sketches for manifest in manifests.values()):
+        yield (
+            "compared by sketches of at most 1024 elements a tensor: "
+            "max and PEIR are lower bounds, mean and the rest estimates"
+        )

@@ -1,0 +1,59 @@
+"""One lockstep pass in which one side, or both, comes out of a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtrace.lockstep import Around, Comparison
+from qtrace.passes import Options, Pass
+from qtrace.passes.model import Model
+from qtrace.passes.plan import Plan
+from qtrace.probe import Bound, Enter, Replacement
+from qtrace.store.reader import Trace
+from qtrace.store.side import StoredSide
+from qtrace.store.sketched import SketchComparer
+
+Traces = tuple[Trace | None, Trace | None]
+
+
+class StoredPass(Pass):
+    """A pass whose `traces` take the place of models where there are any; see `qtrace.passes.Pass`."""
+
+    def __init__(
+        self, models: tuple[Model, Model], traces: Traces, plan: Plan, sample: Any, options: Options, **more: Any
+    ) -> None:
+        there = [trace.manifest for trace in traces if trace is not None]
+        arguments = all(manifest.arguments for manifest in there)
+        super().__init__(models, plan, sample, options, around=None if arguments else _OutputsOnly, **more)
+        if any(manifest.sketches for manifest in there):
+            self.comparison._comparer = SketchComparer()
+        keys = plan.reference_keys, plan.candidate_keys
+        sides = list(self.sides)
+        for number, trace in enumerate(traces):
+            if trace is not None:
+                sides[number] = StoredSide(  # type: ignore[call-overload]
+                    trace,
+                    self.comparison.sample,
+                    keys[number],
+                    modules=models[number].modules,
+                    listener=options.listeners[number],
+                    passed=self.comparison.passed if number == 0 else None,
+                    arguments=arguments,
+                )
+        self.sides = (sides[0], sides[1])
+        self.comparison.sites = lambda: (self.sides[0].site(), self.sides[1].site())
+
+
+class _OutputsOnly(Around):
+    """Keeps the arguments from being compared, where one side has none stored."""
+
+    def __init__(self, inner: Comparison) -> None:
+        super().__init__(inner)
+
+    def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
+        """Both sides are at the entry of the same call."""
+        return self.inner.entered(_bare(reference), _bare(candidate))
+
+
+def _bare(event: Enter) -> Enter:
+    return Enter(event.call, Bound({}, (), frozenset()))

@@ -1,0 +1,245 @@
+"""Writes a trace: tensors as they come, the manifest last, and all of it made visible by one rename.
+
+Until then it lies in a hidden folder beside the one that was asked for, and is taken away again whatever goes wrong. A
+process that is killed leaves that folder behind, and it is no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qtrace.errors import OutputError
+from qtrace.lockstep.pair import spec_of
+from qtrace.probe import Bound
+from qtrace.records import TensorSpec
+from qtrace.stats import NoValues, describe, plain
+from qtrace.store.leaf import encode
+from qtrace.store.manifest import DIGEST, MANIFEST, Manifest, StoredLeaf, StoredTensor, StoredValue, digest_line, dump
+from qtrace.store.shards import DTYPES, ShardWriter, bytes_of, digest_of
+from qtrace.store.sketch import sketch
+from qtrace.tree import is_object, leaves
+
+CASTS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """In which form values are stored.
+
+    Without `arguments` only what modules return; under `sketches` a few elements and the statistics of each tensor.
+    Wider floats are cast to `cast`, "float16" or "bfloat16". `max_bytes` is what all files together may take.
+    """
+
+    arguments: bool = True
+    sketches: bool = False
+    cast: str | None = None
+    max_bytes: int | None = None
+
+
+class TraceWriter:
+    """Writes one trace to `folder`; a context manager that leaves nothing behind unless `commit` was called.
+
+    Raises `OutputError`, here and in every method, where the disk does not take it, or `form.max_bytes` is reached.
+    """
+
+    def __init__(self, folder: str | Path, form: Form, *, replaces: bool = False) -> None:
+        self.form = form
+        self.bytes = 0
+        self._folder = Path(folder)
+        self._replaces = replaces
+        self._tensors: list[StoredTensor] = []
+        self._numbers: dict[tuple[str, TensorSpec | None], int] = {}
+        self._placed: dict[str, tuple[int, int]] = {}
+        # By identity and version, since most arguments are an output that was stored already.
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
+        self._objects: dict[int, tuple[int, Any]] = {}
+        check_target(self._folder, replaces=replaces)
+
+    def __enter__(self) -> TraceWriter:
+        self._partial = self._beside("partial")
+        with self._written():
+            self._partial.mkdir()
+        self._shards = ShardWriter(self._partial)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    @property
+    def count(self) -> int:
+        """Return how many tensors are stored."""
+        return len(self._placed)
+
+    def forget(self) -> None:
+        """Let go of the model's objects: another sample begins."""
+        self._objects.clear()
+        self._known.clear()
+
+    def arguments(self, bound: Bound, where: str) -> dict[str, StoredValue]:
+        """Store the arguments of a call and return them by name; none where the form has none."""
+        if not self.form.arguments:
+            return {}
+        return {name: self.value(value, where) for name, value in bound.values.items()}
+
+    def value(self, value: Any, where: str) -> StoredValue:
+        """Store a nested value; `where` says in an error how far the capture came."""
+        number = None
+        if is_object(value):
+            # The object is kept, so that its id stays its own.
+            number, _ = self._objects.setdefault(id(value), (len(self._objects), value))
+        found = [
+            StoredLeaf(path=path, tensor=self.tensor(leaf, where))
+            if isinstance(leaf, torch.Tensor)
+            else StoredLeaf(path=path, plain=encode(leaf))
+            for path, leaf in leaves(value)
+        ]
+        return StoredValue(leaves=tuple(found), object=number)
+
+    def tensor(self, tensor: torch.Tensor, where: str) -> int:
+        """Store a tensor unless it is there already, and return its number."""
+        version = None if tensor.is_inference() else tensor._version
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == version:
+            return known[2]
+        number = self._stored(tensor, where)
+        if version is not None:
+            self._known[id(tensor)] = (weakref.ref(tensor), version, number)
+        return number
+
+    def commit(self, manifest: Manifest) -> None:
+        """Add the tensors to the manifest, write it, and make the trace visible under its name."""
+        with self._written():
+            shards = self._shards.close()
+            text = dump(dataclasses.replace(manifest, tensors=tuple(self._tensors), shards=shards))
+            self._count(len(text), "the manifest")
+            _write(self._partial / MANIFEST, text)
+            _write(self._partial / DIGEST, digest_line(text).encode())
+            _sync(self._partial)
+            if self._replaces and self._folder.exists():
+                aside = self._beside("replaced")
+                os.rename(self._folder, aside)
+                os.rename(self._partial, self._folder)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.rename(self._partial, self._folder)
+            _sync(self._folder.parent)
+
+    def _beside(self, what: str) -> Path:
+        return self._folder.with_name(f".{self._folder.name}.{what}-{secrets.token_hex(4)}")
+
+    def _stored(self, tensor: torch.Tensor, where: str) -> int:
+        spec = spec_of(tensor)
+        assert spec is not None
+        try:
+            values = self._in_form(tensor)
+        except NoValues:
+            return self._numbered(("", spec), StoredTensor(spec=spec))
+        dtype, shape, data = DTYPES[values.dtype], tuple(values.shape), bytes_of(values)
+        digest = digest_of(dtype, shape, data)
+        number = self._numbers.get((digest, spec))
+        if number is not None:
+            return number
+        if digest not in self._placed:
+            self._count(len(data), where)
+            with self._written():
+                self._placed[digest] = self._shards.add(digest, dtype, shape, data)
+        shard, offset = self._placed[digest]
+        made = StoredTensor(
+            spec=spec, dtype=dtype, shape=shape, digest=digest, shard=shard, offset=offset, bytes=len(data)
+        )
+        if self.form.sketches:
+            told = describe(tensor)
+            spec = dataclasses.replace(spec, min=told.min, max=told.max)
+            made = dataclasses.replace(
+                made, spec=spec, mean=told.mean, stddev=told.stddev, non_finite=told.non_finite or None
+            )
+        return self._numbered((digest, spec_of(tensor)), made)
+
+    def _numbered(self, key: tuple[str, TensorSpec | None], made: StoredTensor) -> int:
+        number = self._numbers.setdefault(key, len(self._tensors))
+        if number == len(self._tensors):
+            self._tensors.append(made)
+        return number
+
+    def _in_form(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.form.sketches:
+            values = sketch(tensor)
+        else:
+            is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+            # Eight bits are stored as they are; `plain` would widen them.
+            raw = is_plain and not tensor.is_meta and tensor.dtype.itemsize == 1 and tensor.dtype in DTYPES
+            values = tensor.detach() if raw else plain(tensor)
+        if self.form.cast is not None and values.is_floating_point():
+            values = _cast(values, CASTS[self.form.cast])
+        return values if values.dtype in DTYPES else values.to(torch.float64)
+
+    def _count(self, size: int, where: str) -> None:
+        most = self.form.max_bytes
+        if most is not None and self.bytes + size > most:
+            raise OutputError(
+                f"trace {self._folder}: more than {most:,} bytes are needed, reached at {where}; nothing was kept: "
+                "raise --max-bytes, or store less with --only, --outputs-only, --as bfloat16 or --stats-only"
+            )
+        self.bytes += size
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Turn what the disk refuses into an `OutputError`."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise OutputError(
+                f"trace {self._folder}: {reason} after {self.bytes:,} bytes; nothing was kept, choose another place"
+            ) from error
+
+
+def check_target(folder: Path, *, replaces: bool = False) -> None:
+    """Make sure, before anything runs, that a trace can be written there.
+
+    Raises `OutputError` where something is there already (with `replaces`: something that is no trace), or where the
+    folder around does not exist.
+    """
+    if not folder.parent.is_dir():
+        raise OutputError(f"trace {folder}: the folder {folder.parent} does not exist; create it first")
+    if not folder.name:
+        raise OutputError(f"trace {folder}: name a folder that is to be made")
+    if folder.exists() and not (replaces and (folder / MANIFEST).is_file()):
+        what = "and is no trace; choose another place" if replaces else "already; --force replaces a trace"
+        raise OutputError(f"trace {folder}: something is there {what}")
+
+
+def _cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return wider floats as `dtype`; as they are where one of them, such as a mask's fill, would become infinite."""
+    if values.dtype.itemsize <= dtype.itemsize:
+        return values
+    cast = values.to(dtype)
+    return cast if torch.equal(torch.isfinite(cast), torch.isfinite(values)) else values
+
+
+def _write(path: Path, text: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder's entries outlast a power failure; where folders cannot be opened, that is the system's affair."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
