@@ -1,6 +1,6 @@
 # One environment, .venv in this clone, at the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help trace test check lint types format golden models bench bench-faults clean
+.PHONY: help trace test test-matrix check lint types format golden models bench bench-faults bench-toolkits toolkits clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ trace: $(READY) ## set up, and trace a real wrapped model with a real bug
 
 test: $(READY) ## set up, and run the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-matrix: $(READY) ## capture under an older transformers, compare with this one
+	$(BIN)/python tools/matrix.py .cache/matrix
 
 check: lint types test ## what CI runs: lint, types, tests
 
@@ -47,6 +50,12 @@ bench: $(READY) ## measure speed and memory, and write bench/results
 
 bench-faults: $(READY) ## score qtrace on injected faults, and write bench/results
 	$(BIN)/python -m bench.faults
+
+toolkits: $(READY) ## make an environment for each toolkit, over the project's own, in .cache/toolkits
+	$(BIN)/python -m bench.toolkits.environments .cache/toolkits
+
+bench-toolkits: $(READY) ## wrap models by every toolkit that has an environment, and write docs/toolkits.md
+	$(BIN)/python -m bench.toolkits
 
 clean: ## remove the environment and every cache but the models
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

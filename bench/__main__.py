@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench import diagnosis, help_time, kernel, memory, overhead
+from bench import diagnosis, help_time, kernel, memory, overhead, store
 from bench.tables import markdown, show
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "Time against two bare forwards, SmolLM2-135M float32": overhead.run,
     "Peak memory over two bare forwards, SmolLM2-135M float32": memory.run,
     "A diagnosis against two bare forwards, SmolLM2-135M": diagnosis.run,
+    "Traces on disk, SmolLM2-135M float32": store.run,
     "Statistics kernel": kernel.run,
     "Start-up of the command line": help_time.run,
 }

@@ -294,13 +294,13 @@ def odds() -> ReportData:
     rows = Rows((2, 3))
     numberless: dict[str, Any] = {"mean": None, "min": None, "max": None, "stddev": None}
     structure: dict[str, Any] = {**numberless, "verdict": Verdict.STRUCTURE}
-    for sample in (0, 1):
-        rows.add("encoder.step", 0.0, call=0, sample=sample)
-        rows.add("encoder.step", 2e-07, call=1, sample=sample, candidate=tensor(2, 3, dtype="int64"))
-        rows.add("encoder.cache", 3e-07, "Cache", output="layers.0.keys", sample=sample)
-        rows.add("encoder.cache", 4e-07, "Cache", output="layers.0.values", sample=sample, new=False)
-        relation = Relation("layout", {"squeeze": [2, 3], "permute": [0, 2, 1, 3]})
-        rows.add("encoder.norm", 5e-07, "LayerNorm", relation=relation, verdict=Verdict.LAYOUT, sample=sample)
+    both: dict[str, Any] = {"samples": 2}
+    rows.add("encoder.step", 0.0, call=0, **both)
+    rows.add("encoder.step", 2e-07, call=1, candidate=tensor(2, 3, dtype="int64"))
+    rows.add("encoder.cache", 3e-07, "Cache", output="layers.0.keys", sample=1, **both)
+    rows.add("encoder.cache", 4e-07, "Cache", output="layers.0.values", new=False, **both)
+    relation = Relation("layout", {"squeeze": [2, 3], "permute": [0, 2, 1, 3]})
+    rows.add("encoder.norm", 5e-07, "LayerNorm", relation=relation, verdict=Verdict.LAYOUT, **both)
     rows.add("decoder.shape", None, sample=1, status=Status.SHAPE_MISMATCH, candidate=tensor(2, 4), **structure)
     none = TensorSpec(type="NoneType", value="None")
     rows.add("decoder.pair", None, sample=1, status=Status.STRUCTURE_MISMATCH, candidate=none, **structure)
@@ -312,13 +312,13 @@ def odds() -> ReportData:
     rows.add("decoder.skipped", None, sample=1, status=Status.REFERENCE_ONLY, candidate=None, **alone)
     rows.add("decoder.extra", None, sample=1, status=Status.CANDIDATE_ONLY, reference=None, **alone)
     rows.add("decoder.a_component_whose_name_is_longer_than_its_column", 0.03, "Wide", sample=1)
-    rows.add("", 0.125, "Net", sample=0, output="logits", verdict=Verdict.INTRODUCED)
-    rows.add("", None, "Net", sample=1, output="logits", status=Status.SHAPE_MISMATCH,
-             candidate=tensor(3, 2), **structure)  # fmt: skip
+    rows.add("", 0.125, "Net", output="hidden", verdict=Verdict.INTRODUCED, **both)
+    rows.add("", None, "Net", new=False, sample=1, output="logits", status=Status.SHAPE_MISMATCH,
+             candidate=tensor(3, 2), **structure, **both)  # fmt: skip
     arguments = (
         Argument(module="decoder", call=2, argument="past_key_values.0", caller="", sample=1,
                  status=Status.REFERENCE_ONLY, order=11, reference=tensor(2, 3), candidate=None),
-        Argument(module="decoder", call=0, argument="scale", caller="", sample=0,
+        Argument(module="decoder", call=0, argument="scale", caller="", sample=1, samples=2,
                  status=Status.COMPARED, order=3, peir=0.5, reference=TensorSpec(type="float", value="1.0"),
                  candidate=TensorSpec(type="float", value="2.0")),
     )  # fmt: skip

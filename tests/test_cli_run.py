@@ -271,15 +271,13 @@ def test_the_command_that_is_proposed_is_the_one_that_was_typed_and_more(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = Ended(capsys, "run", *options(), "--seed", "5", "--top", "3", "--token", "secret")
-    proposal = re.search(r"^ *(qtrace run (?:.*\\\s*\n)*.*)$", ended.out, re.MULTILINE)
+    proposal = re.search(r"^ *(qtrace ops (?:.*\\\s*\n)*.*)$", ended.out, re.MULTILINE)
     assert proposal is not None
     words = shlex.split(proposal[1].replace("\\", ""))
-    only = ["--only", "layers.1", "--only", "layers.1.**"]
-    assert words == ["qtrace", "run", *options(), "--seed", "5", *only, "--order", "execution"]
+    assert words == ["qtrace", "ops", *options(), "--seed", "5", "--module", "layers.1"]
     again = Ended(capsys, *words[1:])
     assert again.code == 0
-    assert "layers.1.down" in again.out
-    assert "layers.0" not in again.out.split("module")[-1]
+    assert "layers.1" in again.out
 
 
 def test_quiet_says_only_the_outcome(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,7 +363,7 @@ def test_plot_draws_the_final_output(folder: Path, capsys: pytest.CaptureFixture
         (
             ["--report", "x.txt"],
             2,
-            "report x.txt: no format has the ending .txt; known: .json, or - for stdout",
+            "report x.txt: no format has the ending .txt; known: .json, .html, .md,",
         ),
         (["--report", "no/x.json"], 1, "report no/x.json: the folder no does not exist; create it first"),
         (["--sort", "pier"], 2, "--sort 'pier' is no column of the table; did you mean peir"),

@@ -125,7 +125,7 @@ def test_a_policy_file_has_the_policys_keys_at_top_level(write: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("compare:\n  tolerence: 3\n", "run.yaml:2: unknown key compare.tolerence; did you mean tolerance?"),
+        ("compare:\n  tolerence: 3\n", "run.yaml:2: unknown key compare.tolerence; did you mean tolerance or rename?"),
         ("refernce: a:b\n", "run.yaml:1: unknown key refernce; did you mean reference?"),
         ("tolerance: 3\n", "run.yaml:1: unknown key tolerance; did you mean compare.tolerance?"),
         (
@@ -135,7 +135,7 @@ def test_a_policy_file_has_the_policys_keys_at_top_level(write: Path) -> None:
         ),
         (
             "compare: {zzz: 1}\n",
-            "run.yaml:1: unknown key compare.zzz; known: local, noise_floor, only, skip, tolerance",
+            "run.yaml:1: unknown key compare.zzz; known: local, noise_floor, only, rename, skip, tolerance",
         ),
         ("seed: x\n", "run.yaml:1: seed must be a whole number, and is the text 'x'"),
         ("seed: x\ndevice: 3\n", "run.yaml:1: seed must be a whole number, and is the text 'x' (and 1 more)"),

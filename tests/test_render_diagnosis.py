@@ -80,14 +80,15 @@ def test_repeats_that_are_only_counted_are_counted() -> None:
 
 def test_what_to_type_next_shows_a_leaf_whole_and_a_container_from_inside() -> None:
     text = said(two())
-    assert "how the error grows inside it" not in said(leaf())
+    assert "the operators inside it" not in said(leaf())
     assert "To see what goes in and what comes out on each side:" in text
     assert "--inspect model.layers.2.self_attn.o_proj" in text
     rows = Rows()
     rows.add("a.b.c", 1e-7)
     inside = dataclasses.replace(with_finding(), rows=tuple(rows.rows))
-    assert "qtrace run configs/pair.yaml --seed 3 --only a.b --only 'a.b.**' \\ --order execution" in said(inside)
-    assert "--show-trace both" in said(with_finding(module=""))
+    assert "the operators inside it, side by side: qtrace ops configs/pair.yaml --seed 3 --module a.b" in said(inside)
+    assert "side by side: qtrace ops configs/pair.yaml --seed 3 --module '<root>'" in said(with_finding(module=""))
+    assert "--show-trace both" in said(with_finding(module="", kind="non_finite"))
     assert "qtrace run" not in said(mask_bug(), View())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from qtrace.render.scatter import MISSING, scatter
 from qtrace.render.trace_listing import trace_listing
 from tests import golden_files
 from tests.golden_reports import REPORTS, mask_bug, odds, tensor
+from tests.test_formats import GOLDEN
+from tests.test_gate_render import CASES as GATES
 from tests.test_render import WIDTHS, text_of
 
 LAYER = "model.language_model.layers.0"
@@ -139,6 +142,12 @@ def test_inputs_show_shape_range_and_first_values() -> None:
     assert several is not None
     assert re.search(r"^ +1 x +float32 \[2,4\]", text_of(several, 80), re.MULTILINE)
     assert inputs(REPORTS["drift"](), width=80) is None
+    spec = {"shape": [2, 3], "dtype": "float32", "type": "Tensor"}
+    many = replace(odds(), inputs=tuple({"sample": n, "name": "x", "spec": spec} for n in range(1000)))
+    table = inputs(many, width=80)
+    assert table is not None
+    lines = text_of(table, 80).splitlines()
+    assert (len(lines), lines[-1]) == (23, "… and 980 more inputs; the report holds all")
 
 
 def test_a_scatter_plot_has_its_axes_and_points() -> None:
@@ -178,4 +187,6 @@ def test_every_golden_file_is_compared() -> None:
     reports = {f"{name}.{width}.txt" for name in REPORTS for width in WIDTHS}
     calls = {f"calls_{side}.{width}.txt" for side in ("reference", "candidate") for width in WIDTHS}
     lists = {f"modules.{width}.txt" for width in (*WIDTHS, 160)}
-    assert golden_files.names() == reports | calls | lists
+    gates = {f"gate_{name}.{width}.txt" for name in GATES for width in WIDTHS}
+    operators = {f"operators{what}.{width}.txt" for what in ("", "_all") for width in WIDTHS}
+    assert golden_files.names() == reports | calls | lists | gates | operators | set(GOLDEN)

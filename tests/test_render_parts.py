@@ -187,8 +187,8 @@ def test_a_report_is_written_in_the_format_of_its_ending(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
-        ("report.txt", UsageError, "no format has the ending .txt; known: .json, or - for stdout"),
-        ("report", UsageError, "no format has a path without an ending; known: .json"),
+        ("report.txt", UsageError, "no format has the ending .txt; known: .json, .html, .md,"),
+        ("report", UsageError, "no format has a path without an ending; known: .json, .html"),
         ("nowhere/report.json", OutputError, "the folder {tmp}/nowhere does not exist; create it first"),
         ("folder", OutputError, "this is a folder; name a file in it"),
     ],

@@ -118,7 +118,7 @@ def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
         (
             "inputs.csv",
             UsageError,
-            "inputs inputs.csv: expected file.py:name, package.module:name, "
+            "inputs inputs.csv: expected file.py:name, package.module:name, trace:FOLDER, "
             "or a file that ends in .safetensors, .npz, .pt",
         ),
         (

@@ -18,7 +18,7 @@ from qtrace.sources.samples import Sample
 from qtrace.sources.spec import LoadOptions, parse_spec
 from qtrace.zoo import llama
 
-FORMS = "expected file.py:name, package.module:name, hf:… or config:…"
+FORMS = "expected file.py:name, package.module:name, hf:…, config:… or trace:…"
 ROOT = Path(__file__).parent.parent
 
 
@@ -46,7 +46,8 @@ def test_a_callable_has_no_scheme(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trace:runs/a", f"trace:runs/a: a stored trace cannot stand for a model yet; {FORMS}"),
+        ("trace:", f"trace:: nothing stands after trace:; {FORMS}"),
+        ("trace:runs/a?x=1", "trace:runs/a?x=1: unknown option x; none are known"),
         ("foo", f"'foo' names no source; {FORMS}"),
         ("", f"'' names no source; {FORMS}"),
         ("x.py", f"'x.py' names no source; {FORMS}"),

@@ -301,8 +301,10 @@ def test_only_and_skip_leave_modules_out_of_rows_and_coverage() -> None:
 def test_samples_run_one_after_the_other() -> None:
     model = Chain()
     report = qtrace.trace(model, twin(model), [torch.randn(2, 8), torch.randn(3, 8)])
-    assert [row.sample for row in report.rows] == [0] * 5 + [1] * 5
-    assert report.row("first", sample=1).reference.shape == (3, 8)  # type: ignore[union-attr]
+    assert [(row.module, row.samples) for row in report.rows] == [
+        ("first", 2), ("act", 2), ("second", 2), ("first", 2), ("", 2)
+    ]  # fmt: skip
+    assert [row.elements for row in report.rows] == [5 * 8] * 5
     assert report.coverage.reference_calls == 8
 
 

@@ -1,0 +1,85 @@
+"""`qtrace modules --explain`: the rule of each pair, how sure it is, how alike the weights are, and what was fused."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from qtrace.cli.alignment import aligned, alike
+from qtrace.cli.listeners import CallCounter
+from qtrace.records import Unmatched
+from qtrace.records.calls import Pairing
+from qtrace.render.modules import RULES, modules
+from tests.models import Chain, Wrapped, twin
+from tests.test_align_values import convolutions
+from tests.test_render import WIDTHS, text_of
+
+PAIRINGS = (
+    Pairing("model.q", "model.wrapped.q", "stripped", "high", "Linear", "QuantLinear", 1, 1),
+    Pairing("model.act", "model.activation", "order", "low", "ReLU", "ReLU", 1, 1),
+)
+FUSED = (Unmatched("reference", "model.bn", "BatchNorm2d", 2, "fused"),)
+
+
+def counted(**calls: int) -> CallCounter:
+    counter = CallCounter()
+    counter.calls = Counter(calls)
+    return counter
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_pair_shows_its_rule_its_confidence_and_its_weights(width: int) -> None:
+    likenesses = {"model.wrapped.q": 0.99951}
+    text = text_of(list(modules(PAIRINGS, FUSED, width=width, explain=True, alike=likenesses)), width)
+    assert re.search(r"stripped +high +1\.000 +1$", text, re.MULTILINE)
+    assert re.search(r"order +low +- +1$", text, re.MULTILINE)
+    assert "weights: how alike a pair's are" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_without_explain_only_a_low_confidence_is_told() -> None:
+    text = text_of(list(modules(PAIRINGS, FUSED, width=120, alike={"model.wrapped.q": 1.0})), 120)
+    assert "(low)" in text
+    assert "high" not in text
+    assert "1.000" not in text
+
+
+def test_what_was_fused_says_so() -> None:
+    text = text_of(list(modules(PAIRINGS, FUSED, width=120)), 120)
+    assert "computed by the candidate in one with others:\n    model.bn  BatchNorm2d, 2 calls" in text
+
+
+def test_every_rule_is_described() -> None:
+    rules = ("renamed", "name_attribute", "prefix", "exact", "stripped", "fused", "weights", "enclosing", "order")
+    assert sorted(RULES) == sorted(rules)
+
+
+def test_the_listing_knows_of_fused_modules_what_the_run_calls_without_partner() -> None:
+    reference = convolutions()
+    candidate = twin(reference)
+    torch.ao.quantization.fuse_modules(candidate, [["0", "1", "2"]], inplace=True)  # type: ignore[no-untyped-call]
+    calls = counted(**{"": 1, "0": 1, "1": 1, "2": 1, "3": 1})
+    noted = [Unmatched("reference", path, "Conv2d", 1, "no_partner") for path in ("0", "1", "2")]
+    pairings, unmatched = aligned(reference, candidate, (calls, calls), noted)
+    assert {(pair.reference, pair.rule) for pair in pairings} == {("", "exact"), ("2", "fused"), ("3", "exact")}
+    left = {one.module: one.reason for one in unmatched if one.side == "reference"}
+    assert left == {"0": "fused", "1": "fused"}
+
+
+def test_weights_are_compared_pair_by_pair() -> None:
+    reference = Chain()
+    candidate = Wrapped(twin(reference))
+    inner = candidate.get_submodule("wrapped.second")
+    assert isinstance(inner, nn.Linear)
+    with torch.no_grad():
+        inner.weight.copy_(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))
+    counter = counted(first=1, second=1)
+    pairings, _ = aligned(reference, candidate, (counter, counter), [])
+    found = alike(reference, candidate, pairings)
+    assert found["wrapped.first"] == pytest.approx(1.0)
+    assert found["wrapped.second"] < 0.8
+    assert "wrapped.act" not in found
