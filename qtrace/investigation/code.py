@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from qtrace.probe import Site
 
 # (file, line, function)
 Line = tuple[str, int, str]
+# Of the reference and of the candidate.
+Lines = tuple[Line | None, Line | None]
 
 
 def forward_of(module: torch.nn.Module) -> Line | None:
@@ -27,10 +30,11 @@ def line_of(site: Site | None) -> Line | None:
     return None if site is None else (site.file, site.line, site.function)
 
 
-def called_at(reference: Line | None, candidate: Line | None) -> str:
-    """Return where a call is made, in words."""
-    places = [f"{short(line[0])}:{line[1]}" for line in (reference, candidate) if line is not None]
-    return f"the call stands in {' and '.join(places)}"
+def called_elsewhere(sites: Lines, parting: Lines) -> Iterator[str]:
+    """Yield where a call stands, in words, for each side on which it is not the line that is named."""
+    for side, site, named in zip(("reference", "candidate"), sites, parting, strict=True):
+        if site is not None and named is not None and site[:2] != named[:2]:
+            yield f"the {side}'s call stands in {short(site[0])}:{site[1]}"
 
 
 def source_of(reference: Line | None, candidate: Line | None) -> dict[str, Any] | None:

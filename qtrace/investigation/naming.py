@@ -10,7 +10,7 @@ import torch
 
 from qtrace.diagnose import Suspect
 from qtrace.diagnose.words import evidence_for, summary
-from qtrace.investigation.code import Line, called_at, forward_of, line_of, source_of
+from qtrace.investigation.code import Lines, called_elsewhere, forward_of, line_of, source_of
 from qtrace.investigation.confirmation import Graft
 from qtrace.investigation.runner import Runner
 from qtrace.records import Finding, Status
@@ -18,7 +18,6 @@ from qtrace.static import attribute_differences, static_differences, tensor_diff
 
 # The findings that a reader is told in full.
 _MOST_PINPOINTED = 3
-Lines = tuple[Line | None, Line | None]
 Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[str]]
 
 
@@ -34,8 +33,7 @@ class Naming:
         """Return the finding for a suspect."""
         suspect, static = self._placed(graft.suspect)
         parting = self._parting(rank, suspect, graft)
-        # Where the line is another one, that of the call is told beside it.
-        called = [called_at(*suspect.callee.sites)] if suspect.callee is not None and any(parting) else []
+        sites = suspect.callee.sites if suspect.callee is not None else (None, None)
         return Finding(
             rank=rank,
             module=suspect.module,
@@ -49,7 +47,7 @@ class Naming:
             confirmed=graft.is_cause,
             graft={"before": graft.before, "after": graft.after},
             summary=summary(suspect, static),
-            evidence=(*called, *evidence_for(suspect, static)),
+            evidence=(*called_elsewhere(sites, parting), *evidence_for(suspect, static)),
             source=self._source(suspect, parting),
         )
 
