@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from qtrace.lockstep.comparison import Met
 from qtrace.lockstep.forcing import IN, OUT, Forcing, LeafPairs
+from qtrace.lockstep.met import Met
 from qtrace.lockstep.pair import PairComparer
 from qtrace.probe import Call, Enter, Exit
 from qtrace.probe.arguments import Bound

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from qtrace.debug.stop import Stop
 from qtrace.lockstep import Around, Comparison
-from qtrace.lockstep.comparison import Met
+from qtrace.lockstep.met import Met
 from qtrace.probe import Enter, Exit, Replacement
 from qtrace.tree import tensors
 

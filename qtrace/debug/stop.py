@@ -8,9 +8,9 @@ from typing import Any
 
 from qtrace.debug.breakpoints import ENTER, EXIT
 from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Pair, PairComparer
-from qtrace.lockstep.comparison import Met, place
 from qtrace.lockstep.forcing import IN, OUT
 from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments
+from qtrace.lockstep.met import Met, place
 from qtrace.probe import Call, Enter, Exit
 
 NAMES = ("reference", "candidate")

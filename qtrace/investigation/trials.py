@@ -7,8 +7,9 @@ from collections import defaultdict
 
 from qtrace.diagnose import CallRecord, Trial, Value
 from qtrace.lockstep import Comparison, Pair
-from qtrace.lockstep.comparison import LOCAL_DEPTH, Met, place
+from qtrace.lockstep.comparison import LOCAL_DEPTH
 from qtrace.lockstep.forcing import IN, OUT
+from qtrace.lockstep.met import Met, place
 from qtrace.probe import Site
 from qtrace.relate import DELIBERATE, excuses
 

@@ -13,6 +13,7 @@ from qtrace.lockstep.caches import conventions, inside
 from qtrace.lockstep.driver import REFERENCE
 from qtrace.lockstep.forcing import IN, OUT, Forcing, LeafPairs
 from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments, match_leaves
+from qtrace.lockstep.met import Handed, Met, place
 from qtrace.lockstep.pair import Pair, PairComparer, spec_of
 from qtrace.probe import Call, Enter, Exit, Replacement, Site
 from qtrace.records import Argument, Relation, Row, Statistics, Status, Verdict
@@ -24,46 +25,6 @@ LOCAL_DEPTH = 15
 # What is off by more than noise is worth the question how it is related; of the rest, so many pairs in a pass.
 _WORTH_ASKING = 0.05
 _MOST_ASKED = 64
-
-
-@dataclass(slots=True)
-class Handed:
-    """Two objects, such as caches, that a call was handed on either side, and the tensors that the first one held."""
-
-    name: str
-    reference: Any
-    candidate: Any
-    held: set[tuple[int, int]]
-
-
-@dataclass(slots=True, eq=False)
-class Met:
-    """A call on which both sides met, or one that stayed alone (`candidate` is None, or `reference` is).
-
-    `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where
-    somebody asks for them. `kept` are the outputs that differ and are the model's own affair, with the convention that
-    they are in. Pairs may still have their numbers on an accelerator; they are read when the run is over.
-    """
-
-    reference: Call | None
-    candidate: Call | None
-    parent: Met | None = None
-    arguments: list[tuple[str, Pair]] = field(default_factory=list)
-    outputs: list[tuple[str, Pair]] = field(default_factory=list)
-    forced: set[str] = field(default_factory=set)
-    argument_ids: set[int] = field(default_factory=set)
-    sites: tuple[Site | None, Site | None] = (None, None)
-    handed: list[Handed] = field(default_factory=list)
-    kept: dict[str, Relation | None] = field(default_factory=dict)
-    raised: bool = False
-    ended: bool = False
-
-    @property
-    def call(self) -> Call:
-        """Return the call of the side that is there, the reference's first."""
-        call = self.reference if self.reference is not None else self.candidate
-        assert call is not None
-        return call
 
 
 @dataclass(slots=True)
@@ -367,11 +328,6 @@ class Comparison:
 def _states(value: Any) -> list[tuple[tuple[int, int], torch.Tensor]]:
     """Return the tensors that an object holds, each with what tells whether it was exchanged or written since."""
     return [((id(leaf), 0 if leaf.is_inference() else leaf._version), leaf) for _, leaf in tensors(value)]
-
-
-def place(met: Met, mark: str, name: str) -> Place:
-    """Return the key of one value of a call among the noise floors; `mark` tells arguments from outputs."""
-    return met.call.key or "", met.call.index, mark + name
 
 
 def _matched(reference: Any, candidate: Any) -> list[LeafPair]:

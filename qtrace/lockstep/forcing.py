@@ -14,22 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from qtrace.lockstep.met import Met
+from qtrace.lockstep.pair import Pair
 from qtrace.probe import Enter, Exit, Replacement
 from qtrace.records import Relation, Status
 from qtrace.relate import FILL, into_candidate, mask_relation
 from qtrace.tree import leaves, replaced
 
-if TYPE_CHECKING:
-    from qtrace.lockstep.comparison import Met
-    from qtrace.lockstep.pair import Pair
-
 # How `Met.forced` tells arguments from outputs.
 IN, OUT = "in:", "out:"
-LeafPairs = list[tuple[str, Any, Any, "Pair"]]
+LeafPairs = list[tuple[str, Any, Any, Pair]]
 
 
 @dataclass(frozen=True, slots=True)

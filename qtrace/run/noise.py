@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from qtrace.lockstep.comparison import Comparison, place
+from qtrace.lockstep.comparison import Comparison
 from qtrace.lockstep.forcing import IN, OUT
+from qtrace.lockstep.met import place
 from qtrace.passes import Options, Pass, copied
 from qtrace.passes.model import Model
 from qtrace.passes.plan import make_plan
