@@ -1,0 +1,6 @@
+"""How the candidate quantizes: read from its modules once, whatever the toolkit; what is wrong with it, in words."""
+
+from qtrace.quantization.facts import quant_facts, with_interval
+from qtrace.quantization.model import facts_by_path, problem_notes
+
+__all__ = ["facts_by_path", "problem_notes", "quant_facts", "with_interval"]

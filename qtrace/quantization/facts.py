@@ -1,0 +1,171 @@
+"""From what readers find to the facts of a row: scheme, ranges, the rounding to expect, what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qtrace.quantization.ranges import Range, range_problems, saturated_share
+from qtrace.quantization.readers import read
+from qtrace.quantization.reading import Reading
+from qtrace.records import QuantFacts, Quantizer, QuantProblem, QuantProblemKind
+from qtrace.stats import NoValues, describe, plain
+
+_CALIBRATE = "calibrate on inputs like these before converting"
+# RMS of a rounding error that is uniform over one step.
+_RMS = 1 / math.sqrt(12)
+
+
+def quant_facts(
+    reference: torch.nn.Module,
+    candidates: Sequence[torch.nn.Module],
+    aligned: frozenset[torch.nn.Module] = frozenset(),
+    values: Mapping[str, Tensor] | None = None,
+) -> QuantFacts | None:
+    """Return how the modules that answer to `reference` quantize; None where nothing is known of that.
+
+    `aligned` are all of the candidate's modules that answer to some module. A weight's quantizer is held against the
+    weight that it rounds, the candidate's own or, of one that is kept rounded alone, the reference's; that of the
+    "input" or "output" against the tensor of this name in `values`, which is the reference's. Waits for the
+    accelerator if a scale is on one.
+    """
+    toolkit, quantizers = "", []
+    for candidate in _with_inner(candidates, aligned):
+        # What a toolkit keeps under a name that is known here may be of another form: then nothing is known of it.
+        try:
+            named, found = read(candidate, aligned)
+            # Which of several inner ones a call comes by depends on the path it takes: of a module that was calibrated,
+            # those that saw nothing are not in use.
+            calibrated = any(not reading.saw_nothing for reading in found if reading.of != "weight")
+            told = [_quantizer(reading, _values(reading, reference, values or {}), calibrated) for reading in found]
+        except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+            continue
+        toolkit = toolkit or named
+        quantizers += told
+    return QuantFacts(toolkit, tuple(quantizers)) if quantizers else None
+
+
+def with_interval(facts: QuantFacts, interval: float | None) -> QuantFacts:
+    """Return the facts with the output's rounding as a ratio to the interval of the reference's output."""
+    if not interval or not math.isfinite(interval):
+        return facts
+    told = (
+        replace(q, rounding_peir=q.rounding / interval)
+        if q.of == "output" and q.rounding is not None and q.rounding_peir is None
+        else q
+        for q in facts.quantizers
+    )
+    return QuantFacts(facts.toolkit, tuple(told))
+
+
+def _with_inner(
+    candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module]
+) -> Iterator[torch.nn.Module]:
+    """Yield the modules, and what they wrap: those inside that have children, and answer to nobody."""
+    seen = set()
+    waiting = list(reversed(candidates))
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            yield module
+            waiting += reversed([child for child in module.children() if child._modules and child not in aligned])
+
+
+def _values(reading: Reading, reference: torch.nn.Module, values: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what a quantizer rounds; None where that is not known."""
+    if reading.of != "weight":
+        return values.get(reading.of)
+    held = reading.weight if reading.weight is not None else reference._parameters.get(reading.parameter)
+    try:
+        found = None if held is None else plain(held)
+        stored = None if reading.stored is None else plain(reading.stored)
+    except NoValues:
+        return None
+    if found is None or not found.is_floating_point() or not found.numel():
+        return None
+    return found if stored is None or _is_rounded(found, stored, reading) else None
+
+
+def _is_rounded(weight: Tensor, stored: Tensor, reading: Reading) -> bool:
+    """Return whether a stored weight is this one rounded, and not with a scale folded into it, or in another basis."""
+    if weight.shape != stored.shape or reading.scale is None or not reading.scale.numel():
+        return False
+    off = (weight.to(torch.float32) - stored.to(torch.float32)).abs().median().item()
+    return off <= max(reading.scale.max().item(), weight.abs().median().item() / 2)
+
+
+def _quantizer(reading: Reading, values: Tensor | None, calibrated: bool) -> Quantizer:
+    held = Range.of(reading)
+    unused = calibrated and reading.saw_nothing and reading.of != "weight"
+    broken = None if unused else _uncalibrated(reading)
+    rounding = ratio = share = None
+    problems = [broken] if broken is not None else []
+    if held is not None and not reading.is_float:
+        rounding = 2 * held.half.max().item() * _RMS
+    if held is not None and values is not None:
+        interval = (values.max() - values.min()).item()
+        ratio = rounding / interval if rounding is not None and interval > 0 else None
+        share = saturated_share(values, reading, held)
+        if share is not None and broken is None:
+            problems += range_problems(values, reading, held, share)
+    return Quantizer(
+        name=reading.name,
+        of=reading.of,
+        dtype=reading.dtype,
+        scheme=_scheme(reading),
+        symmetric=reading.symmetric,
+        axis=reading.axis,
+        group=reading.group,
+        scales=0 if reading.scale is None else reading.scale.numel(),
+        scale=_span(reading.scale),
+        zero_point=_span(reading.zero_point) if reading.scale is not None else None,
+        range=None if held is None else held.span(),
+        rounding=rounding,
+        rounding_peir=ratio,
+        saturated=share,
+        problems=tuple(problems),
+    )
+
+
+def _scheme(reading: Reading) -> str:
+    if reading.scale is None:
+        return "dynamic"
+    if reading.group is not None:
+        return "per group"
+    return "per channel" if reading.axis is not None or reading.scale.numel() > 1 else "per tensor"
+
+
+def _span(tensor: Tensor | None) -> tuple[float, float] | None:
+    found = None if tensor is None else describe(tensor)
+    return (found.min, found.max) if found is not None and found.min is not None and found.max is not None else None
+
+
+def _uncalibrated(reading: Reading) -> QuantProblem | None:
+    said = next(_signs_of_no_calibration(reading), None)
+    return None if said is None else QuantProblem(QuantProblemKind.UNCALIBRATED, said, _CALIBRATE)
+
+
+def _signs_of_no_calibration(reading: Reading) -> Iterator[str]:
+    if reading.scale is None:
+        return
+    scale = reading.scale.detach().to("cpu", torch.float64)
+    if reading.saw_nothing:
+        yield "it never saw a value"
+    elif reading.observed is not None and bool((reading.observed[0] == reading.observed[1]).all()):
+        # Of a constant a toolkit may well choose the scale 1.
+        return
+    if not scale.numel():
+        yield "it has no scale"
+    bad = int((~torch.isfinite(scale)).sum().item())
+    if bad:
+        yield f"{bad} of its {scale.numel()} scales {'is' if bad == 1 else 'are'} not finite"
+    zero = int((scale <= 0).sum().item())
+    if zero:
+        yield f"{zero} of its {scale.numel()} scales {'is' if zero == 1 else 'are'} 0 or below"
+    if scale.numel() and bool((scale == 1).all()):
+        yield "its scale is 1, as if it had never been set"

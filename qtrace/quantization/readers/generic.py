@@ -1,0 +1,93 @@
+"""Anything else: a scale with a zero point beside it, under any of the usual names, on a module or a child of its own.
+
+`scale`/`zero_point` (or `zp`) is the output's, with a prefix (`weight_scale`) that of what the prefix names.
+A scale alone is no quantizer: norms and attention have one, too. Nor is what a toolkit keeps under a private name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from qtrace.quantization.reading import Reading, as_tensor, dtype_name, holders, levels_of, own_weight
+
+TOOLKIT = "unknown"
+_SCALE = re.compile(r"(?:(?P<of>[a-z]\w*?)_)?scale")
+_OF = {"weight": "weight", "input": "input", "output": "output", "in": "input", "out": "output", "": "output"}
+# A quantizer that is switched off rounds nothing.
+_SWITCHES = ("enabled", "fake_quant_enabled")
+
+
+def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
+    """Yield each scale that has a zero point beside it."""
+    inner = ((name, child) for name, child in holders(module, aligned) if not child._modules)
+    for place, holder in (("", module), *inner):
+        if not all(bool(getattr(holder, flag, True)) for flag in _SWITCHES):
+            continue
+        held: dict[str, Any] = {**vars(holder), **holder._parameters, **holder._buffers}
+        for name, value in held.items():
+            match, scale = _SCALE.fullmatch(name), as_tensor(value)
+            if match is None or scale is None:
+                continue
+            zero = next((held[key] for key in _zero_names(name) if key in held), None)
+            if zero is not None:
+                yield _reading(module, place, match["of"] or "", holder, scale, as_tensor(zero))
+
+
+def _zero_names(scale: str) -> tuple[str, ...]:
+    return scale.replace("scale", "zero_point"), scale.replace("scale", "zp")
+
+
+def _reading(
+    module: torch.nn.Module,
+    place: str,
+    prefix: str,
+    holder: torch.nn.Module,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+) -> Reading:
+    name = prefix or place or "output"
+    word = name.removesuffix("_quantizer").removesuffix("_fake_quant")
+    dtype, levels = _dtype(holder, word)
+    return Reading(
+        name=name,
+        of=_OF.get(word, "inside"),
+        dtype=dtype,
+        scale=scale,
+        zero_point=zero,
+        levels=levels,
+        symmetric=None if zero is None else not bool(zero.any()),
+        axis=_axis(holder, scale),
+        parameter=word,
+        weight=own_weight(module, word),
+    )
+
+
+def _dtype(holder: torch.nn.Module, word: str) -> tuple[str, tuple[float, float] | None]:
+    """Return the dtype and its levels: as compressed-tensors keeps them in a scheme, as `quant_min`, or as `dtype`."""
+    scheme = getattr(holder, "quantization_scheme", None)
+    told = getattr(scheme, {"weight": "weights"}.get(word, f"{word}_activations"), None)
+    bits = getattr(told, "num_bits", None)
+    if isinstance(bits, int):
+        kind = str(getattr(getattr(told, "type", "int"), "value", getattr(told, "type", "int")))
+        name = f"int{bits}" if kind == "int" else "float8_e4m3fn" if bits == 8 else f"float{bits}"
+        return name, levels_of(name)
+    low, high = getattr(holder, "quant_min", None), getattr(holder, "quant_max", None)
+    name = dtype_name(getattr(holder, "dtype", None) or "?")
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+        known = levels_of(name) is not None
+        width = int(high - low).bit_length()
+        return name if known else f"{'' if low < 0 else 'u'}int{width}", (float(low), float(high))
+    return name, levels_of(name)
+
+
+def _axis(holder: torch.nn.Module, scale: torch.Tensor) -> int | None:
+    for name in ("ch_axis", "channel_axis", "axis"):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and scale.numel() > 1:
+            return value
+    long = [axis for axis, size in enumerate(scale.shape) if size > 1]
+    return long[0] if scale.dim() > 1 and len(long) == 1 else None
