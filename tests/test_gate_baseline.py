@@ -114,7 +114,9 @@ def test_what_could_be_compared_and_no_longer_can_fails(status: Status) -> None:
     (violation,) = against(row(), broken).violations
     assert (violation.column, violation.observed, violation.severity) == ("status", None, math.inf)
     assert violation.reason == f"{status.value.replace('_', ' ')}, and was compared in the baseline"
-    assert against(broken, broken).passed
+    # What never could be compared is no worse, and says nothing either.
+    again = against(broken, broken)
+    assert (again.violations, again.judged, again.inconclusive) == ((), 0, True)
 
 
 def test_rows_that_vanish_fail_and_rows_that_appear_are_named() -> None:
@@ -135,6 +137,27 @@ def test_rows_that_improve_enough_are_named() -> None:
     verdict = judge(report(row("a", peir=1e-4), row("b", peir=9e-4)), None, baseline_of(row("a"), row("b")))
     assert verdict.passed
     assert verdict.notes == ("improved enough to tighten the baseline: a; --update-baseline does",)
+
+
+def test_a_line_without_numbers_lets_nothing_pass() -> None:
+    untold = Baseline(rows=(BaselineRow(module="layer"),))
+    constant = row(status=Status.CONSTANT_REFERENCE, peir=None, rel_l2=0.5)
+    assert not judge(report(constant), None, untold).passed
+    assert judge(report(row(**{**NUMBERLESS, "max": 0.0})), None, untold).passed
+
+
+def test_numbers_beside_a_call_of_the_candidate_alone_are_held() -> None:
+    extra = row(status=Status.CANDIDATE_ONLY, **NUMBERLESS)
+    known = baseline_of(row(peir=1e-3), extra)
+    assert judge(report(row(peir=1e-3), extra), None, known).passed
+    assert not judge(report(row(peir=0.9), extra), None, known).passed
+
+
+def test_a_baseline_that_allows_everything_is_an_error() -> None:
+    with pytest.raises(UsageError, match="factor is inf; expected a finite number"):
+        update(report(row()), factor=math.inf)
+    with pytest.raises(UsageError, match="slack is inf; expected a finite number"):
+        update(report(row()), slack=math.inf)
 
 
 def test_absorbed_rows_count_under_strict_alone() -> None:
@@ -299,7 +322,9 @@ def test_what_an_update_loosens_is_named(rows: list[Row], fields: dict[str, Any]
     made = update(report(*rows), baseline_of(row()), **fields)
     (told,) = made.loosened
     assert re.match(words, told)
-    assert judge(report(*rows), Policy(max_peir=1.0, strict=True) if rows[0].peir else None, made.baseline).passed
+    assert not judge(
+        report(*rows), Policy(max_peir=1.0, strict=True) if rows[0].peir else None, made.baseline
+    ).violations
 
 
 def test_an_update_keeps_the_factor_and_slack_of_the_file() -> None:

@@ -15,6 +15,7 @@ from qtrace.gate import check_patterns, judge
 from qtrace.gate.limits import limits_of, specificity
 from qtrace.records import (
     Argument,
+    Coverage,
     Finding,
     GateVerdict,
     Outcome,
@@ -158,6 +159,43 @@ def test_an_empty_tensor_judges_nothing() -> None:
     empty = TensorSpec((0, 3), "float32")
     verdict = judge(report(row("good"), row(reference=empty, candidate=empty, **NUMBERLESS)), Policy(max_peir=1e-3))
     assert (verdict.passed, verdict.judged) == (True, 1)
+
+
+def test_an_empty_shape_is_no_excuse_for_a_number() -> None:
+    empty = TensorSpec((0, 3), "float32")
+    assert not judge(report(row(reference=empty, candidate=empty, peir=0.9)), Policy(max_peir=1e-3)).passed
+
+
+def test_rows_that_no_limit_says_anything_of_are_not_judged() -> None:
+    verdict = judge(report(row(mismatch=None, peir=0.9)), Policy(max_mismatch=0.0))
+    assert (verdict.passed, verdict.inconclusive, verdict.judged) == (False, True, 0)
+
+
+def test_nothing_absorbs_what_the_model_itself_returns() -> None:
+    verdict = judge(report(row("", verdict=Verdict.ABSORBED, peir=0.9)), Policy(max_peir=1e-3))
+    assert (violations(verdict), verdict.absorbed) == ([("", "peir")], ())
+
+
+def test_less_than_nothing_is_no_error() -> None:
+    (violation,) = judge(report(row(peir=-1.0)), Policy(max_peir=1e-3)).violations
+    assert (violation.severity, violation.reason) == (math.inf, "less than nothing, which no run measures")
+
+
+@pytest.mark.parametrize(("calls", "compared"), [(0, 0), (10, 100)])
+def test_a_coverage_that_cannot_be_is_none(calls: int, compared: int) -> None:
+    made = report(row(), coverage=Coverage(calls, compared))
+    assert judge(made, Policy(max_peir=1.0, min_coverage=0.5)).inconclusive
+
+
+def test_what_a_run_left_out_is_told() -> None:
+    verdict = judge(report(row(), settings={"only": ["layer"], "skip": []}), Policy(max_peir=1.0))
+    assert verdict.notes == ("modules that --only layer left out were not judged",)
+
+
+def test_a_mean_over_all_samples_is_told() -> None:
+    policy = Policy(max_mean=1.0, max_peir=1.0)
+    assert judge(report(row()), policy).notes == ()
+    assert "max_mean is held against all samples together" in judge(report(row(samples=2)), policy).notes[0]
 
 
 CONSTANT: dict[str, Any] = {"status": Status.CONSTANT_REFERENCE, "peir": None, "max": 0.5}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from qtrace.config import Limits, Policy
 from qtrace.gate import judge, update
 from qtrace.records import GateVerdict, ReportData, Violation
-from qtrace.render.gate import baseline_lines, gate_line, gate_section, levels
+from qtrace.render.gate import baseline_lines, gate_line, gate_section
+from qtrace.render.problems import observed_and_limit
 from tests import golden_files
 from tests.gate_rows import report, row
 from tests.golden_reports import REPORTS, TEXT, clean, drift, mask_bug, odds
@@ -67,7 +68,7 @@ def test_every_violation_is_there_with_its_numbers_rule_and_finding() -> None:
     text = shown(verdict, made, 160, top=0)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for one in verdict.violations:
-        observed, limit = levels(one)
+        observed, limit = observed_and_limit(one)
         start = "the run outcome" if one.module is None else one.module
         assert any(line.startswith(start) and observed in line and limit in line for line in lines)
         assert any(line.startswith(f"{one.rule}: ") for line in lines)
@@ -125,7 +126,10 @@ def test_the_odd_ones_say_why_there_is_no_number() -> None:
 def test_both_numbers_have_the_digits_that_tell_them_apart(
     column: str, observed: float | None, limit: float | None, said: tuple[str, str]
 ) -> None:
-    assert levels(Violation(module="", column=column, rule="", reason="", observed=observed, limit=limit)) == said
+    assert (
+        observed_and_limit(Violation(module="", column=column, rule="", reason="", observed=observed, limit=limit))
+        == said
+    )
 
 
 @given(
@@ -137,7 +141,7 @@ def test_numbers_however_near_are_shown_apart_and_in_order(limit: float, steps: 
     observed = limit
     for _ in range(steps):
         observed = math.nextafter(observed, math.inf)
-    texts = levels(Violation(module="", column=column, rule="", reason="", observed=observed, limit=limit))
+    texts = observed_and_limit(Violation(module="", column=column, rule="", reason="", observed=observed, limit=limit))
     first, second = (float(re.sub(r" %$", "", text)) for text in texts)
     assert first > second
 

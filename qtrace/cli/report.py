@@ -67,6 +67,7 @@ def report(
     qtrace report report.json --format markdown >> "$GITHUB_STEP_SUMMARY"
     """
     from qtrace.cli.screen import Screen
+    from qtrace.cli.stored import read_judged
     from qtrace.errors import UsageError
     from qtrace.render import check, save
     from qtrace.render.formats import NAMES, STDOUT
@@ -77,7 +78,7 @@ def report(
     if len(printed) > 1:
         raise UsageError("stdout takes one format; give --format once, or --to - once")
     check(files)
-    data, verdict = _read(stored)
+    data, verdict = read_judged(stored)
     out = Screen(screen)
     for path in files:
         save(data, path, verdict)
@@ -100,13 +101,3 @@ def _show(report: ReportData, verdict: GateVerdict | None, view: View, out: Scre
         out.results(gate_section(verdict, report, width=out.width, top=VIOLATIONS))
         out.outcome(gate_line(verdict, report))
     out.outcome(outcome(report, width=out.width))
-
-
-def _read(path: Path) -> tuple[ReportData, GateVerdict | None]:
-    """Return the report that a file holds, and the gate's verdict where it has one; raises as `read_report` does."""
-    from qtrace.cli.stored import read_report
-    from qtrace.records.codec import parse
-    from qtrace.render.json import verdict_in
-
-    report = read_report(path)
-    return report, verdict_in(parse(path.read_text(encoding="utf-8"), str(path)), str(path))

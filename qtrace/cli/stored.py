@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from qtrace.errors import SourceError, UsageError
-from qtrace.records import ReportData, loads
+from qtrace.records import GateVerdict, ReportData
+from qtrace.records.codec import check_schema, from_plain, parse
+from qtrace.records.report import SCHEMA
 
 ENDING = ".json"
 # What a report's text holds somewhere, and a config's does not.
@@ -30,8 +33,21 @@ def read_report(path: Path) -> ReportData:
         UsageError: there is no such file.
         SourceError: it cannot be read, is damaged (the place is named), or is of another schema.
     """
+    return from_plain(ReportData, _read(path), str(path))
+
+
+def read_judged(path: Path) -> tuple[ReportData, GateVerdict | None]:
+    """Read a stored report, and the gate's verdict where it has one; raises as `read_report` does."""
+    from qtrace.render.json import verdict_in
+
+    plain = _read(path)
+    return from_plain(ReportData, plain, str(path)), verdict_in(plain, str(path))
+
+
+def _read(path: Path) -> Any:
+    """Return a report's JSON data."""
     try:
-        return loads(path.read_text(encoding="utf-8"), where=str(path))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         from qtrace.sources.files import missing
 
@@ -39,3 +55,6 @@ def read_report(path: Path) -> ReportData:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise SourceError(f"{path}: cannot be read as a report ({reason})") from error
+    plain = parse(text, str(path))
+    check_schema(plain, SCHEMA, str(path))
+    return plain

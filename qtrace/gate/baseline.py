@@ -69,7 +69,8 @@ class BaselineRow:
 class Baseline:
     """An earlier run's rows and environment, and how much worse a row may get before that is a regression.
 
-    `factor` is a ratio of at least 1, `slack` an absolute amount in a column's own unit; `source` is the file.
+    `factor` is a ratio of at least 1, `slack` an absolute amount in a column's own unit; both are finite, else nothing
+    would be judged. `source` is the file.
     """
 
     rows: tuple[BaselineRow, ...]
@@ -79,10 +80,10 @@ class Baseline:
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1:
-            raise UsageError(f"the baseline's factor is {self.factor:g}; expected a number of at least 1")
-        if not self.slack >= 0:
-            raise UsageError(f"the baseline's slack is {self.slack:g}; expected a number that is not negative")
+        if not 1 <= self.factor < math.inf:
+            raise UsageError(f"the baseline's factor is {self.factor:g}; expected a finite number of at least 1")
+        if not 0 <= self.slack < math.inf:
+            raise UsageError(f"the baseline's slack is {self.slack:g}; expected a finite number that is not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

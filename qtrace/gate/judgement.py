@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qtrace.errors import UsageError
@@ -49,7 +49,7 @@ def judge(
     judged = max(part.rows for part in parts)
     limited = baseline is not None or (policy is not None and limits_rows(policy))
     passed = not violations and not inconclusive and (judged > 0 or not limited)
-    notes = [note for part in parts for note in part.notes]
+    notes = [*_left_out(report), *(note for part in parts for note in part.notes)]
     if passed and report.outcome is Outcome.FAULT:
         notes.append("it passes although the outcome is fault; `fail_on: [fault]` in a policy makes that fail")
     return GateVerdict(
@@ -62,6 +62,13 @@ def judge(
         notes=tuple(notes),
         source=source or (baseline.source if baseline is not None else ""),
     )
+
+
+def _left_out(report: ReportData) -> Iterator[str]:
+    """Yield, in words, which modules nobody judged because the run left them out."""
+    for name in ("only", "skip"):
+        if globs := report.settings.get(name):
+            yield f"modules that --{name} {' '.join(map(str, globs))} left out were not judged"
 
 
 def _sorted(report: ReportData, violations: Sequence[Violation]) -> list[Violation]:

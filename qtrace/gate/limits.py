@@ -34,19 +34,20 @@ class Limit:
         """Return whether a number keeps to the limit, which it may equal; NaN and no number do not.
 
         >>> limit = Limit("max_peir", 1e-4, "max_peir")
-        >>> [limit.is_kept(observed) for observed in (1e-4, 1.1e-4, float("nan"), None)]
-        [True, False, False, False]
+        >>> [limit.is_kept(observed) for observed in (1e-4, 1.1e-4, float("nan"), -1.0, None)]
+        [True, False, False, False, False]
         """
         if observed is None:
             return False
-        return observed <= self.value if self.is_upper else observed >= self.value
+        # What has an upper limit is a size or a ratio of sizes: less than nothing is no number of a run.
+        return 0 <= observed <= self.value if self.is_upper else observed >= self.value
 
     def severity(self, observed: float | None) -> float:
         """Return how many times the limit is exceeded, infinite where no number tells.
 
         A ratio of amplitudes for every column: of an SQNR 10^(dB / 20), of a cosine (1 - observed) / (1 - limit).
         """
-        if observed is None or math.isnan(observed):
+        if observed is None or math.isnan(observed) or (self.is_upper and observed < 0):
             return math.inf
         if self.column == "sqnr_db":
             return _amplitude(self.value - observed)

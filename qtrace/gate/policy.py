@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ from qtrace.errors import UsageError
 from qtrace.gate.cause import Causes
 from qtrace.gate.judged import Judged, of_run
 from qtrace.gate.limits import Limit, limits_of
-from qtrace.gate.reading import Context, is_void, numberless, read
+from qtrace.gate.reading import Context, is_excused, is_void, numberless, read
 from qtrace.gate.unmatched import ALONE, needless, unmatched
 from qtrace.patterns import matches, select
-from qtrace.records import ReportData, Row, Verdict, Violation
+from qtrace.records import ReportData, Row, Violation
 
 if TYPE_CHECKING:
     from qtrace.config import Policy
@@ -70,7 +70,9 @@ def _check_patterns(report: ReportData, policy: Policy) -> None:
 def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: Judged) -> None:
     """Hold the limits of the whole run."""
     covered, least = report.coverage, policy.min_coverage
-    if least is not None and covered.reference_calls and not covered.fraction >= least:
+    # A model without modules inside makes no call that counts.
+    counted = covered.reference_calls or any(row.module for row in report.rows)
+    if least is not None and counted and not least <= covered.fraction <= 1:
         judged.inconclusive = True
         reason = f"compared {covered.compared} of the reference's {covered.reference_calls} calls"
         severity = least / covered.fraction if covered.fraction > 0 else math.inf
@@ -102,20 +104,35 @@ def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: Judge
             void += 1
             continue
         found = list(_hold(row, limits, context))
+        if not found:
+            # Nothing that is limited says anything of this row: `max_mismatch` of floats.
+            continue
         held.append(row)
-        excused = row.verdict is Verdict.ABSORBED and not policy.strict
+        excused = is_excused(row, strict=policy.strict)
         for violation in found:
-            (judged.absorbed if excused else judged.violations).append(
-                replace(violation, finding=causes.of(row.module, row.order))
-            )
+            if violation is not None:
+                (judged.absorbed if excused else judged.violations).append(
+                    replace(violation, finding=causes.of(row.module, row.order))
+                )
     judged.rows = len(held)
+    judged.notes += _of_all_samples(held, by_path)
     if void:
         judged.notes.append(f"{void} rows have no finite element to judge")
     return held
 
 
-def _hold(row: Row, limits: list[Limit], context: Context) -> Iterator[Violation]:
-    """Yield the violations of one row; a row without numbers violates its first limit."""
+def _of_all_samples(held: Iterable[Row], by_path: Mapping[str, list[Limit]]) -> Iterator[str]:
+    """Yield, in words, which limits are not held against the worst of several samples."""
+    keys = {limit.key for row in held if row.samples > 1 for limit in by_path[row.module]}
+    for key in sorted(keys & {"max_mean", "max_stddev"}):
+        yield f"{key} is held against all samples together: one bad sample among good ones may keep to it"
+
+
+def _hold(row: Row, limits: list[Limit], context: Context) -> Iterator[Violation | None]:
+    """Yield for each limit that this row has something to be held against: its violation, or None where it is kept.
+
+    A row without numbers violates its first limit.
+    """
     reason = numberless(row)
     if reason is not None:
         yield _violation(row, limits[0], limits[0].column, None, reason)
@@ -126,8 +143,8 @@ def _hold(row: Row, limits: list[Limit], context: Context) -> Iterator[Violation
         if reading is None:
             continue
         bound = limit if reading.limit is None else replace(limit, value=reading.limit)
-        if not bound.is_kept(reading.value):
-            yield _violation(row, bound, reading.column, reading.value, reading.words)
+        kept = bound.is_kept(reading.value)
+        yield None if kept else _violation(row, bound, reading.column, reading.value, reading.words)
 
 
 def _violation(row: Row, limit: Limit, column: str, observed: float | None, reason: str) -> Violation:
@@ -148,8 +165,10 @@ def _violation(row: Row, limit: Limit, column: str, observed: float | None, reas
 
 def _excess(limit: Limit, observed: float | None, severity: float) -> str:
     """Return in words how far a number is off."""
-    if observed is None or observed != observed:
+    if observed is None or math.isnan(observed):
         return "not a number"
+    if limit.is_upper and observed < 0:
+        return "less than nothing, which no run measures"
     way = "above" if limit.is_upper else "below"
     if limit.column == "sqnr_db":
         return f"{limit.value - observed:.3g} dB below the limit"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from qtrace.records import Argument, ReportData, Row, Status, TensorSpec
+from qtrace.records import Argument, ReportData, Row, Status, TensorSpec, Verdict
 
 # A perfect pair has these, also where their formulas divide 0 by 0.
 _OF_EQUALS: Mapping[str, float] = {
@@ -97,10 +97,20 @@ def numberless(row: Row) -> str | None:
 
 def is_void(row: Row) -> bool:
     """Return whether there is nothing to compare: no element at all, or none that is finite on either side."""
+    if any(number is not None for number in (row.max, row.peir, row.rel_l2)):
+        return False
     if row.status is Status.NON_FINITE:
-        return bool(row.non_finite_same) and row.max is None and row.peir is None
+        return bool(row.non_finite_same)
     shape = row.reference.shape if row.reference is not None else None
     return row.status is Status.COMPARED and shape is not None and 0 in shape
+
+
+def is_excused(row: Row, *, strict: bool) -> bool:
+    """Return whether what is wrong in a row does not count: the call around it undoes that; `strict` excuses nothing.
+
+    Around the model itself (module "") there is no call.
+    """
+    return row.verdict is Verdict.ABSORBED and row.module != "" and not strict
 
 
 def is_integer(row: Row) -> bool:

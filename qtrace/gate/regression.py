@@ -12,7 +12,7 @@ from qtrace.gate.baseline import Baseline, BaselineRow, Key
 from qtrace.gate.cause import Causes
 from qtrace.gate.judged import Judged
 from qtrace.gate.limits import Limit
-from qtrace.gate.reading import Context, error_of, has_integers, numberless
+from qtrace.gate.reading import Context, error_of, has_integers, is_excused, numberless
 from qtrace.patterns import ROOT
 from qtrace.records import ReportData, Row, Status, Verdict, Violation
 
@@ -65,10 +65,12 @@ def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = 
         if new is None:
             judged.violations.append(_vanished(old, causes))
             continue
-        judged.rows += 1
         row = new.row
-        excused = row.verdict is Verdict.ABSORBED and not strict
-        for worse in regressions(old, new.line, baseline):
+        excused = is_excused(row, strict=strict)
+        found = list(regressions(old, new.line, baseline))
+        # A line of what could not be compared has no number to be worse than.
+        judged.rows += bool(found) or not _is_untold(old)
+        for worse in found:
             (judged.absorbed if excused else judged.violations).append(
                 Violation(
                     module=row.module,
@@ -97,7 +99,7 @@ def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Itera
         reason = f"{_words(new.status)}, and was {_words(old.status)} in the baseline"
         yield Worse("status", None, None, reason)
         return
-    if old.status not in _TOLD:
+    if _is_untold(old):
         return
     if new.mismatch is not None or old.mismatch is not None:
         yield from _worse("mismatch", old.mismatch, new.mismatch, 0.0, baseline)
@@ -109,8 +111,8 @@ def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Itera
         yield from worse
         if worse:
             return
-    # Without a line for it there is nothing that the mean error or the largest one could be worse than.
-    if old.rel_l2 is not None:
+    # Beside a PEIR there is nothing that a mean error without a line of its own could be worse than.
+    if old.rel_l2 is not None or (new.rel_l2 is not None and old.peir is None and new.peir is None):
         yield from _worse("rel_l2", old.rel_l2, new.rel_l2, floor, baseline)
     if old.max is not None or new.max is not None:
         yield from _worse("max", old.max, new.max, 0.0, baseline)
@@ -166,6 +168,11 @@ def _severity(worse: Worse) -> float:
     if worse.observed is None or worse.limit is None:
         return math.inf
     return Limit(f"max_{worse.column}", worse.limit, RULE).severity(worse.observed)
+
+
+def _is_untold(line: BaselineRow) -> bool:
+    """Return whether a line is of what could not be compared; one that is beside such a call has its numbers."""
+    return line.status not in _TOLD and _error(line) is None
 
 
 def _error(line: BaselineRow) -> float | None:

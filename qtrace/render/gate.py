@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -12,9 +12,9 @@ from qtrace.gate import Update
 from qtrace.records import GateVerdict, ReportData, Violation
 from qtrace.render.coverage import coverage
 from qtrace.render.finding import briefly, finding_lines, headline
-from qtrace.render.numbers import ABSENT, count, number
+from qtrace.render.numbers import ABSENT, count
 from qtrace.render.paths import ROOT, shorten_all, shown
-from qtrace.render.problems import WHOLE_RUN, column
+from qtrace.render.problems import WHOLE_RUN, column, observed_and_limit
 from qtrace.render.selection import View
 from qtrace.render.table import plain_table
 
@@ -23,7 +23,6 @@ IN_FULL = 3
 NARROWEST = 20
 COMFORTABLE = 56
 MOST_NAMED = 5
-MOST_DIGITS = 17
 LOWER_LIMITS = ("sqnr_db", "cosine", "coverage")
 STYLES = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold yellow"}
 
@@ -89,47 +88,9 @@ def baseline_lines(update: Update, path: str, refusal: str, *, top: int) -> Iter
     yield Text(f"baseline {path} written: {count(len(update.baseline.rows), 'row')}{told}")
 
 
-def levels(violation: Violation) -> tuple[str, str]:
-    """Return the observed number and the limit, with as many digits as it takes to see that they are not the same.
-
-    >>> levels(Violation(module="", column="peir", rule="", reason="", observed=1.0004e-4, limit=1e-4))
-    ('1.0004e-04', '1.0000e-04')
-    >>> levels(Violation(module="", column="sqnr_db", rule="", reason="", observed=39.9996, limit=40.0))
-    ('39.9996', '40.0000')
-    """
-    text, fewest = FORMATS.get(violation.column, (number, 2))
-    observed, limit = violation.observed, violation.limit
-    if observed is None or limit is None:
-        return _or_absent(observed, text, fewest), _or_absent(limit, text, fewest)
-    for digits in range(fewest, MOST_DIGITS):
-        said = text(observed, digits), text(limit, digits)
-        if said[0] != said[1] or observed == limit:
-            return said
-    return repr(observed), repr(limit)
-
-
-def _or_absent(value: float | None, text: Callable[[float, int], str], digits: int) -> str:
-    return ABSENT if value is None else text(value, digits)
-
-
-def _fixed(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}"
-
-
-def _share(value: float, digits: int) -> str:
-    return f"{100 * value:.{digits}f} %"
-
-
-FORMATS: dict[str, tuple[Callable[[float, int], str], int]] = {
-    "sqnr_db": (_fixed, 2),
-    "cosine": (_fixed, 6),
-    "coverage": (_share, 1),
-}
-
-
 def _comparison(violation: Violation) -> str:
-    observed, limit = levels(violation)
-    if violation.limit is None or violation.observed is None:
+    observed, limit = observed_and_limit(violation)
+    if ABSENT in (observed, limit):
         return f"{column(violation)}: {violation.reason}"
     return f"{column(violation)} {observed} {_sign(violation)} {limit}"
 
@@ -154,7 +115,7 @@ def _place(violation: Violation, path: str) -> str:
 
 def _table(violations: Sequence[Violation], *, width: int) -> RenderableType:
     """Return the violations, each with the line that set its limit and what is wrong beneath its path."""
-    cells = [(column(one), *levels(one), _sign(one), _finding(one)) for one in violations]
+    cells = [(column(one), *observed_and_limit(one), _sign(one), _finding(one)) for one in violations]
     headings = ("judged", "observed", "limit", "", "finding")
     widths = [max(1, len(heading), *(len(cell[n]) for cell in cells)) for n, heading in enumerate(headings)]
     beside = max(len(_place(one, ROOT)) - len(ROOT) for one in violations)

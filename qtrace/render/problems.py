@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from qtrace.records import Finding, GateVerdict, Outcome, ReportData, Violation
 from qtrace.render.finding import headline
 from qtrace.render.metrics import METRICS
-from qtrace.render.numbers import ABSENT, apart, count, number
+from qtrace.render.numbers import ABSENT, count, number
 from qtrace.render.outcome import gist
 from qtrace.render.paths import shown
 
 WHOLE_RUN = "the run"
+MOST_DIGITS = 17
 HEADERS = {
     **{metric.field: metric.header for metric in METRICS.values()},
     "peir_in": "received PEIR",
@@ -127,7 +128,38 @@ def column(violation: Violation) -> str:
 
 
 def observed_and_limit(violation: Violation) -> tuple[str, str]:
-    """Return both numbers, with as many digits as it takes to see that the limit was not kept."""
-    if violation.observed is not None and violation.limit is not None:
-        return apart(violation.observed, violation.limit)
-    return number(violation.observed), number(violation.limit)
+    """Return the observed number and the limit, with as many digits as it takes to see that they are not the same.
+
+    >>> observed_and_limit(Violation(module="", column="peir", rule="", reason="", observed=1.0004e-4, limit=1e-4))
+    ('1.0004e-04', '1.0000e-04')
+    >>> observed_and_limit(Violation(module="", column="sqnr_db", rule="", reason="", observed=39.9996, limit=40.0))
+    ('39.9996', '40.0000')
+    """
+    text, fewest = FORMATS.get(violation.column, (number, 2))
+    observed, limit = violation.observed, violation.limit
+    if observed is None or limit is None:
+        return _or_absent(observed, text, fewest), _or_absent(limit, text, fewest)
+    for digits in range(fewest, MOST_DIGITS):
+        said = text(observed, digits), text(limit, digits)
+        if said[0] != said[1] or observed == limit:
+            return said
+    return repr(observed), repr(limit)
+
+
+def _or_absent(value: float | None, text: Callable[[float, int], str], digits: int) -> str:
+    return ABSENT if value is None else text(value, digits)
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"
+
+
+def _share(value: float, digits: int) -> str:
+    return f"{100 * value:.{digits}f} %"
+
+
+FORMATS: dict[str, tuple[Callable[[float, int], str], int]] = {
+    "sqnr_db": (_fixed, 2),
+    "cosine": (_fixed, 6),
+    "coverage": (_share, 1),
+}
