@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,38 @@ def test_other_inputs_than_those_of_the_trace_are_refused(folder: Path, capsys: 
     )
     assert (ended.code, ended.out) == (2, "")
     assert "the reference a was captured on other inputs: ids int64 [1,12]" in ended.err
+
+
+def test_a_candidate_that_is_made_from_the_reference_needs_it_live(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "models.py").open("a") as file:
+        file.write("def same(reference): return reference\n")
+    captured(capsys, "a")
+    for made, what in (
+        (("--wrap", "dtype"), "the wrapper dtype"),
+        (("--candidate", "models.py:same"), "models.py:same"),
+    ):
+        ended = Ended(capsys, "run", "--reference", "trace:a", *made)
+        assert (ended.code, ended.out) == (2, "")
+        assert f"{what} makes the candidate from the reference, and trace:a is a trace" in ended.err
+
+
+def test_only_what_traces_can_do_is_proposed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captured(capsys, "a")
+    captured(capsys, "b", "--side", "candidate")
+    ended = Ended(capsys, "diff", "a", "b", "--tolerance", "1e-5")
+    proposed = "qtrace run --reference trace:a --candidate trace:b --tolerance 1e-5 \\ --inspect layers.1"
+    assert proposed in ended.said
+    assert "qtrace debug" not in ended.out
+    assert "qtrace ops" not in ended.out
+    ended = Ended(capsys, *shlex.split(proposed.replace("\\ ", ""))[1:])
+    assert ended.code == 0
+    # It is found out by `diff`, but what each module adds is not.
+    ended = Ended(capsys, "diff", "a", "b", "--no-local")
+    assert "Who is to blame, by what accumulated: qtrace run --reference trace:a --candidate trace:b" in ended.said
+    ended = Ended(capsys, "diff", "a", "b", "--skip", "layers.1")
+    assert "What each module adds" not in ended.out
 
 
 @pytest.mark.parametrize(

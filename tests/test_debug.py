@@ -1,89 +1,21 @@
-"""The prompt with two sides, scripted: stops, stacks, values on both sides, stepping, handing over, and leaving."""
+"""The prompt with two sides, scripted: stops, stacks, values on both sides, handing over, and leaving."""
 
 from __future__ import annotations
 
-import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import qtrace
-from qtrace.api import Report
-from qtrace.debug import Debugger, Script, wanted
-from qtrace.errors import ForwardError, SourceError, UsageError
+from qtrace.debug import Script
+from qtrace.errors import ForwardError, SourceError
 from qtrace.records import Outcome
-from tests.models import Chain, Stack, Wrapped, hooks_of, twin, wrap_children
+from tests.models import Chain, Stack, twin, wrap_children
+from tests.scripted_prompt import IDS, INPUTS, Say, answers, line_of, masks, say
 
-IDS = torch.arange(6)[None]
-
-
-class RawMask(Stack):
-    """Hands the padding mask down as it is: the seed's case in small."""
-
-    def mask(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        return attention_mask
-
-
-def with_raw_mask(reference: nn.Module) -> nn.Module:
-    made = twin(reference)
-    made.__class__ = RawMask
-    return made
-
-
-Say = Callable[..., tuple[str, Report]]
-
-
-@pytest.fixture
-def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Return what runs a pair with commands from a file, and returns what the prompt said and the report."""
-
-    def run(
-        pair: tuple[nn.Module, nn.Module],
-        inputs: Any,
-        commands: str,
-        *,
-        at: tuple[str, ...] = (),
-        when: tuple[str, ...] = (),
-        local: bool = False,
-    ) -> tuple[str, Report]:
-        path = tmp_path / "commands.txt"
-        path.write_text(commands)
-        stops = wanted(at, when)
-        debugger = Debugger(stops.breakpoints(pair[0]), stops.conditions, script=Script(path))
-        before = [hooks_of(model) for model in pair], sys.gettrace()
-        try:
-            report = qtrace.trace(*pair, inputs, local=local, breakpoints=debugger)
-        finally:
-            assert ([hooks_of(model) for model in pair], sys.gettrace()) == before
-        return capsys.readouterr().out, report
-
-    return run
-
-
-@pytest.fixture
-def masks() -> tuple[nn.Module, nn.Module]:
-    reference = Stack()
-    return reference, with_raw_mask(reference)
-
-
-INPUTS = {"ids": IDS, "attention_mask": torch.ones_like(IDS)}
-
-
-def answers(said: str) -> dict[str, str]:
-    """Return what came after each command, by the command."""
-    parts = said.split("(qtrace) ")[1:]
-    return {part.partition("\n")[0]: part.partition("\n")[2] for part in parts}
-
-
-def line_of(text: str) -> int:
-    """Return the line of tests/models.py that holds a text."""
-    lines = Path(__file__).with_name("models.py").read_text().splitlines()
-    return next(number for number, line in enumerate(lines, 1) if text in line)
+__all__ = ["masks", "say"]
 
 
 def test_both_stand_in_the_code_that_makes_the_call(say: Say, masks: tuple[nn.Module, nn.Module]) -> None:
@@ -172,109 +104,6 @@ def test_there_may_be_nothing_to_hand_over(say: Say) -> None:
     assert "*** nothing to hand over: the candidate holds the same values" in said
 
 
-def test_n_steps_one_side_while_the_other_stands_still(say: Say) -> None:
-    reference = Chain()
-    said, _ = say((reference, twin(reference)), torch.randn(2, 8), "n\nref\nn\ncand\np hidden.shape\nn\nq\n",
-                  at=("act:exit",))  # fmt: skip
-    stepped = [line for line in said.splitlines() if line.startswith("> ")]
-    where = [(line.split()[1], line.split("(")[1].split(")")[0]) for line in stepped]
-    first = int(where[0][1])
-    assert where == [
-        ("candidate", str(first)),
-        ("candidate", str(first + 1)),
-        ("reference", str(first)),
-        ("reference", str(first + 1)),
-        ("candidate", str(first + 1)),
-        ("candidate", str(first + 2)),
-    ]
-    assert "torch.Size([2, 8])" in said
-
-
-def test_s_goes_into_the_call_and_out_to_the_next_event_of_both(say: Say) -> None:
-    reference = Stack()
-    commands = "s\ns\nr\ns\np 'here'\nq\n"
-    said, _ = say((reference, twin(reference)), IDS, commands, at=("layers.1:enter",))
-    told = answers(said)
-    assert "--Call--" in said
-    assert "normed = self.norm(hidden)" in said
-    assert "--Return--" in told["r"]
-    assert "layers.1 (Block) has returned" in said
-    assert "stopped by  the next call" in said
-    assert "'here'" in said
-
-
-def test_torchs_own_code_is_not_stepped_into(say: Say) -> None:
-    reference = Stack()
-    said, _ = say((reference, twin(reference)), IDS, "s\n", at=("head:enter",))
-    assert "head (Linear) has returned" in said
-    assert "--Call--" not in said
-
-
-def test_breakpoints_in_a_file_stop_that_side_and_are_gone_afterwards(say: Say) -> None:
-    import bdb
-
-    reference = Stack()
-    line = line_of("weight.softmax(-1)")
-    said, _ = say((reference, twin(reference)), IDS, f"b {line}\nc\np weight.shape\nq\n", at=("layers.0:enter",))
-    assert f"models.py({line})forward()" in said
-    assert "torch.Size([1, 6, 6])" in said
-    assert not bdb.Breakpoint.bplist
-
-
-def test_breakpoints_of_another_debugger_in_the_process_are_its_own(say: Say) -> None:
-    import bdb
-
-    file = str(Path(__file__).with_name("models.py"))
-    other = bdb.Bdb()
-    other.set_break(file, line_of("weight.softmax(-1)"))
-    try:
-        reference = Stack()
-        commands = f"b {line_of('normed = self.norm(hidden)')}\nc\nc\n"
-        said, report = say((reference, twin(reference)), IDS, commands, at=("layers.1:enter",))
-        assert said.count("(qtrace) ") == 3
-        assert "normed = self.norm(hidden)" in said
-        assert report.outcome is Outcome.CLEAN
-        assert list(bdb.Breakpoint.bplist) == [(file, line_of("weight.softmax(-1)"))]
-    finally:
-        other.clear_all_breaks()
-
-
-def test_modules_called_at_the_prompt_are_not_compared(say: Say) -> None:
-    reference = Chain()
-    said, report = say((reference, twin(reference)), torch.randn(2, 8), "p self.first(x).shape\nref\np self(x).shape\n"
-                       "diff self.second(hidden)\nc\n", at=("second:enter",))  # fmt: skip
-    assert said.count("torch.Size([2, 8])") == 2
-    assert said.count("equal") == 1
-    assert report.outcome is Outcome.CLEAN
-    assert [(row.module, row.call) for row in report.rows if row.module == "first"] == [("first", 0), ("first", 1)]
-
-
-def test_the_prompt_is_in_the_torch_state_of_its_side(say: Say) -> None:
-    class Cast(Wrapped):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            with torch.autocast("cpu", torch.bfloat16):
-                return super().forward(*args, **kwargs)
-
-    reference = Chain()
-    said, _ = say((reference, Cast(twin(reference))), torch.randn(2, 8), "p torch.is_autocast_enabled('cpu')\nref\n"
-                  "p torch.is_autocast_enabled('cpu')\ndiff hidden\nn\np torch.is_autocast_enabled('cpu')\n",
-                  at=("second:enter",))  # fmt: skip
-    assert [line for line in said.splitlines() if line in ("True", "False")] == ["True", "False", "False"]
-    assert "SQNR" in said
-
-
-@pytest.mark.parametrize("before", ["", "n\n"])
-def test_a_local_that_is_assigned_at_the_prompt_holds(say: Say, before: str) -> None:
-    reference = Stack()
-    pair = reference, twin(reference)
-    commands = f"{before}!hidden = hidden + 1\np normed.sum() < hidden.sum()\nc\n"
-    said, report = say(pair, IDS, commands, at=("layers.0.query:exit",))
-    assert "tensor(True)" in said
-    assert report.outcome is Outcome.FAULT
-    assert report.row("layers.0.out").peir == 0
-    assert say(pair, IDS, "c\n", at=("layers.0.query:exit",))[1].outcome is Outcome.CLEAN
-
-
 def test_a_condition_stops_where_a_row_satisfies_it(say: Say, masks: tuple[nn.Module, nn.Module]) -> None:
     said, _ = say(masks, INPUTS, "row\nq\n", when=("peir > 1e-3",))
     assert "layers.0.out (Linear) has returned" in said
@@ -349,6 +178,11 @@ def test_a_model_that_swallows_everything_is_left_as_well(say: Say) -> None:
         ("diff (", "SyntaxError"),
         ("diff hidden.shape", "equal"),
         ("diff hidden vs hidden * 2", "gain: factor 2"),
+        ("diff None vs False", "counts as equal"),
+        (
+            "diff dict.fromkeys('abcdefghij', 1) vs {**dict.fromkeys('abcdefghij', 1), 'c': 2}",
+            "equal: a, b, d, e, f, g and 3 more",
+        ),
         ("raise RuntimeError('odd')", "*** RuntimeError: odd"),
         ("import sys; sys.exit(3)", "*** SystemExit: 3"),
         ("out", "the call is about to run, so there is no output yet"),
@@ -358,6 +192,8 @@ def test_a_model_that_swallows_everything_is_left_as_well(say: Say) -> None:
         ("commands 1", "*** command lists for breakpoints are not available here"),
         ("help heal", "As `force`, here and at every later call"),
         ("help", "next-fault  go on to where the next error is made"),
+        ("help q", "End the run: no hook is left on the models"),
+        ("help n", "the other side stands still"),
         ("down", "*** Newest frame"),
         ("args", "only the candidate has a tensor"),
     ],
@@ -426,58 +262,6 @@ def test_a_call_that_the_candidate_passed_earlier_is_looked_at_and_not_forced(sa
     assert report.warnings == ()
     said, report = say(pair, torch.randn(2, 4), "force\n", at=("layers.a:exit",))
     assert "handed over: output at layers.a:exit" in said
-
-
-def test_a_breakpoint_that_is_never_reached_is_a_warning_from_python(say: Say) -> None:
-    reference = Chain()
-    _, report = say((reference, twin(reference)), torch.randn(2, 8), "", at=("unused",))
-    assert report.warnings[0].startswith("--break 'unused': the reference never calls unused")
-
-
-def test_breakpoints_in_python_are_places_and_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = Chain()
-    with pytest.raises(UsageError, match=r"breakpoints 'frist' matches no module; near: first"):
-        qtrace.trace(reference, twin(reference), torch.randn(2, 8), breakpoints=["frist"])
-    with pytest.raises(UsageError, match=r"breakpoints 'peir >': at its end: expected a number"):
-        qtrace.trace(reference, twin(reference), torch.randn(2, 8), breakpoints=["peir >"])
-    monkeypatch.setenv("PYTHONBREAKPOINT", "0")
-    report = qtrace.trace(reference, twin(reference), torch.randn(2, 8), breakpoints=["first:enter", "peir >= 0"])
-    assert report.outcome is Outcome.CLEAN
-    assert report.warnings == ()
-
-
-def test_another_debugger_finds_both_sides_by_plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-    other = types.ModuleType("another_debugger")
-    other.set_trace = lambda: seen.append(dict(sys._getframe(1).f_locals))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "another_debugger", other)
-    monkeypatch.setenv("PYTHONBREAKPOINT", "another_debugger.set_trace")
-    reference = Stack()
-    candidate = with_raw_mask(reference)
-    report = qtrace.trace(reference, candidate, INPUTS, local=False, breakpoints=["layers.0"])
-    assert [set(names) for names in seen] == [{"ref", "cand", "args", "out"}] * 2
-    entry, exit_ = seen
-    assert entry["ref"].locals["mask"].dtype is torch.float32
-    assert entry["cand"].locals["mask"].dtype is torch.int64
-    assert [value.dtype for value in entry["args"]["mask"]] == [torch.float32, torch.int64]
-    assert entry["out"] == exit_["args"] == {}
-    assert [value.shape for value in exit_["out"]["output"]] == [(1, 6, 8)] * 2
-    assert report.error is None
-
-
-def test_quitting_another_debugger_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bdb
-
-    def leave() -> None:
-        raise bdb.BdbQuit
-
-    other = types.ModuleType("another_debugger")
-    other.set_trace = leave  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "another_debugger", other)
-    monkeypatch.setenv("PYTHONBREAKPOINT", "another_debugger.set_trace")
-    reference = Chain()
-    report = qtrace.trace(reference, twin(reference), torch.randn(2, 8), breakpoints=["second"])
-    assert report.error == "ended at the prompt, at second:enter"
 
 
 def test_a_file_of_commands_must_be_there(tmp_path: Path) -> None:

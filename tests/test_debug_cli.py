@@ -162,7 +162,7 @@ def test_ctrl_c_while_the_models_run_is_an_interruption(terminal: Callable[..., 
     prompt.prompted()
     prompt.child.sendline("c")
     said, code = prompt.ended()
-    assert "error: interrupted" in said
+    assert "error: interrupted; the run ended there, and no hook is left" in said
     assert code == 130
 
 
@@ -238,6 +238,43 @@ def test_a_breakpoint_that_nobody_comes_to_is_an_error_at_the_end(
     assert ended.code == 1
     assert ended.err == f"error: {words}\n"
     assert "outcome: fault." in ended.out
+
+
+@pytest.mark.parametrize("side", ["reference", "candidate"])
+def test_a_stored_side_has_no_code_to_stop_in(folder: Path, capsys: pytest.CaptureFixture[str], side: str) -> None:
+    assert Ended(capsys, "capture", *options(), "--side", side, "--out", "stored").code == 0
+    ended = Ended(capsys, "debug", *options(), f"--{side}", "trace:stored", "--commands", "quit.txt")
+    assert ended.code == 2
+    assert ended.err == (
+        f"error: the {side} is a stored trace, which holds tensors and no code, and `qtrace debug` needs both models; "
+        "`qtrace run --inspect MODULE` shows the tensors of a trace beside the other side's\n"
+    )
+    assert ended.out == ""
+
+
+def test_the_options_of_the_comparison_hold_at_the_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = Ended(
+        capsys, "debug", *options("other"), "--rename", "net=head", "--break", "head:enter", "--commands", "quit.txt"
+    )
+    assert "head (Linear) is about to run" in ended.out
+    assert ended.code == 0
+
+
+def test_a_run_that_went_on_and_compared_too_little_is_inconclusive(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "commands.txt").write_text("c\n")
+    ended = Ended(capsys, "debug", *options("other"), "--break", "<root>:enter", "--commands", "commands.txt")
+    assert "outcome: inconclusive." in ended.out
+    assert ended.code == 4
+
+
+def test_ctrl_c_while_the_culprit_is_looked_for_opens_no_prompt(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = Ended(capsys, "debug", *options("interrupted"), "--commands", "quit.txt")
+    assert ended.code == 130
+    assert "(qtrace)" not in ended.out
 
 
 def test_a_condition_that_no_row_satisfies_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,8 @@ def test_a_breakpoint_that_matches_nothing_names_near_modules() -> None:
         (
             "head",
             {"head": 1},
-            "'head': both sides never stand at head together; `qtrace modules` tells who has no partner, and why",
+            "'head': both sides never stand at head together; --only or --skip leaves it out, or it has no partner, "
+            "and `qtrace modules` tells why",
         ),
     ],
 )

@@ -60,7 +60,7 @@ def test_the_diagnosis_comes_first_and_the_violations_follow() -> None:
     violations = tables(text)[0]
     assert violations[0] == ["where", "what", "observed", "limit", "rule", "why"]
     assert len(violations) == 8
-    assert violations[7] == ["the run", "coverage", "9.61e-01", "9.90e-01", "min_coverage",
+    assert violations[7] == ["the run", "coverage", "96.1 %", "99.0 %", "min_coverage",
                              "compared 74 of the reference's 77 calls"]  # fmt: skip
     assert violations[6][4] == "overrides model.visual.**: min_cosine"
 

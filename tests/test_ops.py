@@ -15,7 +15,7 @@ from torch import nn
 from qtrace.errors import ForwardError, UsageError
 from qtrace.operators import compare_operators
 from qtrace.records.operators import CodePlace, Operator, OperatorView
-from tests.models import Chain, Stack, Wrapped, hooks_of, twin
+from tests.models import Chain, Wrapped, hooks_of, twin
 
 HEADS, WIDTH, TOKENS = 2, 32, 12
 
@@ -436,19 +436,6 @@ def test_what_cannot_be_looked_into_is_said_in_a_sentence(module: str, options: 
         viewed(pair(Unrolled), module, **options)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def test_a_module_without_a_call_or_a_partner_is_named() -> None:
-    reference = Chain()
-    with pytest.raises(UsageError, match="the reference's unused is never called on these inputs"):
-        compare_operators(reference, twin(reference), torch.randn(2, 8), "unused")
-
-    class Bare(nn.Module):
-        def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"logits": ids.float()}
-
-    with pytest.raises(UsageError, match="no module of the candidate answers to it"):
-        compare_operators(Stack(), Bare(), torch.arange(6)[None], "head")
 
 
 def test_code_is_shown_around_the_line() -> None:

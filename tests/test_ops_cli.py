@@ -157,6 +157,30 @@ def test_what_cannot_be_done_is_one_sentence(
     assert ended.out == ""
 
 
+def test_a_stored_side_has_no_operators(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Ended(capsys, "capture", *options(), "--side", "candidate", "--out", "stored").code == 0
+    ended = Ended(capsys, "ops", *options(), "--candidate", "trace:stored", "--module", "layers.1")
+    assert ended.code == 2
+    assert ended.err == (
+        "error: the candidate is a stored trace, which holds tensors and no code, and `qtrace ops` needs both models; "
+        "`qtrace run --inspect MODULE` shows the tensors of a trace beside the other side's\n"
+    )
+
+
+def test_a_renamed_module_is_looked_into(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = Ended(capsys, "ops", *options("other"), "--module", "head").err
+    assert said.startswith("error: --module head: no module of the candidate answers to it")
+    ended = Ended(capsys, "ops", *options("other"), "--module", "head", "--rename", "net=head")
+    assert ended.code == 0
+    assert "candidate  net" in ended.out
+
+
+def test_help_names_no_format_that_it_does_not_write(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = Ended(capsys, "ops", "--help").out
+    assert ".json" in said
+    assert ".html" not in said
+
+
 def test_a_model_that_raises_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = Ended(capsys, "ops", *options("raising"), "--module", "layers.1")
     assert ended.code == 1

@@ -315,6 +315,24 @@ def test_what_was_stored_narrower_agrees_up_to_its_rounding(stored: Callable[...
     assert qtrace.trace(narrow, narrow, IDS).outcome is Outcome.CLEAN
 
 
+def test_what_only_storing_rounded_is_no_drift(stored: Callable[..., nn.Module]) -> None:
+    model = Stack()
+    found = qtrace.trace(stored(model, IDS), stored(model, IDS, Form(cast="bfloat16")), IDS)
+    assert found.outcome is Outcome.CLEAN
+    coarse = twin(model).bfloat16()
+    # Here the candidate itself is coarser.
+    assert qtrace.trace(stored(model, IDS), stored(coarse, IDS), IDS).outcome is Outcome.DRIFT
+
+
+def test_where_nobody_can_be_told_it_is_no_drift(stored: Callable[..., nn.Module]) -> None:
+    model = Chain()
+    candidate = weights_off(model, "second.weight", by=0.01)
+    found = qtrace.trace(stored(model, X), stored(candidate, X), X)
+    assert (found.outcome, found.findings) == (Outcome.FAULT, ())
+    assert any("who is at fault was not found out" in warning for warning in found.warnings)
+    assert found.settings["stored"] == ["reference", "candidate"]
+
+
 def test_other_inputs_are_refused(stored: Callable[..., nn.Module]) -> None:
     model = Stack()
     trace, other = stored(model, IDS), {"ids": IDS["ids"] + 1}
@@ -324,7 +342,7 @@ def test_other_inputs_are_refused(stored: Callable[..., nn.Module]) -> None:
         qtrace.trace(trace, model, {**IDS, "attention_mask": torch.ones(1, 12)})
     with pytest.raises(UsageError, match="captured on other inputs"):
         qtrace.trace(trace, stored(model, other), IDS)
-    with pytest.raises(UsageError, match="holds 1 samples, and there are 2"):
+    with pytest.raises(UsageError, match="another number of samples, 1 and not 2"):
         qtrace.trace(trace, model, [IDS, IDS])
     with pytest.raises(UsageError, match="noise of a stored reference"):
         qtrace.trace(trace, model, IDS, noise_floor="measured")

@@ -237,6 +237,34 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "t"]
 
 
+def test_links_are_followed_and_stay(tmp_path: Path) -> None:
+    capture(Stack(), IDS, tmp_path / "t")
+    (tmp_path / "link").symlink_to("t")
+    (tmp_path / "nowhere").symlink_to("missing")
+    capture(Stack(depth=1), IDS, tmp_path / "link", replaces=True)
+    assert (tmp_path / "link").is_symlink()
+    assert len(Trace(tmp_path / "t").manifest.samples[0].calls) == 8
+    with pytest.raises(OutputError, match="something is there already"):
+        capture(Stack(), IDS, tmp_path / "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "nowhere", "t"]
+
+
+def test_what_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture(Stack(), IDS, tmp_path / "t")
+    rename = os.rename
+
+    def refuses(source: Path, target: Path) -> None:
+        if ".partial-" in str(source):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuses)
+    with pytest.raises(OutputError, match="Input/output error"):
+        capture(Stack(depth=1), IDS, tmp_path / "t", replaces=True)
+    assert len(Trace(tmp_path / "t").manifest.samples[0].calls) > 8
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
 def _captured(folder: Path) -> int:
     """Capture in a process of its own and return its id."""
     child = os.fork()

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-OLD = ("transformers==4.57.6", "huggingface-hub<1.0")
+OLD = ("transformers==4.57.6", "huggingface-hub<1.0", "tokenizers>=0.22.0,<=0.23.0")
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = """
 from safetensors.torch import load_file, save_file
@@ -46,18 +46,17 @@ def older(folder: Path) -> Path:
     """Return the interpreter of the older environment, which is made where it is not there."""
     python = folder / "bin" / "python"
     own = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    if not (own / "transformers").is_dir():
+    ready = folder / ".ready"
+    if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         # Torch and the rest are taken from here; what is installed there comes first.
         (own / "matrix_base.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
         pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--ignore-installed"]
         # Their other dependencies are here already.
-        subprocess.run([*pip, "--no-deps", *OLD, _tokenizers()], check=True)
+        if subprocess.run([*pip, "--no-deps", *OLD], check=False).returncode:
+            raise SystemExit(f"matrix: {', '.join(OLD)} cannot be installed in {folder}; it needs the network once")
+        ready.touch()
     return python
-
-
-def _tokenizers() -> str:
-    return "tokenizers>=0.22.0,<=0.23.0"
 
 
 class Matrix:
@@ -115,4 +114,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]).resolve())

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtrace.cli.exits import no_more_stdout
+from qtrace.cli.live import need_models
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
-from qtrace.cli.typed import typed
-from qtrace.errors import QtraceError, UsageError
+from qtrace.errors import Interrupted, QtraceError, UsageError
 
 if TYPE_CHECKING:
     from qtrace.api import Report
@@ -75,9 +75,10 @@ def debug(
     _check_terminal(script)
     out = Screen(screen)
     models = loaded(config, out)
+    need_models(models, "debug")
     index = None
     if not stops:
-        stops, index = _culprit(config, models, out, typed(pair, compare, runtime))
+        stops, index = _culprit(config, models, out)
     if stops:
         debugger = Debugger(stops.breakpoints(models.reference), stops.conditions, script=script)
         try:
@@ -98,7 +99,7 @@ def _check_terminal(script: Script | None) -> None:
         )
 
 
-def _culprit(config: RunConfig, models: Pair, out: Screen, words: tuple[str, ...]) -> tuple[Wanted, int | None]:
+def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int | None]:
     """Find who is to blame, say so, and return where to stop on which sample; nowhere where nobody is."""
     from qtrace.cli.session import finish, traced
     from qtrace.debug import Wanted, culprit, sample_of
@@ -111,6 +112,8 @@ def _culprit(config: RunConfig, models: Pair, out: Screen, words: tuple[str, ...
     out.aside(terminal.warnings(report))
     # What could be typed to see more is seen at the prompt.
     out.results([diagnosis(report, View(), width=out.width)])
+    if isinstance(ended, Interrupted):
+        raise ended
     paths = {path for path, _ in models.reference.named_modules(remove_duplicate=False)}
     places = culprit(report, paths)
     if not places:
@@ -123,24 +126,20 @@ def _culprit(config: RunConfig, models: Pair, out: Screen, words: tuple[str, ...
 def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Debugger) -> Report:
     """Run one pass with the prompt: no progress bar beside it, and nobody to blame looked for after it."""
     from qtrace.api import trace
+    from qtrace.cli.session import keywords
 
-    return trace(
-        models.reference,
-        models.candidate,
-        models.samples if sample is None else [models.samples[sample]],
-        local=False,
-        only=config.compare.only,
-        skip=config.compare.skip,
-        tolerance=config.compare.tolerance,
-        noise_floor=config.compare.noise_floor,
-        call=config.call,
-        sources=(models.reference_source, models.candidate_source),
-        breakpoints=debugger,
-    )
+    samples = models.samples if sample is None else [models.samples[sample]]
+    options = {**keywords(config, models), "local": False}
+    try:
+        return trace(models.reference, models.candidate, samples, **options, breakpoints=debugger)
+    except Interrupted as error:
+        # Of what was compared until then nothing is shown here.
+        raise Interrupted("interrupted; the run ended there, and no hook is left") from error
 
 
 def _finish(report: Report, debugger: Debugger, out: Screen) -> None:
-    """Say how the run ended, and end the command with an error where a breakpoint was not reached."""
+    """Say how the run ended; end the command by that, with an error where a breakpoint was not reached."""
+    from qtrace.cli.session import finish
     from qtrace.debug import is_off
     from qtrace.render import terminal
     from qtrace.render.outcome import outcome
@@ -154,5 +153,4 @@ def _finish(report: Report, debugger: Debugger, out: Screen) -> None:
     if is_off():
         out.aside(["PYTHONBREAKPOINT=0 switches breakpoints off: the run did not stop."])
     out.outcome(outcome(report, width=out.width))
-    if unreached:
-        raise QtraceError("; ".join(unreached))
+    finish(report, QtraceError("; ".join(unreached)) if unreached else None, ())

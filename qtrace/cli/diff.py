@@ -18,6 +18,7 @@ from qtrace.cli.options import (
     view_of,
 )
 from qtrace.cli.run import Failing
+from qtrace.cli.typed import typed
 
 
 def diff(
@@ -54,7 +55,7 @@ def diff(
     from qtrace.sources.samples import Sample
     from qtrace.store import Trace, skeleton
 
-    view, paths = view_of(table), reports.report or []
+    paths = reports.report or []
     check(paths)
     config = configured(PairOptions(), compare, RuntimeOptions())
     out = Screen(screen, only_json="-" in paths)
@@ -64,9 +65,10 @@ def diff(
     config = config.model_copy(update={"call": traces[0].manifest.call})
     report, ended = traced(config, pair, out)
     failed = delivered(report, paths, out)
-    if report.findings:
-        # What is proposed on the screen begins with `qtrace run`, which takes traces as well.
-        view = view_of(table, [f"--reference=trace:{reference}", f"--candidate=trace:{candidate}"])
+    # What is proposed on the screen begins with `qtrace run`, which takes traces as well.
+    pair_options = PairOptions(reference=f"trace:{reference}", candidate=f"trace:{candidate}")
+    call = None if config.call == "forward" else config.call
+    view = view_of(table, typed(pair_options, compare, RuntimeOptions(call=call)))
     out.aside(terminal.warnings(report))
     out.results(terminal.before(report, width=out.width))
     out.results(terminal.results(report, view, width=out.width))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qtrace.cli.options import RESULTS, CompareOptions, PairOptions, ReportOptions, RuntimeOptions, ScreenOptions
+from qtrace.cli.live import need_models
+from qtrace.cli.options import RESULTS, CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
 
 if TYPE_CHECKING:
     from qtrace.cli.screen import Screen
@@ -22,7 +23,6 @@ def ops(
     pair: PairOptions,
     compare: CompareOptions,
     runtime: RuntimeOptions,
-    reports: ReportOptions,
     screen: ScreenOptions,
     module: Annotated[
         str,
@@ -35,6 +35,14 @@ def ops(
     call_index: Annotated[
         int, typer.Option("--call-index", min=0, metavar="N", help="Which of its calls, counted from 0.")
     ] = 0,
+    report: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write all of it as JSON to this file (.json); - is stdout. Repeatable.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="List every operator of both sides.", rich_help_panel=RESULTS)
     ] = False,
@@ -43,7 +51,8 @@ def ops(
 
     The module runs on the arguments that it really receives. Operators are paired by the values that they compute.
 
-    Of the options under Comparison only --tolerance and --noise-floor count here; of several samples the first.
+    Of the options under Comparison only --rename, --tolerance and --noise-floor count here; of several samples the
+    first.
 
     Example:
 
@@ -53,12 +62,13 @@ def ops(
     from qtrace.cli.session import configured, loaded
     from qtrace.render.operators import operator_outcome, operator_view
 
-    paths = reports.report or []
+    paths = report or []
     _check(paths)
     config = configured(pair, compare, runtime)
     out = Screen(screen, only_json=STDOUT in paths)
     with out.models_print_aside():
         models = loaded(config, out)
+        need_models(models, "ops")
         # Not before the options are known to be right: it brings torch.
         from qtrace.operators import compare_operators, floors_of
 
@@ -71,6 +81,7 @@ def ops(
                 module,
                 call_index=call_index,
                 call=config.call,
+                rename=config.compare.rename,
                 floors=floors,
             )
     _deliver(view, paths, out)

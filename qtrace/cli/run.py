@@ -83,6 +83,7 @@ def run(
     from qtrace.cli.session import configured, delivered, finish, loaded, traced
     from qtrace.render import check, terminal
     from qtrace.render.outcome import outcome
+    from qtrace.render.quantization import quantizer_listing
 
     view, paths = view_of(table, typed(pair, compare, runtime)), reports.report or []
     check(paths)
@@ -99,6 +100,7 @@ def run(
     out.aside(terminal.warnings(report))
     out.results(terminal.before(report, width=out.width))
     out.results(watch.listing(out.width))
+    out.results(quantizer_listing(report.rows, inspect or (), width=out.width))
     out.results(terminal.results(report, view, width=out.width))
     out.results(watch.plot(out.width))
     out.outcome(outcome(report, width=out.width))

@@ -37,6 +37,21 @@ def loaded(config: RunConfig, screen: Screen) -> Pair:
         return load_pair(config)
 
 
+def keywords(config: RunConfig, pair: Pair) -> dict[str, Any]:
+    """Return what `qtrace.trace` takes beside the models and the samples, as the config says."""
+    return {
+        "local": config.compare.local,
+        "only": config.compare.only,
+        "skip": config.compare.skip,
+        "rename": config.compare.rename,
+        "tolerance": config.compare.tolerance,
+        "noise_floor": config.compare.noise_floor,
+        "min_coverage": _least_coverage(config),
+        "call": config.call,
+        "sources": (pair.reference_source, pair.candidate_source),
+    }
+
+
 def traced(
     config: RunConfig, pair: Pair, screen: Screen, listeners: tuple[Any, Any] = (None, None)
 ) -> tuple[Report, ForwardError | Interrupted | None]:
@@ -49,15 +64,7 @@ def traced(
                 pair.reference,
                 pair.candidate,
                 pair.samples,
-                local=config.compare.local,
-                only=config.compare.only,
-                skip=config.compare.skip,
-                rename=config.compare.rename,
-                tolerance=config.compare.tolerance,
-                noise_floor=config.compare.noise_floor,
-                min_coverage=_least_coverage(config),
-                call=config.call,
-                sources=(pair.reference_source, pair.candidate_source),
+                **keywords(config, pair),
                 listeners=listeners,
                 progress=advance,
             )

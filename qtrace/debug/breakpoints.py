@@ -83,4 +83,7 @@ def why_not_reached(breakpoint: Breakpoint, calls: Counter[str]) -> str:
     if place.call is not None and place.call >= most:
         times = "once" if most == 1 else f"{most} times"
         return f"{which}: the reference calls {names} {times}, so the last call is #{most - 1}"
-    return f"{which}: both sides never stand at {names} together; `qtrace modules` tells who has no partner, and why"
+    return (
+        f"{which}: both sides never stand at {names} together; --only or --skip leaves it out, "
+        "or it has no partner, and `qtrace modules` tells why"
+    )

@@ -18,6 +18,8 @@ from qtrace.render.numbers import cosine, decibels, number, share
 from qtrace.stats import NoValues, describe
 
 SIDES = ("reference", "candidate")
+# Of more values than that, as of a whole config, plain ones that are equal are only named, and only some of them.
+_MOST_IN_FULL, _MOST_NAMED = 8, 6
 
 Agrees = Callable[[Pair], bool]
 Tolerance = Callable[[Pair], float]
@@ -52,21 +54,29 @@ def difference(reference: Found, candidate: Found, *, agrees: Agrees, tolerance:
             [(side, str(at), " ".join(repr(at.value).split())[:200]) for side, at in _sides(reference, candidate)]
         )
         return
+    folded = []
     for path, mine, theirs in leaf_pairs:
+        pair = comparer.compare(mine, theirs)
+        if pair is None and len(leaf_pairs) > _MOST_IN_FULL:
+            folded.append(path)
+            continue
         if path:
             yield f"{path}:"
         at = zip(_sides(reference, candidate), (mine, theirs), strict=True)
         yield from columns([(side, str(found), *described(leaf)) for (side, found), leaf in at])
-        pair = comparer.compare(mine, theirs)
         if pair is not None and pair.measurement is not None and not agrees(pair):
             comparer.explain(pair, mine, theirs, tolerance(pair))
         yield from judged(pair, mine, theirs, agrees=agrees)
+    if folded:
+        rest = len(folded) - _MOST_NAMED
+        yield f"equal: {', '.join(folded[:_MOST_NAMED])}" + (f" and {rest} more" if rest > 0 else "")
 
 
 def judged(pair: Pair | None, reference: Any, candidate: Any, *, agrees: Agrees) -> Iterator[str]:
     """Yield how far apart two leaves are, and how they are related; `pair` is None for two equal plain values."""
     if pair is None:
-        yield "equal"
+        # None and False, say, are no fault, and yet not the same.
+        yield "equal" if type(reference) is type(candidate) else "counts as equal"
         return
     tensors = [leaf for leaf in (reference, candidate) if isinstance(leaf, torch.Tensor)]
     masks = _masks(reference, candidate) if len(tensors) == len(SIDES) else ""

@@ -151,6 +151,45 @@ class Prompt(SidePdb):
         """
         return self._leave(Move.NEXT_FAULT)
 
+    def do_continue(self, arg: str) -> Any:
+        """continue
+
+        Let both sides go on to the next breakpoint, or to the end of the run. Short: c.
+        """
+        return super().do_continue(arg)
+
+    do_c = do_cont = do_continue
+
+    def do_quit(self, arg: str) -> Any:
+        """quit
+
+        End the run: no hook is left on the models, and the exit code is 0. Short: q; Ctrl-D does the same.
+        """
+        return super().do_quit(arg)
+
+    do_q = do_exit = do_quit
+
+    def do_step(self, arg: str) -> Any:
+        """step
+
+        Run the current line of this side, into the functions that it calls; the other side stands still. Torch's own
+        code is not stepped into. Where the module is left, or a module of torch's is called, both sides come to the
+        next call or return. Short: s.
+        """
+        return super().do_step(arg)
+
+    do_s = do_step
+
+    def do_next(self, arg: str) -> Any:
+        """next
+
+        Run the current line of this side to its end; the other side stands still, except for the calls of modules in
+        that line, which both go through. Where the module is left, both sides come to the next return. Short: n.
+        """
+        return super().do_next(arg)
+
+    do_n = do_next
+
     def do_run(self, arg: str) -> None:
         """run
 

@@ -12,6 +12,7 @@ from qtrace.diagnose import Suspect
 from qtrace.diagnose.words import evidence_for, summary
 from qtrace.investigation.code import Lines, called_elsewhere, forward_of, line_of, source_of
 from qtrace.investigation.confirmation import Graft
+from qtrace.investigation.quantized import Quantized
 from qtrace.investigation.runner import Runner
 from qtrace.records import Finding, Status
 from qtrace.static import attribute_differences, static_differences, tensor_differences
@@ -28,12 +29,14 @@ class Naming:
         self._runner = runner
         self._was_called = was_called
         self._static: dict[str, tuple[str, ...]] = {}
+        self._quantized = Quantized(runner)
 
     def finding(self, rank: int, graft: Graft) -> Finding:
         """Return the finding for a suspect."""
         suspect, static = self._placed(graft.suspect)
         parting = self._parting(rank, suspect, graft)
         sites = suspect.callee.sites if suspect.callee is not None else (None, None)
+        quantized = self._quantized.evidence(suspect, looks=rank <= _MOST_PINPOINTED)
         return Finding(
             rank=rank,
             module=suspect.module,
@@ -47,7 +50,7 @@ class Naming:
             confirmed=graft.is_cause,
             graft={"before": graft.before, "after": graft.after},
             summary=summary(suspect, static),
-            evidence=(*called_elsewhere(sites, parting), *evidence_for(suspect, static)),
+            evidence=(*called_elsewhere(sites, parting), *evidence_for(suspect, static), *quantized),
             source=self._source(suspect, parting),
         )
 

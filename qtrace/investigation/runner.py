@@ -15,11 +15,13 @@ from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Meeting
 from qtrace.lockstep.forcing import Forcing
 from qtrace.operators.pinpoint import Sites, pinpoint
 from qtrace.operators.target import Target
-from qtrace.passes import Options, Pass
+from qtrace.passes import Options, Pass, copied
 from qtrace.passes.fingerprint import Fingerprint
 from qtrace.passes.model import Model
+from qtrace.passes.modelstate import buffers_kept
 from qtrace.passes.plan import Plan
 from qtrace.probe import Listener
+from qtrace.probe.recording import During, run_during
 from qtrace.sources.samples import Sample
 from qtrace.tolerance import rounding_tolerance
 
@@ -167,6 +169,13 @@ class Runner:
         """Return the lines of a module's own code where the two sides part; see `qtrace.operators.pinpoint`."""
         found = Target(self.models, self.plan, self._sample, module, self._options.call)
         return pinpoint(found, call, self._options.floors)
+
+    def during(self, module: str, call: int, during: During) -> None:
+        """Run the reference by itself and have `during` told of one call of one of its modules."""
+        reference = self.models[REFERENCE]
+        run = reference.entry(self._options.call, copied(self._sample))
+        with buffers_kept([reference]):
+            run_during(reference.modules[module], call, during, run)
 
     def answering(self, key: str) -> list[str]:
         """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""

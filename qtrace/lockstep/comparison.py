@@ -36,6 +36,7 @@ class Comparison:
     decides what of the reference the candidate is handed; `sites` asks both sides where they are in their code. The
     modules of `outputs_only` (reference paths) take something else than their partners do: their arguments are neither
     compared nor handed over.
+    `comparer` measures one pair of leaves.
     `is_entry` says whether what the root returns is what the caller gets, and not another method around it.
     """
 
@@ -47,6 +48,7 @@ class Comparison:
     forcing: Forcing | None = None
     sites: Callable[[], tuple[Site | None, Site | None]] | None = None
     outputs_only: Collection[str] = ()
+    comparer: PairComparer = field(default_factory=PairComparer)
     compared: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     alone_calls: Counter[tuple[int, str, str]] = field(default_factory=Counter)
@@ -55,7 +57,6 @@ class Comparison:
     _open: list[Met] = field(default_factory=list)
     # The objects are kept so that their ids stay theirs.
     _handed_on: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
-    _comparer: PairComparer = field(default_factory=PairComparer)
 
     # What the lockstep tells.
 
@@ -134,7 +135,7 @@ class Comparison:
         """Return the pairs that have something to tell, with what stands on both sides."""
         found = []
         for path, mine, theirs in matched:
-            pair = self._comparer.compare(mine, theirs, brief=brief)
+            pair = self.comparer.compare(mine, theirs, brief=brief)
             if pair is not None:
                 found.append((path, mine, theirs, pair))
         return found
@@ -167,14 +168,14 @@ class Comparison:
         if self.forcing is None or not self.forcing.explains:
             return
         for _, mine, theirs, pair in found:
-            if not self._comparer.is_explicable(pair, mine, theirs) or self.agrees(pair, LOCAL_DEPTH):
+            if not self.comparer.is_explicable(pair, mine, theirs) or self.agrees(pair, LOCAL_DEPTH):
                 continue
             off = pair.statistics().rel_l2
             if off is not None and off < _WORTH_ASKING:
                 self._asked += 1
                 if self._asked > _MOST_ASKED:
                     continue
-            self._comparer.explain(pair, mine, theirs, self.floors.of(pair.dtypes, LOCAL_DEPTH))
+            self.comparer.explain(pair, mine, theirs, self.floors.of(pair.dtypes, LOCAL_DEPTH))
 
     def _note_alone(self, side: int, call: Call, value: Any) -> None:
         parent = self._open[-1] if self._open else None
@@ -204,7 +205,7 @@ class Comparison:
         """Let go of the models' objects and of whoever listens; what was measured stays."""
         self._handed_on.clear()
         self._open.clear()
-        self._comparer = PairComparer()
+        self.comparer = PairComparer()
         self.progress = self.sites = None
 
     # What is left when the run is over.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from qtrace.errors import ForwardError, UsageError, did_you_mean, first_line
+from qtrace.errors import ForwardError, QtraceError, UsageError, did_you_mean, first_line
 from qtrace.lockstep import CANDIDATE, REFERENCE
 from qtrace.operators.graph import place
 from qtrace.operators.recorder import Recorder
@@ -78,6 +78,8 @@ class Target:
         try:
             with buffers_kept([model]), _eagerly(model):
                 calls = run_during(model.modules[path], index, recorder, run, inner=inner)
+        except QtraceError:
+            raise
         except Exception as error:
             said = f"the {model.name} raised {type(error).__name__}: {first_line(error)}"
             raise ForwardError(said, side=model.name, module="") from error

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from qtrace.errors import UsageError
 from qtrace.lockstep import CANDIDATE, REFERENCE
 from qtrace.lockstep.leaves import LeafPair
 from qtrace.operators import outside
+from qtrace.operators.aligned import plan_by_calls
 from qtrace.operators.decision import Decision, decide
 from qtrace.operators.graph import Kind, Recording
 from qtrace.operators.pairing import cut_of
@@ -37,6 +39,7 @@ def compare_operators(
     *,
     call_index: int = 0,
     call: str = "forward",
+    rename: Mapping[str, str] | None = None,
     floors: Floors | None = None,
 ) -> OperatorView:
     """Return what one call of a module computes on both sides, operator by operator, and where the two part.
@@ -48,6 +51,7 @@ def compare_operators(
         module: the reference's path of the module; "" or "<root>" is the whole model.
         call_index: which of its calls, from 0.
         call: the method to call instead of the model itself.
+        rename: as `qtrace.trace` takes it.
         floors: the PEIR up to which tensors agree; by default the rounding of their dtypes.
 
     Each model runs by itself, and the module on the arguments that it really receives there. Where its outputs
@@ -59,9 +63,17 @@ def compare_operators(
         ForwardError: a model raised.
     """
     models = Model("reference", reference), Model("candidate", candidate)
-    found = target(models, make_plan(*models), as_samples(inputs)[0], module, call)
-    limits = floors or Floors()
-    path, recorders, calls = found.first(call_index)
+    sample, plan, limits = as_samples(inputs)[0], make_plan(*models, renames=rename), floors or Floors()
+    try:
+        found = target(models, plan, sample, module, call)
+        path, recorders, calls = found.first(call_index)
+    except UsageError:
+        # Only here is it worth a run more: what answers by its name may not be what is called.
+        better = plan_by_calls(plan, models, sample, call, rename or {})
+        if better is None:
+            raise
+        found = target(models, better, sample, module, call)
+        path, recorders, calls = found.first(call_index)
     # How deep in the model the call is, nobody has counted: as deep as it goes.
     depth = len(found.plan.reference_keys)
     arguments = tuple(outside.differing(outside.arguments(*recorders), limits, depth))

@@ -3,6 +3,7 @@
 from qtrace.records.calls import CallTrace, Pairing, ValueTrace
 from qtrace.records.codec import dumps, loads, to_plain
 from qtrace.records.gate import GateVerdict, Violation
+from qtrace.records.quantization import QuantFacts, Quantizer, QuantProblem, QuantProblemKind
 from qtrace.records.report import SCHEMA, Coverage, Finding, Outcome, ReportData, Side, Unmatched
 from qtrace.records.rows import AGREEING, Argument, Relation, Row, Statistics, Status, TensorSpec, Verdict
 
@@ -16,6 +17,10 @@ __all__ = [
     "GateVerdict",
     "Outcome",
     "Pairing",
+    "QuantFacts",
+    "QuantProblem",
+    "QuantProblemKind",
+    "Quantizer",
     "Relation",
     "ReportData",
     "Row",

@@ -116,3 +116,8 @@ class ReportData:
     settings: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     schema: str = SCHEMA
+
+    @property
+    def has_stored_side(self) -> bool:
+        """Return whether the reference or the candidate was a stored trace, which takes no other values."""
+        return bool(self.settings.get("stored"))

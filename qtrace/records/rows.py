@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from qtrace.records.quantization import QuantFacts
+
 
 class Status(str, Enum):
     """Could this pair be compared, and if not, why."""
@@ -159,7 +161,7 @@ class Row:
     A run over several samples leaves one row for all those of them, `samples`, in which the call was made: `mean` to
     `stddev` are over their `elements` together, the verdict and each ratio the worst; the PEIR's with its status,
     relation and floor is from the sample with the index `sample`. See `qtrace.run.aggregate.merged`. `peir_local` is
-    from the sample that was looked into.
+    from the sample that was looked into. `quantization` is how the candidate's module quantizes, where that was read.
     """
 
     module: str
@@ -190,6 +192,7 @@ class Row:
     peir_local: float | None = None
     floor: float | None = None
     elements: int = 0
+    quantization: QuantFacts | None = None
 
     @property
     def error(self) -> float | None:

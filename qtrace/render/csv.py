@@ -53,6 +53,7 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
     "non_finite_same": lambda row: row.non_finite_same,
     "relation": lambda row: row.relation,
     "relation_error": lambda row: row.relation.error if row.relation else None,
+    "quantization": lambda row: row.quantization.short() if row.quantization else None,
 }
 
 

@@ -66,6 +66,8 @@ def _supported(report: ReportData) -> Iterator[str]:
             yield from _leaps(leap, report.arguments)
         if _measured(report):
             yield "No single module stands out as the one to blame."
+        elif report.has_stored_side and report.settings.get("local"):
+            yield "Which module is to blame shows when both models run (qtrace run)."
         else:
             yield "Which module is to blame was not looked for."
 
@@ -181,10 +183,13 @@ def _next(report: ReportData, view: View, width: int) -> Iterator[RenderableType
     if report.outcome is Outcome.INCONCLUSIVE:
         yield Text("How names were aligned, and who has no partner:")
         yield proposal("modules", typed, width=width) if typed else Text("qtrace modules", style="bold")
-    elif typed and not _measured(report):
+    elif typed and report.has_stored_side and WITHOUT_CULPRIT in view.command:
+        yield Text("Who is to blame, by what accumulated:")
+        yield proposal("run", typed, width=width)
+    elif typed and not _measured(report) and not report.has_stored_side:
         yield Text("What each module adds, and who is to blame:")
         yield proposal("run", typed, width=width)
-    elif report.outcome is Outcome.DRIFT:
+    elif report.outcome is Outcome.DRIFT and not report.has_stored_side:
         return
     elif typed and (leap := first_leap(report.rows)) is not None and leap.row.module:
         yield Text("What goes in and out where it first leaps:")

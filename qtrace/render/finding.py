@@ -53,7 +53,7 @@ def finding_lines(finding: Finding, report: ReportData, view: View, *, width: in
     if view.command:
         yield _indented(Text(f"To see {what}:"))
         yield _indented(proposal(command, view.command, *options, width=width - INDENT))
-        if finding.rank == 1 and finding.kind != "raises":
+        if finding.rank == 1 and finding.kind != "raises" and not report.has_stored_side:
             yield _indented(Text("To stop both models there:"))
             yield _indented(proposal("debug", view.command, width=width - INDENT))
 
@@ -121,7 +121,9 @@ def _next(finding: Finding, report: ReportData) -> tuple[str, str, Sequence[str]
     if finding.kind == "miscalls" and finding.callee:
         return "what the callee is handed on each side", "run", ("--inspect", finding.callee)
     inside = f"{finding.module}." if finding.module else ""
-    if finding.kind in OWN_CODE and any(row.module.startswith(inside) and row.module for row in report.rows):
+    # Of a stored side no operator is known.
+    in_code = finding.kind in OWN_CODE and not report.has_stored_side
+    if in_code and any(row.module.startswith(inside) and row.module for row in report.rows):
         call = ("--call-index", str(finding.call)) if finding.call else ()
         return "the operators inside it, side by side", "ops", ("--module", shown(finding.module), *call)
     if not finding.module:

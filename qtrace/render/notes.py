@@ -38,7 +38,7 @@ def reason(key: str) -> str:
 
 
 def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> list[str]:
-    """Return the row's marks, its status where that is not plainly "compared", and its relation."""
+    """Return the row's marks, its status where that is not plainly "compared", its relation, and how it quantizes."""
     said = []
     if row is leap:
         said.append("first leap")
@@ -54,6 +54,8 @@ def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> l
         said.append(f"{share(row.mismatch, 1)} of elements differ")
     if row.relation is not None:
         said.append(str(row.relation))
+    if row.quantization is not None:
+        said.append(row.quantization.short())
     return said
 
 

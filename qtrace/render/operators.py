@@ -48,7 +48,8 @@ def operator_outcome(view: OperatorView) -> Text:
     if view.agrees:
         line = Text.assemble(("the outputs agree", "bold green"), ". ")
         if view.arguments:
-            return line.append(f"What {_names(view.arguments)} brings in makes no difference.")
+            verb = "brings" if len(view.arguments) == 1 else "bring"
+            return line.append(f"What {_names(view.arguments)} {verb} in makes no difference.")
         return line.append("Nothing parts inside.")
     line = Text.assemble(("the outputs differ", "bold red"), ". ")
     split = view.split

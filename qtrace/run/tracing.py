@@ -30,7 +30,8 @@ from qtrace.passes.model import Model, devices_of
 from qtrace.passes.modelstate import SharedTensors, buffers_kept
 from qtrace.passes.plan import Plan, better_plan, make_plan
 from qtrace.probe import End, RandomState
-from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Verdict
+from qtrace.quantization import facts_by_path, problem_notes, with_interval
+from qtrace.records import Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
 from qtrace.run.aggregate import Aggregate
 from qtrace.run.callcounts import NAMES, CallCounts
 from qtrace.run.description import describe_inputs, environment
@@ -74,6 +75,7 @@ class Run:
         self._findings: list[Finding] = []
         self._investigation: Investigation | None = None
         self._static: tuple[str, ...] = ()
+        self._quantization: dict[str, QuantFacts] = {}
         self._shared = SharedTensors(self._models)
         self._error: str | None = None
         self._done = 0
@@ -99,6 +101,7 @@ class Run:
                 for index, sample in enumerate(self._samples):
                     self._run_sample(index, sample)
                 self._investigate()
+                self._read_quantizers()
         except EndRun as ended:
             self._error = str(ended)
             if self._running is not None:
@@ -135,6 +138,15 @@ class Run:
         self._findings = check.applied(found)
         self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
 
+    def _read_quantizers(self) -> None:
+        """Read how the candidate quantizes, from its modules; nothing runs."""
+        if self._options.local is not False:
+            self._quantization = facts_by_path(self._models, self.plan.candidate_keys)
+            if self._differing and self._kept is not None:
+                ran = {row.module for row in self._kept.comparison.rows()}
+                wrong = {path: facts for path, facts in self._quantization.items() if path in ran}
+                self._static += tuple(map(str, problem_notes(wrong)))
+
     def _self_check(self, done: Pass, again: Fingerprint | None) -> SelfCheck:
         """Look for a cause in the models' own state, before anybody is blamed."""
         first = FirstPass(done.random, done.fingerprints, done.drew_random, again)
@@ -155,7 +167,7 @@ class Run:
                 f"the candidate keeps {kept.output} in another convention ({kept.relation}): "
                 "no difference as long as nobody but the candidate reads it"
             )
-        end = ending(final, done.comparison.floors)
+        end = self.judged(final, done.comparison.floors)
         self._ending += end
         if not end.clean:
             self._differing.append(done.comparison.sample)
@@ -164,6 +176,10 @@ class Run:
             other, self._kept = self._kept, done
         if other is not None:
             self._others.add(self._explained(other), other.comparison.arguments())
+
+    def judged(self, final: Sequence[Row], floors: Floors) -> Ending:
+        """Return what the root's rows say of one sample."""
+        return ending(final, floors)
 
     def _with(self, floors: Floors) -> Options:
         return dataclasses.replace(self._options, floors=floors)
@@ -182,6 +198,8 @@ class Run:
         training = any(model.in_training for model in self._models)
         attended = self.attendant is not None or any(listener is not None for listener in self._options.listeners)
         own_random = training or attended
+        if index == 0 and self.attendant is not None and self.plan.alignment.alone:
+            self._look_ahead(sample, floors)
         done = self._execute(index, sample, floors, own_random=own_random)
         if index == 0 and not done.raised() and self._aligns_better(done):
             done = self._execute(index, sample, floors, own_random=own_random)
@@ -198,6 +216,16 @@ class Run:
         for end, model in zip(done.ends, self._models, strict=True):
             if end.error is not None:
                 self._raise_for(end, model, done)
+
+    def _look_ahead(self, sample: Any, floors: Floors) -> None:
+        """Align by what runs before anybody attends: whoever stops in a pass is not to see it a second time."""
+        done = Pass(self._models, self.plan, sample, self._with(floors))
+        done.execute()
+        for end in done.ends:
+            if isinstance(end.error, KeyboardInterrupt):
+                raise end.error
+        if not done.raised():
+            self._aligns_better(done)
 
     def _aligns_better(self, done: Pass) -> bool:
         """Align again, knowing now what runs, where somebody found no partner; return whether that helped."""
@@ -288,7 +316,7 @@ class Run:
             inputs=tuple(describe_inputs(self._samples)),
             outcome=self._outcome(coverage),
             coverage=coverage,
-            rows=tuple(map(self._with_own_error, all_samples.rows())),
+            rows=tuple(self._with_quantization(self._with_own_error(row)) for row in all_samples.rows()),
             arguments=tuple(all_samples.arguments()),
             findings=tuple(self._findings),
             unmatched=tuple(self._calls.unmatched()),
@@ -332,6 +360,15 @@ class Run:
             return row
         relation = local.relation if row.relation is None and local.is_visible else row.relation
         return dataclasses.replace(row, peir_local=local.error, relation=relation)
+
+    def _with_quantization(self, row: Row) -> Row:
+        """Return the row with how its module quantizes, where that was read and the module has a partner there."""
+        facts = self._quantization.get(row.module)
+        if facts is None or row.candidate is None:
+            return row
+        # Of several samples the largest difference and the largest ratio may be of two.
+        interval = row.max / row.peir if row.max and row.peir and row.samples == 1 else None
+        return dataclasses.replace(row, quantization=with_interval(facts, interval))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from qtrace.sources import hub
 from qtrace.sources.callables import call, find_object, is_required, takes
 from qtrace.sources.placement import deep_copy, place_model
 from qtrace.sources.spec import LoadOptions, Spec, parse_spec
-from qtrace.sources.traces import load_skeleton
+from qtrace.sources.traces import load_skeleton, made_from_trace
+from qtrace.store import trace_of
 
 SCHEMES: dict[str, Callable[[Spec, LoadOptions], nn.Module]] = {
     "hf": hub.load_pretrained,
@@ -58,6 +59,8 @@ def _load_callable(text: str, args: dict[str, Any], reference: nn.Module | None,
         if reference is None and is_required(made, "reference") and "reference" not in args:
             raise UsageError(f"{text} takes the parameter reference, so it makes a candidate; give it as --candidate")
         wraps = reference is not None and takes(made, "reference")
+        if wraps and reference is not None and (stored := trace_of(reference)) is not None:
+            raise made_from_trace(text, stored.name)
         offered = {"reference": deep_copy(reference)} if reference is not None and wraps else {}
         made = call(made, text, args, offered)
     if not isinstance(made, nn.Module):

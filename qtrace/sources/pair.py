@@ -19,6 +19,7 @@ from qtrace.sources.models import load_model
 from qtrace.sources.placement import check_device, place_sample
 from qtrace.sources.samples import Sample, check_fits
 from qtrace.sources.spec import LoadOptions
+from qtrace.sources.traces import is_trace, made_from_trace
 from qtrace.sources.wrappers import apply_wrapper, load_wrapper
 
 
@@ -92,6 +93,8 @@ def load_pair(config: RunConfig) -> Pair:
     if wrap is not None:
         # Before the reference, which may take minutes to load.
         load_wrapper(wrap, args)
+        if is_trace(reference_section.source):
+            raise made_from_trace(f"the wrapper {wrap}", str(reference_section.source))
     first = load_reference(config)
     reference, samples = first.model, first.samples
     with redirect_stdout(sys.stderr):
@@ -122,8 +125,9 @@ def _inputs_section(config: RunConfig) -> InputsSource | None:
 
 def _stored(config: RunConfig) -> list[str]:
     """Return the sources of the two that are traces."""
-    sources = [section.source for section in (config.reference, config.candidate) if section is not None]
-    return [source for source in sources if source is not None and source.startswith("trace:")]
+    sections = [section for section in (config.reference, config.candidate) if section is not None]
+    sources = [section.source for section in sections if section.source is not None]
+    return [source for source in sources if is_trace(source)]
 
 
 def _load_options(config: RunConfig) -> LoadOptions:

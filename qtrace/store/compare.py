@@ -13,14 +13,16 @@ from typing import Any
 import torch
 
 from qtrace.diagnose.accumulated import accumulated
+from qtrace.diagnose.outliers import is_noisy
 from qtrace.errors import UsageError
 from qtrace.investigation import as_trial
+from qtrace.lockstep import CANDIDATE
 from qtrace.passes import Options, Pass
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
-from qtrace.records import ReportData, Side, TensorSpec
+from qtrace.records import ReportData, Row, Side, TensorSpec
 from qtrace.run.callcounts import NAMES, CallCounts
-from qtrace.run.judgement import is_too_little
+from qtrace.run.judgement import Ending, is_too_little
 from qtrace.run.tracing import Run
 from qtrace.sources.samples import Sample
 from qtrace.static.report import static_report
@@ -30,6 +32,9 @@ from qtrace.store.manifest import Manifest, StoredInput
 from qtrace.store.onepass import StoredPass, Traces
 from qtrace.store.skeleton import trace_of
 from qtrace.tolerance import Floors
+
+# Floats that `--as` rounds.
+WIDER = ("float64", "float32")
 
 
 class StoredModel(Model):
@@ -85,7 +90,15 @@ class StoredRun(Run):
     def report(self) -> ReportData:
         """Return what was found until now."""
         told = [{f.name: getattr(one, f.name) for f in dataclasses.fields(one)} for one in self._inputs]
-        return dataclasses.replace(super().report(), inputs=tuple(told))
+        done = super().report()
+        stored = [name for name, trace in zip(NAMES, self._traces, strict=True) if trace is not None]
+        return dataclasses.replace(done, inputs=tuple(told), settings={**done.settings, "stored": stored})
+
+    def judged(self, final: Sequence[Row], floors: Floors) -> Ending:
+        """Return what the root's rows say; no more is asked of what a candidate returned than storing it left."""
+        trace = self._traces[CANDIDATE]
+        rounded = _rounded(trace.manifest) if trace is not None else frozenset()
+        return super().judged([_as_rounded(row) if row.output in rounded else row for row in final], floors)
 
     def _check(self, samples: int) -> None:
         """Refuse what cannot be compared; say what may not mean what it seems to."""
@@ -100,8 +113,8 @@ class StoredRun(Run):
                 )
             if len(manifest.samples) != samples:
                 raise UsageError(
-                    f"the {name} {trace.folder} holds {len(manifest.samples)} samples, and there are {samples}; "
-                    "capture both on the same inputs"
+                    f"the {name} {trace.folder} was captured on another number of samples, {len(manifest.samples)} "
+                    f"and not {samples}; capture both on the same inputs"
                 )
             for wrong in _other_inputs(self._inputs, manifest):
                 if wrong[1]:
@@ -135,13 +148,19 @@ class StoredRun(Run):
             return
         missing = self._missing()
         if missing:
-            self._warn(f"who is at fault was not looked for: {missing}; the first leap shows where to look")
-            self._options = dataclasses.replace(self._options, local=False)
+            self._not_looked_for(missing)
             return
         trial = as_trial(done.comparison, local=False)
-        found = enumerate(accumulated(trial), 1)
-        self._findings = [finding(rank, suspect, self._models, self.plan) for rank, suspect in found]
+        found = accumulated(trial)
+        if not found and not is_noisy(trial):
+            self._not_looked_for("what accumulated does not tell it from rounding")
+        self._findings = [finding(rank, suspect, self._models, self.plan) for rank, suspect in enumerate(found, 1)]
         self._static = tuple(map(str, static_report(self._models, self.plan)))
+
+    def _not_looked_for(self, why: str) -> None:
+        """Judge the outcome as where nobody looked: a difference that nobody explains is no drift."""
+        self._warn(f"who is at fault was not found out: {why}; the first leap shows where to look")
+        self._options = dataclasses.replace(self._options, local=False)
 
     def _missing(self) -> str:
         """Return why nobody can be blamed, nothing where it is all there."""
@@ -154,6 +173,21 @@ class StoredRun(Run):
         if any(len(m.selected) < sum(one.alias_of is None for one in m.modules) for m in self._manifests):
             return "a trace holds a part of the modules (--only, --skip)"
         return ""
+
+
+def _rounded(manifest: Manifest) -> frozenset[str]:
+    """Return the paths of the final outputs that were rounded to be stored (`--as`)."""
+    roots = [call for sample in manifest.samples for call in sample.calls if call.module == ""]
+    leaves = [leaf for root in roots for leaf in root.outputs.leaves]
+    stored = [(leaf.path, manifest.tensors[leaf.tensor]) for leaf in leaves if leaf.tensor is not None]
+    return frozenset(path for path, one in stored if one.dtype in ("F16", "BF16") and one.spec.dtype in WIDER)
+
+
+def _as_rounded(row: Row) -> Row:
+    mine, theirs = row.reference, row.candidate
+    if mine is None or theirs is None or mine.dtype not in WIDER:
+        return row
+    return dataclasses.replace(row, reference=dataclasses.replace(mine, dtype=theirs.dtype))
 
 
 def _stored_part(plan: Plan, traces: Traces) -> Plan:

@@ -221,7 +221,8 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise SourceError(f"trace {folder}: no such folder; `qtrace capture` writes one")
+        what = "it is a file, and a trace is a folder that" if folder.exists() else "no such folder;"
+        raise SourceError(f"trace {folder}: {what} `qtrace capture` writes{'' if folder.exists() else ' one'}")
     text, stated = _read(path), _read(folder / DIGEST)
     if digest_line(text).encode() != stated:
         raise damaged(path, f"its SHA-256 is not the one in {DIGEST}: it was changed or cut off")

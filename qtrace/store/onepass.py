@@ -26,7 +26,7 @@ class StoredPass(Pass):
         arguments = all(manifest.arguments for manifest in there)
         super().__init__(models, plan, sample, options, around=None if arguments else _OutputsOnly, **more)
         if any(manifest.sketches for manifest in there):
-            self.comparison._comparer = SketchComparer()
+            self.comparison.comparer = SketchComparer()
         keys = plan.reference_keys, plan.candidate_keys
         sides = list(self.sides)
         for number, trace in enumerate(traces):

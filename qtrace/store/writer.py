@@ -56,7 +56,9 @@ class TraceWriter:
     def __init__(self, folder: str | Path, form: Form, *, replaces: bool = False) -> None:
         self.form = form
         self.bytes = 0
-        self._folder = Path(folder)
+        check_target(Path(folder), replaces=replaces)
+        # Behind a link stands the folder that is replaced, and the link stays.
+        self._folder = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
         self._replaces = replaces
         self._tensors: list[StoredTensor] = []
         self._numbers: dict[tuple[str, TensorSpec | None], int] = {}
@@ -64,7 +66,6 @@ class TraceWriter:
         # By identity and version, since most arguments are an output that was stored already.
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
         self._objects: dict[int, tuple[int, Any]] = {}
-        check_target(self._folder, replaces=replaces)
 
     def __enter__(self) -> TraceWriter:
         self._partial = self._beside("partial")
@@ -129,7 +130,11 @@ class TraceWriter:
             if self._replaces and self._folder.exists():
                 aside = self._beside("replaced")
                 os.rename(self._folder, aside)
-                os.rename(self._partial, self._folder)
+                try:
+                    os.rename(self._partial, self._folder)
+                except OSError:
+                    os.rename(aside, self._folder)
+                    raise
                 shutil.rmtree(aside, ignore_errors=True)
             else:
                 os.rename(self._partial, self._folder)
@@ -215,7 +220,8 @@ def check_target(folder: Path, *, replaces: bool = False) -> None:
         raise OutputError(f"trace {folder}: the folder {folder.parent} does not exist; create it first")
     if not folder.name:
         raise OutputError(f"trace {folder}: name a folder that is to be made")
-    if folder.exists() and not (replaces and (folder / MANIFEST).is_file()):
+    # A link that leads nowhere is there, too.
+    if os.path.lexists(folder) and not (replaces and (folder / MANIFEST).is_file()):
         what = "and is no trace; choose another place" if replaces else "already; --force replaces a trace"
         raise OutputError(f"trace {folder}: something is there {what}")
 

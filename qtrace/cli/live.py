@@ -1,0 +1,22 @@
+"""Refuses stored traces where a command looks into code that runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qtrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtrace.sources.pair import Pair
+
+
+def need_models(pair: Pair, command: str) -> None:
+    """Raise `UsageError` where a side of `pair` is a stored trace: it holds tensors, and no code to look into."""
+    from qtrace.store import trace_of
+
+    for side, model in (("reference", pair.reference), ("candidate", pair.candidate)):
+        if trace_of(model) is not None:
+            raise UsageError(
+                f"the {side} is a stored trace, which holds tensors and no code, and `qtrace {command}` needs both "
+                "models; `qtrace run --inspect MODULE` shows the tensors of a trace beside the other side's"
+            )
