@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from qtrace.cli.options import GateOptions
 from qtrace.errors import ExitCode, OutputError, QtraceError, UsageError
 from qtrace.gate import Baseline, Update, differences, judge, load_baseline, save_baseline, update
 from qtrace.records import GateVerdict, ReportData
 
 if TYPE_CHECKING:
-    from qtrace.cli.check import GateOptions
     from qtrace.config import Policy, RunConfig
 
 INTRODUCED = "max_peir_local"

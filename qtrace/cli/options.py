@@ -18,6 +18,7 @@ MODELS = "Models and inputs"
 COMPARE = "Comparison"
 RUNTIME = "How the models run"
 RESULTS = "Results"
+LIMITS = "Limits"
 
 
 class Order(str, Enum):
@@ -241,6 +242,54 @@ class ScreenOptions:
         bool,
         typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.", rich_help_panel=RESULTS),
     ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What a report is held against."""
+
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML file with the limits; replaces the config's.", rich_help_panel=LIMITS),
+    ] = None
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An earlier run's numbers: no row may get worse.", rich_help_panel=LIMITS),
+    ] = None
+    update_baseline: Annotated[
+        bool,
+        typer.Option(
+            "--update-baseline",
+            help="Take this run's numbers into the baseline, or write it anew.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = False
+    allow_loosen: Annotated[
+        bool,
+        typer.Option(
+            "--allow-loosen", help="Let --update-baseline take in rows that got worse.", rich_help_panel=LIMITS
+        ),
+    ] = False
+    factor: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0,
+            metavar="RATIO",
+            help="How many times worse than in the baseline a row may get; 1.25, or what the baseline says.",
+            rich_help_panel=LIMITS,
+            show_default=False,
+        ),
+    ] = None
+    slack: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="AMOUNT",
+            help="By how much more a row may get worse; 0, or what the baseline says.",
+            rich_help_panel=LIMITS,
+            show_default=False,
+        ),
+    ] = None
 
 
 def view_of(table: TableOptions, typed: Sequence[str] = ()) -> View:

@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from qtrace.diagnose.isolate import Suspect
 from qtrace.diagnose.trial import Value
-from qtrace.records import Status, TensorSpec
+from qtrace.records import Finding, Status, TensorSpec
+
+
+def finding_of(
+    suspect: Suspect,
+    rank: int,
+    static: Sequence[str],
+    *,
+    evidence: Sequence[str],
+    source: dict[str, Any] | None,
+    confirmed: bool = False,
+    graft: dict[str, Any] | None = None,
+) -> Finding:
+    """Return the finding for a suspect; `static` is what differs in its data, in words."""
+    return Finding(
+        rank=rank,
+        module=suspect.module,
+        call=suspect.call.call,
+        kind=suspect.kind,
+        argument=suspect.argument,
+        callee=suspect.callees[0] if suspect.callees else None,
+        callees=tuple(suspect.callees),
+        members=tuple(suspect.members),
+        count=len(suspect.modules),
+        confirmed=confirmed,
+        graft=graft,
+        summary=summary(suspect, static),
+        evidence=tuple(evidence),
+        source=source,
+    )
 
 
 def summary(suspect: Suspect, static: Sequence[str]) -> str:

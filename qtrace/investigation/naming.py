@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qtrace.diagnose import Suspect
-from qtrace.diagnose.words import evidence_for, summary
+from qtrace.diagnose.words import evidence_for, finding_of
 from qtrace.investigation.code import Lines, called_elsewhere, forward_of, line_of, source_of
 from qtrace.investigation.confirmation import Graft
 from qtrace.investigation.quantized import Quantized
@@ -37,19 +37,12 @@ class Naming:
         parting = self._parting(rank, suspect, graft)
         sites = suspect.callee.sites if suspect.callee is not None else (None, None)
         quantized = self._quantized.evidence(suspect, looks=rank <= _MOST_PINPOINTED)
-        return Finding(
-            rank=rank,
-            module=suspect.module,
-            call=suspect.call.call,
-            kind=suspect.kind,
-            argument=suspect.argument,
-            callee=suspect.callees[0] if suspect.callees else None,
-            callees=tuple(suspect.callees),
-            members=tuple(suspect.members),
-            count=len(suspect.modules),
+        return finding_of(
+            suspect,
+            rank,
+            static,
             confirmed=graft.is_cause,
             graft={"before": graft.before, "after": graft.after},
-            summary=summary(suspect, static),
             evidence=(*called_elsewhere(sites, parting), *evidence_for(suspect, static), *quantized),
             source=self._source(suspect, parting),
         )

@@ -11,6 +11,7 @@ import torch
 
 from qtrace.operators.code import Origin
 from qtrace.operators.sketch import Sketch
+from qtrace.passes.modelstate import address_of
 from qtrace.records import TensorSpec
 
 
@@ -117,10 +118,7 @@ class Values:
 
 def place(tensor: torch.Tensor) -> Any:
     """Return what tells the memory of a tensor from that of others; the object itself where it has none."""
-    try:
-        address = tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        address = 0
+    address = address_of(tensor)
     return (tensor.device, address) if address else id(tensor)
 
 

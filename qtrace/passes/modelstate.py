@@ -56,10 +56,10 @@ class SharedTensors:
 
     def __init__(self, models: tuple[Model, Model]) -> None:
         first, second = (list(_named(model)) for model in models)
-        mine = {_storage(tensor) for _, tensor in first} - {0}
-        both = mine & {_storage(tensor) for _, tensor in second}
+        mine = {address_of(tensor) for _, tensor in first} - {0}
+        both = mine & {address_of(tensor) for _, tensor in second}
         self._versions = [
-            (name, tensor, _version(tensor)) for name, tensor in (*first, *second) if _storage(tensor) in both
+            (name, tensor, _version(tensor)) for name, tensor in (*first, *second) if address_of(tensor) in both
         ]
 
     def written(self) -> list[str]:
@@ -87,7 +87,7 @@ def _named(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
                     yield join(path, name), tensor
 
 
-def _storage(tensor: torch.Tensor) -> int:
+def address_of(tensor: torch.Tensor) -> int:
     """Return the address of a tensor's memory; 0 for one that has none, or does not tell."""
     try:
         return tensor.untyped_storage().data_ptr()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from qtrace.diagnose import Suspect
-from qtrace.diagnose.words import evidence_for, summary
+from qtrace.diagnose.words import evidence_for, finding_of
 from qtrace.investigation.code import Line, forward_of, source_of
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
@@ -32,18 +32,10 @@ def finding(rank: int, suspect: Suspect, models: tuple[Model, Model], plan: Plan
     sites = call.sites if call is not None else (None, None)
     if sites == (None, None):
         sites = (_forward(mine), _forward(partners[0] if partners else models[1].root))
-    return Finding(
-        rank=rank,
-        module=suspect.module,
-        call=suspect.call.call,
-        kind=suspect.kind,
-        argument=suspect.argument,
-        callee=suspect.callees[0] if suspect.callees else None,
-        callees=tuple(suspect.callees),
-        members=tuple(suspect.members),
-        count=len(suspect.modules),
-        confirmed=False,
-        summary=summary(suspect, static),
+    return finding_of(
+        suspect,
+        rank,
+        static,
         evidence=(*evidence_for(suspect, static), *_others(suspect)),
         source=source_of(*sites),
     )
