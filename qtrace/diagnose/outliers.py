@@ -101,19 +101,28 @@ def outliers(trial: Trial) -> list[Suspect]:
     """Return who stands out, worst first.
 
     That is an own error of more than six times the peers' median, an argument of another kind, or a NaN. The only one
-    of its kind is measured against all other outputs.
+    of its kind is measured against all other outputs, and so is what is the reference's value on a grid: a toolkit may
+    round there alone, in the code between two modules.
     """
     measured = list(_errors(trial))
+    noise = [one.error for one in measured if one.argument is None and one.error > _LEAST]
     found: list[tuple[float, Suspect]] = []
     for one in measured:
         peers = _peers(one, measured)
         typical = max(median(peers), _LEAST) if peers else _typical_of_all(one, measured)
+        if typical is not None and noise and _is_rounded(one.value):
+            typical = max(typical, median(noise))
         if one.value.status in _BEYOND_NUMBERS:
             found.append((float("inf"), _suspect(one)))
         elif typical is not None and (one.error > _FAR * typical or _is_local(one.value)):
             found.append((one.error / typical, _suspect(one)))
     found.sort(key=lambda pair: -pair[0])
     return grouped([suspect for _, suspect in found])
+
+
+def _is_rounded(value: Value) -> bool:
+    relation = value.relation
+    return relation is not None and relation.kind == "rounded" and "clipped" not in relation.parameters
 
 
 def _is_local(value: Value) -> bool:

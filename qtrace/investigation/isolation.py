@@ -141,7 +141,7 @@ class Isolation:
         done = run(forcing)
         if done.raised():
             # What the callee of the reference takes, that of the candidate may not.
-            done = run(replace(forcing, resizes=False))
+            done = run(replace(forcing, resizes=False, unwraps=False))
         if done.raised():
             raised = next(end.error for end in done.ends if end.error is not None)
             said = f"{type(raised).__name__}: {first_line(raised)}"

@@ -1,8 +1,9 @@
 """Teacher forcing: the candidate is handed the reference's tensors at chosen boundaries.
 
 What a module then shows is the error that it makes itself, on clean arguments. A tensor is handed over as a
-copy, in the candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. Where no
-layout explains another shape, or one of the two is no plain tensor, the candidate keeps its own.
+copy, in the candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. A quantized
+tensor is replaced by one on the same grid, one of a subclass that dequantizes itself by plain numbers. Where no layout
+explains another shape, or one of the two is no plain tensor otherwise, the candidate keeps its own.
 
 Whether a factor, an order of channels or a rotation is a fault or undone further down cannot be seen in the tensor.
 Handing over the reference's values as they are heals the one and breaks the other; handing them over in
@@ -23,6 +24,7 @@ from qtrace.lockstep.pair import Pair
 from qtrace.probe import Enter, Exit, Replacement
 from qtrace.records import Relation, Status
 from qtrace.relate import FILL, into_candidate, mask_relation
+from qtrace.stats import dequantizes
 from qtrace.tree import leaves, replaced
 
 # How `Met.forced` tells arguments from outputs.
@@ -37,7 +39,8 @@ class Forcing:
     `names` limits the entries to these arguments. At the boundaries of `converted`, tensors that are related go
     over in the candidate's convention (scaled, reordered, rotated as its own are), as far as `PairComparer.explain`
     was asked before, as `explains` has it done; elsewhere in no more than its layout and the fill of its masks.
-    With `resizes` an argument of another size altogether goes over as the reference's is.
+    With `resizes` an argument of another size altogether goes over as the reference's is, with `unwraps` plain numbers
+    stand in for a subclass.
     Arguments that are `harmless`, by class of the callee and name, are in a convention of their own, and left alone.
     """
 
@@ -48,6 +51,7 @@ class Forcing:
     harmless: Collection[tuple[str, str]] = ()
     explains: bool = False
     resizes: bool = True
+    unwraps: bool = True
 
     def arguments(self, met: Met, candidate: Enter, pairs: LeafPairs) -> Replacement | None:
         """Return the candidate's arguments with the reference's tensors in them, or None to leave them."""
@@ -106,7 +110,13 @@ class Forcing:
         swaps: dict[int, list[torch.Tensor]] = {}
         made: dict[tuple[int, int], torch.Tensor] = {}
         for path, mine, theirs, pair in pairs:
-            if not (_is_plain(mine) and _is_plain(theirs)):
+            if not _is_plain(mine):
+                continue
+            if not _is_plain(theirs):
+                handed = self._in_its_form(mine, theirs, pair)
+                if handed is not None:
+                    swaps.setdefault(id(theirs), []).append(handed)
+                    met.forced.add(mark + path)
                 continue
             if mine.device.type == "cpu" and _is_equal(pair):
                 # Most arguments are an output that was handed over already.
@@ -133,6 +143,18 @@ class Forcing:
                     swaps.setdefault(id(theirs), []).append(handed)
                 met.forced.add(mark + path)
         return {own: turns for own, turns in swaps.items() if any(id(turn) != own for turn in turns)}
+
+    def _in_its_form(self, reference: torch.Tensor, candidate: Any, pair: Pair) -> torch.Tensor | None:
+        """Return what stands in for a tensor that holds its values quantized; None where nobody knows."""
+        if pair.measurement is None or reference.shape != candidate.shape or not isinstance(candidate, torch.Tensor):
+            return None
+        values = reference.detach().to(candidate.device, copy=True)
+        if type(candidate) is torch.Tensor and candidate.qscheme() == torch.per_tensor_affine:
+            scale, zero_point = candidate.q_scale(), candidate.q_zero_point()
+            return torch.quantize_per_tensor(values.float(), scale, zero_point, candidate.dtype)
+        if self.unwraps and dequantizes(candidate):
+            return values.to(candidate.dtype)
+        return None
 
 
 def _is_equal(pair: Pair) -> bool:

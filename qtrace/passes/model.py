@@ -20,6 +20,8 @@ _MODE_MATTERS = (
     torch.nn.TransformerEncoderLayer,
     torch.nn.TransformerDecoderLayer,
 )
+# What is quantized for good is not trained; its flag is what it was made with.
+_MINDLESS = ("torch.nn", "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Model:
     `aliases` maps the further paths of a module that stands in several places to its first one. `devices` are the
     kinds of device that hold parameters and buffers, "cpu" always among them. `in_training` are the paths of the
     modules in training mode that may behave differently for it: of torch's own classes only few look at the mode; of
-    anybody else's any may.
+    anybody else's any may. `rewriting` says of the modules that have run whether hooks of their own change what they
+    return, see `qtrace.probe.hooks`.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Model:
     aliases: dict[str, str] = field(init=False)
     devices: tuple[str, ...] = field(init=False)
     in_training: tuple[str, ...] = field(init=False)
+    rewriting: dict[str, bool] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         modules: dict[str, torch.nn.Module] = {}
@@ -126,4 +130,4 @@ def devices_of(models: Iterable[Model]) -> tuple[str, ...]:
 def _minds_training(module: torch.nn.Module) -> bool:
     if not module.training:
         return False
-    return isinstance(module, _MODE_MATTERS) or not type(module).__module__.startswith("torch.nn")
+    return isinstance(module, _MODE_MATTERS) or not type(module).__module__.startswith(_MINDLESS)

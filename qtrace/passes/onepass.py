@@ -102,6 +102,7 @@ class Pass:
                 listener=options.listeners[0],
                 sparse=plan.sparse,
                 passed=self.comparison.passed,
+                rewriting=models[0].rewriting,
             ),
             LiveSide(
                 models[1].modules,
@@ -110,6 +111,7 @@ class Pass:
                 random=self.random if own_random else None,
                 listener=options.listeners[1],
                 sparse=plan.sparse,
+                rewriting=models[1].rewriting,
             ),
         )
 

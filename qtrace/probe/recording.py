@@ -65,9 +65,9 @@ def run_during(
     """
     watched = _Watched(index, during, signature_of(module, inner))
     handles = [
-        # Last in line at the entry and first at the exit: what other hooks do is not done in the call.
-        module.register_forward_pre_hook(watched.enter, with_kwargs=True),
-        module.register_forward_hook(watched.leave, with_kwargs=True, always_call=True, prepend=True),
+        # First in line at the entry and last at the exit: what the module's own hooks do is a part of the call.
+        module.register_forward_pre_hook(watched.enter, with_kwargs=True, prepend=True),
+        module.register_forward_hook(watched.leave, with_kwargs=True, always_call=True),
     ]
     try:
         run()

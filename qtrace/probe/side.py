@@ -25,6 +25,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from qtrace.probe.arguments import Bound, Signature, signature_of
 from qtrace.probe.events import Call, End, Enter, Event, Exit, Pause, Replacement, Site
+from qtrace.probe.hooks import Hooks
 from qtrace.probe.state import RandomState, SideState
 
 # Of torch's own modules, those that always return a tensor of their own making.
@@ -91,7 +92,8 @@ class LiveSide:
     to; all others are passed by. `calls` counts the calls by path, `unseen` those that could not stand still by
     (path, reason), `silent` lists the modules that take no hooks. `passed` is called with every call of a
     module without partner, and what it returned. A `sparse` side hooks only the modules of `keys`, and counts no
-    others. `stepper` steps it where there is one.
+    others. `stepper` steps it where there is one. `rewriting` is what is known of the model's own hooks, see
+    `qtrace.probe.hooks`.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class LiveSide:
         listener: Listener | None = None,
         passed: Callable[[Call, Any], None] | None = None,
         sparse: bool = False,
+        rewriting: dict[str, bool] | None = None,
     ) -> None:
         self._modules = {path: modules[path] for path in keys} if sparse else modules
         self.calls: Counter[str] = Counter()
@@ -116,7 +119,7 @@ class LiveSide:
         self._listener = listener
         self._passed = passed
         self._left = 0
-        self._handles: list[Any] = []
+        self._hooks = Hooks({} if rewriting is None else rewriting)
         self._places: dict[torch.nn.Module, tuple[str, str | None, Signature]] = {}
         self._stack: list[_Frame] = []
         # The hooks do nothing while it is set: once the side was closed, and while something else runs on its stack.
@@ -229,9 +232,7 @@ class LiveSide:
     def close(self) -> None:
         """Take the hooks off and end the model's run, wherever it stands; may be called at any time, more than once."""
         self._is_off = True
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.remove()
         runner = getattr(self, "_runner", None)
         # A bare `except:` in a model swallows the exit and the forward goes on, without hooks now, to its end.
         while runner is not None and runner and not runner.dead:
@@ -268,10 +269,7 @@ class LiveSide:
             signature = signature_of(module, inner.get(path, ()))
             self._places[module] = (path, self._keys.get(path), signature)
             try:
-                self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                # First in line: hooks that were there before must see what is handed over in place of an output.
-                leave = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True, prepend=True)
-                self._handles.append(leave)
+                self._hooks.add(path, module, self._enter, self._leave)
             except RuntimeError:
                 # A scripted module takes no such hooks.
                 self.silent.append(path)
@@ -309,6 +307,7 @@ class LiveSide:
         frame = self._pop(module)
         if frame is None:
             return None
+        self._hooks.learn(frame.call.path, module, value)
         frame.call.order = self._left
         self._left += 1
         # An exit hook that always runs sees None both for "returned None" and for "raised".

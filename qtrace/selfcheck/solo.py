@@ -89,7 +89,8 @@ class Solo:
 
     def _side(self, stream: RandomState) -> LiveSide:
         keys = {path: path for path in self.model.modules}
-        return LiveSide(self.model.modules, keys, devices=self.devices, random=stream)
+        model = self.model
+        return LiveSide(model.modules, keys, devices=self.devices, random=stream, rewriting=model.rewriting)
 
     def _function(self) -> Callable[[], Any]:
         return self.model.entry(self.call, copied(self.sample))

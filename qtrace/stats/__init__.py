@@ -8,7 +8,7 @@ see `kernel`, and in float64 otherwise, see `exact`.
 
 from qtrace.stats.measurement import Measurement, measure
 from qtrace.stats.metrics import Metrics
-from qtrace.stats.plain import NoValues, plain
+from qtrace.stats.plain import NoValues, dequantizes, plain
 from qtrace.stats.summary import Summary, describe
 
-__all__ = ["Measurement", "Metrics", "NoValues", "Summary", "describe", "measure", "plain"]
+__all__ = ["Measurement", "Metrics", "NoValues", "Summary", "dequantizes", "describe", "measure", "plain"]

@@ -32,6 +32,11 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return _unwrap(tensor)
 
 
+def dequantizes(tensor: torch.Tensor) -> bool:
+    """Return whether `tensor` is of a subclass that says itself what numbers it stands for, as quantized ones do."""
+    return type(tensor).dequantize is not torch.Tensor.dequantize
+
+
 def _unwrap(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         raise NoValues(
@@ -63,7 +68,7 @@ def _base(tensor: torch.Tensor) -> torch.Tensor:
     kind = type(tensor)
     if kind is torch.Tensor:
         return tensor
-    if kind.dequantize is not torch.Tensor.dequantize:
+    if dequantizes(tensor):
         values = tensor.dequantize()
         # Some stay what they are, and hold the dequantized values themselves.
         if type(values) is not kind:
