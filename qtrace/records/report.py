@@ -36,6 +36,15 @@ class Coverage:
         """Return compared / reference_calls; 0 where there were no calls, since nothing was compared then."""
         return self.compared / self.reference_calls if self.reference_calls else 0.0
 
+    @property
+    def accounted(self) -> float:
+        """Return the share of calls that were compared, or that the candidate computes in one with others.
+
+        What a fused module computes is compared where the last one of its group returns.
+        """
+        fused = self.reasons.get("fused", 0) if self.compared else 0
+        return (self.compared + fused) / self.reference_calls if self.reference_calls else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:

@@ -81,8 +81,8 @@ def outcome(end: Ending, coverage: Coverage, findings: Sequence[Finding], *, sam
 
 
 def is_too_little(coverage: Coverage, options: Options) -> bool:
-    """Return whether too few of the reference's calls were compared to say anything."""
-    return bool(coverage.reference_calls) and not coverage.fraction >= options.min_coverage
+    """Return whether too few of the reference's calls were compared, in one with others at least, to say anything."""
+    return bool(coverage.reference_calls) and not coverage.accounted >= options.min_coverage
 
 
 def is_clean(row: Row, floors: Floors) -> bool:
