@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.faults import models
 from bench.faults.convnet import ResidualBlock
-from bench.faults.rewrite import rewrite
+from bench.faults.rewrite import Changes, changes_in, rewrite
 
 
 def _block() -> ResidualBlock:
@@ -42,6 +42,15 @@ def test_changed_source_is_what_inspect_shows() -> None:
     assert type(block).forward.__code__.co_firstlineno == start
     assert source.splitlines()[line] == "        out = out - identity"
     assert type(block).forward.__code__.co_filename.startswith("<convnet.py changed in ResidualBlock.forward")
+
+
+def test_the_changed_lines_are_known() -> None:
+    block = _block()
+    assert changes_in(block) is None
+    lines, start = inspect.getsourcelines(ResidualBlock.forward)
+    place = start + [line.strip() for line in lines].index("out = out + identity")
+    rewrite(block, "out = out + identity", "out = out + 1\n        out = out + identity")
+    assert changes_in(block) == Changes(frozenset(), frozenset({place}))
 
 
 def test_traceback_shows_the_faulty_line() -> None:

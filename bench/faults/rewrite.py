@@ -6,10 +6,12 @@ The changed text is registered with `linecache`, so that tracebacks and `inspect
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 import itertools
 import linecache
 import sys
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +20,15 @@ from torch import nn
 # It looks up the documentation of the class that its function stands in, and computes nothing.
 _DOCUMENTATION = "auto_docstring"
 _numbers = itertools.count(1)
+_changes: dict[str, Changes] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The numbers of the lines that a change touched, in the file as it was and as it is."""
+
+    before: frozenset[int]
+    after: frozenset[int]
 
 
 def rewrite(module: nn.Module, old: str, new: str, *, within: str = "forward") -> None:
@@ -39,12 +50,29 @@ def rewrite(module: nn.Module, old: str, new: str, *, within: str = "forward") -
     source = inspect.getsource(home)
     changed = _replace_once(source, path, old, new)
     file = f"<{home.__name__.rpartition('.')[2]}.py changed in {'.'.join(path)} ({next(_numbers)})>"
+    _changes[file] = _changed_lines(source, changed)
     linecache.cache[file] = (len(changed), None, changed.splitlines(keepends=True), file)
     namespace = dict(vars(home))
     for wanted in dict.fromkeys([path, (owner, method)]):
         namespace[wanted[-1]] = _compile(changed, wanted, file, home, namespace)
     body = {method: namespace[method], "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     module.__class__ = type(cls.__name__, (cls,), body)
+
+
+def changes_in(module: nn.Module) -> Changes | None:
+    """Return what `rewrite` has changed in this module's source; None where that is nothing."""
+    methods = (value for value in vars(type(module)).values() if callable(value) and hasattr(value, "__code__"))
+    return next((c for c in (_changes.get(method.__code__.co_filename) for method in methods) if c), None)
+
+
+def _changed_lines(before: str, after: str) -> Changes:
+    first, second = before.splitlines(), after.splitlines()
+    blocks = difflib.SequenceMatcher(None, first, second, autojunk=False).get_opcodes()
+    changed = [(range(a, b), range(c, d)) for kind, a, b, c, d in blocks if kind != "equal"]
+    return Changes(
+        frozenset(place + 1 for one, _ in changed for place in one),
+        frozenset(place + 1 for _, other in changed for place in other),
+    )
 
 
 def _replace_once(source: str, path: tuple[str, ...], old: str, new: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import qtrace
-from bench.faults.case import Case
+from bench.faults.case import Case, Pair
 from bench.faults.catalogue import cases
 from bench.faults.heuristics import HEURISTICS
+from bench.faults.rewrite import changes_in
 from qtrace.records import Finding, ReportData
 
 RIGHT = Path(__file__).parent / "right.txt"
@@ -25,7 +26,8 @@ class Result:
     `named` are the modules of the findings, best first. `first`, `top`, `found_all`, `kind` and `argument` are None
     where the case has no fault (`kind` and `argument` also where the answer leaves them open or the first name is
     wrong). `spurious` counts findings that are at no fault of the case. `heuristics` says for each rule whether the
-    module that it named is an answer. `error` is set where `trace` failed in a way that it does not promise.
+    module that it named is an answer. `line` says whether the first finding, being right, points at a line that was
+    changed; None where no source was. `error` is set where `trace` failed in a way that it does not promise.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Result:
     argument: bool | None = None
     spurious: int = 0
     heuristics: dict[str, bool] = field(default_factory=dict)
+    line: bool | None = None
     seconds: float = 0.0
     error: str | None = None
 
@@ -80,7 +83,27 @@ def run_case(case: Case) -> Result:
         report = error.report
     except Exception as error:  # a bench goes on: whatever trace fails with counts against it
         return _result(case, time.perf_counter() - begin, error=f"{type(error).__name__}: {error}")
-    return judge(case, report, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    first = next(iter(report.findings), None)
+    return replace(judge(case, report, seconds), line=None if first is None else _names_line(pair, case, first))
+
+
+def _names_line(pair: Pair, case: Case, first: Finding) -> bool | None:
+    """Return whether a finding points at a changed line, on either side; None where no container's source was changed.
+
+    It is asked of the right one alone.
+    """
+    if first.module not in case.answers:
+        return None
+    try:
+        changed = changes_in(pair.at(first.module))
+    except AttributeError:
+        # A rebuilt candidate has no module of this name.
+        return None
+    if changed is None:
+        return None
+    sides = ((first.source or {}).get(name) or {} for name in ("reference", "candidate"))
+    return any(side.get("line") in lines for side, lines in zip(sides, (changed.before, changed.after), strict=True))
 
 
 def judge(case: Case, report: ReportData, seconds: float) -> Result:
