@@ -174,8 +174,8 @@ def _attendant(
         texts = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)
         if not texts:
             return None
-    if trace_of(reference) is not None or trace_of(candidate) is not None:
-        raise UsageError("a stored trace has no code to stop in; breakpoints need two models")
+    if trace_of(reference) is not None and trace_of(candidate) is not None:
+        raise UsageError("both sides are stored traces, which have no code to stop in; breakpoints need a live model")
     if texts is None:
         return cast("Attendant", breakpoints)
     from qtrace.debug import Debugger, wanted_in_python

@@ -240,18 +240,6 @@ def test_a_breakpoint_that_nobody_comes_to_is_an_error_at_the_end(
     assert "outcome: fault." in ended.out
 
 
-@pytest.mark.parametrize("side", ["reference", "candidate"])
-def test_a_stored_side_has_no_code_to_stop_in(folder: Path, capsys: pytest.CaptureFixture[str], side: str) -> None:
-    assert Ended(capsys, "capture", *options(), "--side", side, "--out", "stored").code == 0
-    ended = Ended(capsys, "debug", *options(), f"--{side}", "trace:stored", "--commands", "quit.txt")
-    assert ended.code == 2
-    assert ended.err == (
-        f"error: the {side} is a stored trace, which holds tensors and no code, and `qtrace debug` needs both models; "
-        "`qtrace run --inspect MODULE` shows the tensors of a trace beside the other side's\n"
-    )
-    assert ended.out == ""
-
-
 def test_the_options_of_the_comparison_hold_at_the_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = Ended(
         capsys, "debug", *options("other"), "--rename", "net=head", "--break", "head:enter", "--commands", "quit.txt"

@@ -519,6 +519,16 @@ def test_inputs_with_a_history_are_copied_all_the_same() -> None:
     assert qtrace.trace(model, twin(model), x).outcome is Outcome.CLEAN
 
 
+def test_a_lazy_module_that_is_never_called_has_parameters_without_a_size() -> None:
+    reference, candidate = Chain(), Chain()
+    for model in (reference, candidate):
+        model.add_module("lazy", torch.nn.LazyLinear(3))
+    candidate.load_state_dict(reference.state_dict())
+    report = qtrace.trace(reference, candidate, torch.randn(2, 8))
+    assert report.outcome is Outcome.CLEAN
+    assert report.reference.parameters == 3 * (8 * 8 + 8)
+
+
 def test_one_object_on_both_sides_is_warned_about() -> None:
     model = Chain()
     report = qtrace.trace(model, model, torch.randn(2, 8))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtrace.cli.exits import no_more_stdout
-from qtrace.cli.live import need_models
+from qtrace.cli.live import need_a_model
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
 from qtrace.errors import Interrupted, QtraceError, UsageError
 
@@ -57,7 +57,8 @@ def debug(
 ) -> None:
     """Stop both models at the same call, and look at both from there: Python's pdb with two sides.
 
-    Without --break and --break-when it finds the culprit as `qtrace run` does, and stops there.
+    Without --break and --break-when it finds the culprit as `qtrace run` does, and stops there. One side may be a
+    stored trace (trace:FOLDER): it shows its tensors, and where each call was made.
 
     Examples:
 
@@ -75,7 +76,7 @@ def debug(
     _check_terminal(script)
     out = Screen(screen)
     models = loaded(config, out)
-    need_models(models, "debug")
+    need_a_model(models, "debug")
     index = None
     if not stops:
         stops, index = _culprit(config, models, out)
@@ -127,11 +128,14 @@ def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Deb
     """Run one pass with the prompt: no progress bar beside it, and nobody to blame looked for after it."""
     from qtrace.api import trace
     from qtrace.cli.session import keywords
+    from qtrace.store.onesample import with_one_sample
 
-    samples = models.samples if sample is None else [models.samples[sample]]
+    pair, samples = (models.reference, models.candidate), models.samples
+    if sample is not None:
+        pair, samples = (with_one_sample(pair[0], sample), with_one_sample(pair[1], sample)), [samples[sample]]
     options = {**keywords(config, models), "local": False}
     try:
-        return trace(models.reference, models.candidate, samples, **options, breakpoints=debugger)
+        return trace(*pair, samples, **options, breakpoints=debugger)
     except Interrupted as error:
         # Of what was compared until then nothing is shown here.
         raise Interrupted("interrupted; the run ended there, and no hook is left") from error

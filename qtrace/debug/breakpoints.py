@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from qtrace.errors import UsageError, did_you_mean
@@ -71,12 +71,17 @@ def resolve(place: Place, paths: Mapping[str, str]) -> Breakpoint:
     return Breakpoint(place, frozenset(paths[path] for path in chosen))
 
 
-def why_not_reached(breakpoint: Breakpoint, calls: Counter[str]) -> str:
-    """Return in a sentence why nobody stopped at a breakpoint; `calls` counts the reference's calls by path."""
+def why_not_reached(breakpoint: Breakpoint, calls: Counter[str], stored: Collection[str] | None = None) -> str:
+    """Return in a sentence why nobody stopped at a breakpoint.
+
+    `calls` counts the reference's calls by path; of a stored reference, `stored` are the modules whose calls it tells.
+    """
     place, paths = breakpoint.place, sorted(breakpoint.paths)
     which = f"{place.option} {str(place)!r}"
     called = {path: calls[path] for path in paths if calls[path]}
     names = ", ".join(path or "<root>" for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+    if stored is not None and not breakpoint.paths & set(stored):
+        return f"{which}: the stored reference holds no calls of {names}; `qtrace show TRACE` lists what it holds"
     if not called:
         return f"{which}: the reference never calls {names}; `qtrace modules` lists what is called"
     most = max(called.values())

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from qtrace.debug import foreign
 from qtrace.debug.breakpoints import EXIT, Breakpoint, why_not_reached
 from qtrace.debug.condition import Condition
-from qtrace.debug.conversation import Conversation
+from qtrace.debug.conversation import Conversation, Sides
 from qtrace.debug.faults import Faults
 from qtrace.debug.handover import Handover
 from qtrace.debug.meeting import Stopping
 from qtrace.debug.script import Script
 from qtrace.debug.stop import Stop
 from qtrace.lockstep import REFERENCE, Comparison, EndRun, Meeting
-from qtrace.probe import LiveSide, Replacement
+from qtrace.probe import Replacement
 from qtrace.records import Status
+from qtrace.store import StoredSide
 
 
 class Debugger:
@@ -41,6 +42,7 @@ class Debugger:
         self._satisfied_by: Counter[Condition] = Counter()
         self._undecided: Counter[Status] = Counter()
         self._calls: list[Counter[str]] = []
+        self._stored: Collection[str] | None = None
         self._handover = Handover()
         self._faults = Faults()
         self._comparison: Comparison
@@ -54,9 +56,12 @@ class Debugger:
         return Stopping(comparison, self.met)
 
     @contextlib.contextmanager
-    def attending(self, sides: tuple[LiveSide, LiveSide]) -> Iterator[None]:
-        """Give each side a prompt and somebody who steps it; let go of both models at the end."""
-        self._calls.append(sides[REFERENCE].calls)
+    def attending(self, sides: Sides) -> Iterator[None]:
+        """Give each side a prompt, and a live one somebody who steps it; let go of both at the end."""
+        reference = sides[REFERENCE]
+        self._calls.append(reference.calls)
+        if isinstance(reference, StoredSide):
+            self._stored = reference.trace.manifest.selected
         self._faults = Faults()
         self._conversation = Conversation(sides, self._comparison, self._handover, self._script)
         try:
@@ -77,7 +82,8 @@ class Debugger:
         if self.has_quit or foreign.is_off():
             return []
         calls = sum(self._calls, Counter())
-        return [why_not_reached(one, calls) for one in self._breakpoints if one not in self._reached]
+        missed = [one for one in self._breakpoints if one not in self._reached]
+        return [why_not_reached(one, calls, self._stored) for one in missed]
 
     def unsatisfied(self) -> list[str]:
         """Return a sentence for each condition that no row satisfied, and for rows of which it could not be told."""

@@ -1,57 +1,46 @@
-"""Two values that stand against each other, in lines for a reader: what each is, how far apart, how related."""
+"""What an expression gives on each side, against the other: where it was found, how far apart, how related."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from qtrace.debug.masks import mask_words
+from qtrace.debug.leaves import Agrees, columns, described, judged
+from qtrace.debug.stop import NAMES
 from qtrace.lockstep import Pair, PairComparer
-from qtrace.lockstep.leaves import MISSING, argument_leaves
-from qtrace.lockstep.pair import spec_of
-from qtrace.records import Statistics, Status, TensorSpec
-from qtrace.render.numbers import cosine, decibels, number, share
-from qtrace.stats import NoValues, describe
+from qtrace.lockstep.leaves import argument_leaves
 
-SIDES = ("reference", "candidate")
 # Of more values than that, as of a whole config, plain ones that are equal are only named, and only some of them.
 _MOST_IN_FULL, _MOST_NAMED = 8, 6
 
-Agrees = Callable[[Pair], bool]
 Tolerance = Callable[[Pair], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A value of one side, and where its name was found; a value of a call itself has no line."""
+    """A value of one side, and the place where its name was found."""
 
     value: Any
-    file: str = ""
-    line: int = 0
-    function: str = ""
-
-    def __str__(self) -> str:
-        return f"{Path(self.file).name}:{self.line} {self.function}" if self.file else self.function
+    place: str
 
 
-def difference(reference: Found, candidate: Found, *, agrees: Agrees, tolerance: Tolerance) -> Iterator[str]:
+def difference(
+    reference: Found, candidate: Found, comparer: PairComparer, *, agrees: Agrees, tolerance: Tolerance
+) -> Iterator[str]:
     """Yield what an expression gave on each side, then for each pair of leaves how they differ and are related.
 
     Args:
         reference: the reference's value.
         candidate: the candidate's.
+        comparer: compares two leaves.
         agrees: whether a pair is the same up to rounding.
         tolerance: the PEIR up to which elements of a pair agree.
     """
-    comparer = PairComparer()
     leaf_pairs = argument_leaves("", reference.value, candidate.value)
     if not leaf_pairs:
         yield from columns(
-            [(side, str(at), " ".join(repr(at.value).split())[:200]) for side, at in _sides(reference, candidate)]
+            [(side, at.place, " ".join(repr(at.value).split())[:200]) for side, at in _sides(reference, candidate)]
         )
         return
     folded = []
@@ -63,7 +52,7 @@ def difference(reference: Found, candidate: Found, *, agrees: Agrees, tolerance:
         if path:
             yield f"{path}:"
         at = zip(_sides(reference, candidate), (mine, theirs), strict=True)
-        yield from columns([(side, str(found), *described(leaf)) for (side, found), leaf in at])
+        yield from columns([(side, found.place, *described(leaf)) for (side, found), leaf in at])
         if pair is not None and pair.measurement is not None and not agrees(pair):
             comparer.explain(pair, mine, theirs, tolerance(pair))
         yield from judged(pair, mine, theirs, agrees=agrees)
@@ -72,107 +61,5 @@ def difference(reference: Found, candidate: Found, *, agrees: Agrees, tolerance:
         yield f"equal: {', '.join(folded[:_MOST_NAMED])}" + (f" and {rest} more" if rest > 0 else "")
 
 
-def judged(pair: Pair | None, reference: Any, candidate: Any, *, agrees: Agrees) -> Iterator[str]:
-    """Yield how far apart two leaves are, and how they are related; `pair` is None for two equal plain values."""
-    if pair is None:
-        # None and False, say, are no fault, and yet not the same.
-        yield "equal" if type(reference) is type(candidate) else "counts as equal"
-        return
-    tensors = [leaf for leaf in (reference, candidate) if isinstance(leaf, torch.Tensor)]
-    masks = _masks(reference, candidate) if len(tensors) == len(SIDES) else ""
-    if pair.measurement is None:
-        if pair.status is Status.SHAPE_MISMATCH:
-            yield f"shapes differ; {masks or 'no layout makes one of the other'}"
-        elif len(tensors) == 1:
-            yield f"only the {SIDES[not isinstance(reference, torch.Tensor)]} has a tensor"
-        else:
-            yield "values differ"
-        return
-    found = pair.statistics()
-    if found.max == 0 and found.non_finite is None:
-        yield "equal" if pair.layout is None else f"equal, in another {pair.layout}"
-        return
-    yield from measured(found)
-    if pair.relation is not None:
-        yield str(pair.relation) + _remaining(pair)
-    if masks:
-        yield masks
-    if agrees(pair):
-        yield "the same up to rounding"
-    elif pair.relation is None and not masks:
-        yield "no relation between the two is known"
-
-
-def measured(found: Statistics) -> Iterator[str]:
-    """Yield the statistics of |reference - candidate| in two lines, and what numbers do not tell."""
-    yield "  ".join(
-        [
-            "|reference - candidate|",
-            *(f"{name} {number(getattr(found, name))}" for name in ("mean", "min", "max", "stddev")),
-        ]
-    )
-    parts = [f"PEIR {number(found.peir)}", f"SQNR {decibels(found.sqnr_db)} dB", f"cosine {cosine(found.cosine)}"]
-    if found.mismatch is not None:
-        parts.append(f"{share(found.mismatch, 1)} of elements differ")
-    if found.non_finite is not None:
-        parts.append("non-finite {}/{}".format(*found.non_finite))
-    elif found.status is not Status.COMPARED:
-        parts.append(found.status.value.replace("_", " "))
-    yield "  ".join(parts)
-
-
-def described(leaf: Any) -> tuple[str, str, str]:
-    """Return a leaf's dtype, shape and range; of a plain value what it is."""
-    spec = spec_of(leaf)
-    if leaf is MISSING or spec is None:
-        return "not there", "", ""
-    if not isinstance(leaf, torch.Tensor):
-        return spec.value or spec.type, "", ""
-    low_high = ""
-    try:
-        summary = describe(leaf)
-        low_high = f"min {_bound(summary.min)} max {_bound(summary.max)}"
-        low_high += f", {summary.non_finite} not finite" if summary.non_finite else ""
-    except NoValues:
-        pass
-    return str(spec.dtype), _shape(spec), low_high
-
-
-def columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield rows of words as lines, with every column but the last as wide as its widest word."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{word:<{width}}" for word, width in zip(row, widths, strict=True) if width]
-        yield "  ".join(cells).rstrip()
-
-
 def _sides(reference: Found, candidate: Found) -> list[tuple[str, Found]]:
-    return list(zip(SIDES, (reference, candidate), strict=True))
-
-
-def _shape(spec: TensorSpec) -> str:
-    return "" if spec.shape is None else f"[{','.join(map(str, spec.shape))}]"
-
-
-def _bound(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if not value.is_integer() or abs(value) >= 1e9 else f"{value:.0f}"
-
-
-def _masks(reference: torch.Tensor, candidate: torch.Tensor) -> str:
-    """Return what kinds of masks the two are, where one of them is a mask at all."""
-    words = [mask_words(reference), mask_words(candidate)]
-    if not any(word is not None and "mask" in word for word in words):
-        return ""
-    told = [f"{side} is {word}" for side, word in zip(SIDES, words, strict=True) if word is not None]
-    if len(told) == len(SIDES):
-        return f"{told[0]}, {told[1].replace(' is ', ' ', 1)}"
-    return told[0]
-
-
-def _remaining(pair: Pair) -> str:
-    related = pair.peir_related()
-    return (
-        ""
-        if related is None or pair.relation is None or pair.relation.kind == "layout"
-        else f" (PEIR {number(related)} under it)"
-    )
+    return list(zip(NAMES, (reference, candidate), strict=True))

@@ -13,7 +13,10 @@ _OWN = ("", "pdb.set_trace")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where one side stands: the frame of its own code that makes the call, that frame's locals, what was called."""
+    """Where one side stands: the frame of its own code that makes the call, that frame's locals, what was called.
+
+    A stored side has no frame, and in place of locals what is recorded of the call.
+    """
 
     frame: FrameType | None
     locals: dict[str, Any]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qtrace.debug.breakpoints import ENTER
+from qtrace.debug.session import Refusal
 from qtrace.debug.stop import Stop
 from qtrace.lockstep.forcing import Forcing, LeafPairs
 from qtrace.probe import Enter, Exit, Replacement
@@ -39,17 +40,24 @@ class Handover:
         some = "; ".join(self.notes[:_MOST_TOLD]) + (f"; and {rest} more" if rest > 0 else "")
         return [f"the candidate was handed the reference's {some}: what follows is not its own result"]
 
-    def here(self, stop: Stop, *, heals: bool) -> Replacement | str | None:
-        """Return what the candidate goes on with, None where it was written in place, or why nothing is handed over."""
+    def here(self, stop: Stop, *, heals: bool) -> Replacement | None:
+        """Return what the candidate goes on with, None where it was written in place.
+
+        Raises `Refusal` where nothing is handed over.
+        """
         pairs: LeafPairs = [(*leaves, pair) for *leaves, pair in stop.compared() if pair is not None]
         differing = [one for one in pairs if not _is_equal(one)]
         if not differing:
-            return "nothing to hand over: the candidate holds the same values"
+            raise Refusal("nothing to hand over: the candidate holds the same values")
+        # Of a trace that was captured on the meta device, say.
+        pairs = [one for one in pairs if not (isinstance(one[1], torch.Tensor) and one[1].is_meta)]
         reply = self._replacement(stop, pairs)
         handed = [name for name, *_ in differing if stop.mark + name in stop.met.forced]
         if not handed:
             names = ", ".join(name or "output" for name, *_ in differing)
-            return f"nothing could be handed over of {names}: no layout is known in which the candidate would take it"
+            raise Refusal(
+                f"nothing could be handed over of {names}: no layout is known in which the candidate would take it"
+            )
         off = [name for name, _, _, pair in differing if name in handed and not stop.agrees(name, pair)]
         self._note(stop, off or handed)
         if stop.event == ENTER:
@@ -63,8 +71,10 @@ class Handover:
     def again(self, stop: Stop) -> Replacement | None:
         """Return what the candidate goes on with at a later meeting: one that is healed, or handed the same tensors."""
         if (stop.call.path, stop.event) in self.healed:
-            found = self.here(stop, heals=False)
-            return None if isinstance(found, str) else found
+            try:
+                return self.here(stop, heals=False)
+            except Refusal:
+                return None
         if not self._forced or stop.event != ENTER:
             return None
         pairs: LeafPairs = []

@@ -27,9 +27,13 @@ class Stopping(Around):
         # Whoever works in place may have its return value ignored: then what it wrote to is handed over.
         met.argument_ids = {id(tensor) for _, tensor in tensors(candidate.arguments.values)}
         self._open.append(met)
-        return self._met(Stop(self._comparison, met, reference, candidate), reply)
+        return self._met(self._stop(met, reference, candidate), reply)
 
     def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
         """Compare, then ask."""
         reply = super().left(reference, candidate)
-        return self._met(Stop(self._comparison, self._open.pop(), reference, candidate), reply)
+        return self._met(self._stop(self._open.pop(), reference, candidate), reply)
+
+    def _stop(self, met: Met, reference: Enter | Exit, candidate: Enter | Exit) -> Stop:
+        # What was compared is compared again where it is asked for, and in the same way.
+        return Stop(self._comparison, met, reference, candidate, type(self._comparison.comparer)())

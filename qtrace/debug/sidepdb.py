@@ -5,28 +5,20 @@ from __future__ import annotations
 import ctypes
 import pdb
 import sys
-from enum import Enum, auto
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from qtrace.debug.difference import Found
 from qtrace.debug.script import Script
+from qtrace.debug.session import PROMPT, Move
 from qtrace.errors import did_you_mean
 from qtrace.probe import LiveSide, is_in_hook, is_own_code
 
-PROMPT = "(qtrace) "
 # Modules whose code is not stepped into.
 SKIPPED = ("torch", "torch.*", "qtrace", "qtrace.*", "greenlet*")
 
-
-class Move(Enum):
-    """How a prompt was left."""
-
-    STEP = auto()
-    SWITCH = auto()
-    CONTINUE = auto()
-    NEXT_FAULT = auto()
-    QUIT = auto()
+IN_QTRACE = "in qtrace itself, which calls the model"
 
 
 class SidePdb(pdb.Pdb):
@@ -169,22 +161,32 @@ class SidePdb(pdb.Pdb):
         """
         code = compile(expression.strip(), "<diff>", "eval")
         stack, index = self.frames()
+        own = [entry for entry in stack[: index + 1] if is_own_code(entry[0])]
+        if not own:
+            raise NameError("no code of the model runs here; `args` and `out` show what the call takes and returns")
         unknown, near = expression.strip(), ""
-        for frame, line in reversed(stack[: index + 1]):
+        for frame, line in reversed(own):
             try:
                 value = eval(code, frame.f_globals, frame.f_locals)
             except NameError as error:
                 unknown = error.name or unknown
                 near = near or did_you_mean(unknown, frame.f_locals)
                 continue
-            return Found(value, frame.f_code.co_filename, line, frame.f_code.co_name)
+            return Found(value, place_of(frame, line))
         raise NameError(f"no frame knows {unknown}; {near}")
 
     def format_stack_entry(self, frame_lineno: Any, lprefix: str = ": ") -> str:
         """Return a frame as pdb shows it, with the side's name."""
         if not is_own_code(frame_lineno[0]):
-            return f"{self.name} in qtrace itself, which calls the model"
+            return f"{self.name} {IN_QTRACE}"
         return f"{self.name} {super().format_stack_entry(frame_lineno, lprefix)}"
+
+
+def place_of(frame: FrameType, line: int) -> str:
+    """Return a line of a frame as it is told of: the file's name, the line, the function."""
+    if not is_own_code(frame):
+        return IN_QTRACE
+    return f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
 
 
 def outermost(frame: FrameType | None = None) -> FrameType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from qtrace.debug.breakpoints import ENTER, EXIT
@@ -24,7 +24,7 @@ class Stop:
     met: Met
     reference: Enter | Exit
     candidate: Enter | Exit
-    comparer: PairComparer = field(default_factory=PairComparer)
+    comparer: PairComparer
 
     @property
     def event(self) -> str:

@@ -6,31 +6,25 @@ import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from qtrace.debug.breakpoints import ENTER
-from qtrace.debug.difference import SIDES, columns, described, judged
-from qtrace.debug.stop import Stop
-from qtrace.probe import is_own_code
-from qtrace.records import Status
+from qtrace.debug.leaves import columns, described, judged
+from qtrace.debug.stop import NAMES, Stop
 from qtrace.render.numbers import number
+from qtrace.store.side import StoredError
 
 MOST_SHOWN = 5
-_WHAT = {
-    Status.SHAPE_MISMATCH: "shapes differ",
-    Status.STRUCTURE_MISMATCH: "not comparable",
-    Status.REFERENCE_ONLY: "only in the reference",
-    Status.CANDIDATE_ONLY: "only in the candidate",
-}
 
 
 class Stack(Protocol):
-    """A side's frames with their lines, the outermost first, and the place of the selected one."""
+    """Where a side stands."""
 
-    def frames(self) -> tuple[list[tuple[FrameType, int]], int]:
-        """Return them."""
+    def place(self) -> str:
+        """Return where it stands."""
+
+    def entries(self) -> tuple[list[str], int]:
+        """Return the lines of its stack, the outermost first, and the place of the selected one."""
 
 
 def heading(stop: Stop, reason: str, stacks: Sequence[Stack]) -> Iterator[str]:
@@ -42,8 +36,10 @@ def heading(stop: Stop, reason: str, stacks: Sequence[Stack]) -> Iterator[str]:
     yield f"{call.path or '<root>'} ({call.type}{which}) {now}"
     error = stop.error()
     if error is not None:
-        yield f"the {error[0]} raised {type(error[1]).__name__} in it: {error[1]}"
-    rows = [("stopped by", reason), *((side, _place(stack)) for side, stack in zip(SIDES, stacks, strict=True))]
+        side, raised = error
+        kind, said = raised.told() if isinstance(raised, StoredError) else (type(raised).__name__, str(raised))
+        yield f"the {side} raised {kind} in it: {said}"
+    rows = [("stopped by", reason), *((side, stack.place()) for side, stack in zip(NAMES, stacks, strict=True))]
     differing = stop.differing()
     for name, pair in differing[:MOST_SHOWN]:
         peir = pair.statistics().peir
@@ -62,11 +58,14 @@ def compared(stop: Stop) -> Iterator[str]:
             continue
         empty = False
         yield name or "output"
-        rows = [(f"  {side}", *described(leaf)) for side, leaf in zip(SIDES, (mine, theirs), strict=True)]
+        rows = [(f"  {side}", *described(leaf)) for side, leaf in zip(NAMES, (mine, theirs), strict=True)]
         yield from columns(rows)
         lines = list(judged(pair, mine, theirs, agrees=lambda pair, name=name: stop.agrees(name, pair)))  # type: ignore[misc]
         yield from (f"  {line}" for line in lines)
-    if empty:
+    error = stop.error()
+    if error is not None:
+        yield f"nothing is compared: the {error[0]} raised in this call"
+    elif empty:
         yield "nothing is handed over" if stop.event == ENTER else "nothing was returned"
 
 
@@ -87,10 +86,10 @@ def side_by_side(stacks: Sequence[Stack]) -> Iterator[str]:
     width = (shutil.get_terminal_size().columns - 3) // 2
     texts = []
     for stack in stacks:
-        frames, selected = stack.frames()
-        marks = ["> " if index == selected else "  " for index in range(len(frames))]
-        texts.append([mark + _line(entry, width - 2) for mark, entry in zip(marks, frames, strict=True)])
-    yield f"{SIDES[0]:<{width}}   {SIDES[1]}"
+        entries, selected = stack.entries()
+        marks = ["> " if index == selected else "  " for index in range(len(entries))]
+        texts.append([mark + _cut(entry, width - 2) for mark, entry in zip(marks, entries, strict=True)])
+    yield f"{NAMES[0]:<{width}}   {NAMES[1]}"
     pairs = list(zip_longest(*(reversed(text) for text in texts), fillvalue=""))
     for reference, candidate in reversed(pairs):
         yield f"{reference:<{width}} | {candidate}".rstrip()
@@ -99,19 +98,7 @@ def side_by_side(stacks: Sequence[Stack]) -> Iterator[str]:
 _IN_THE_LINE = ("module", "call", "output", "reference", "candidate")
 
 
-def _place(stack: Stack) -> str:
-    frames, selected = stack.frames()
-    if not frames:
-        return "not under way"
-    frame, line = frames[selected]
-    if not is_own_code(frame):
-        return "in qtrace itself, which calls the model"
-    return f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
-
-
-def _line(entry: tuple[FrameType, int], width: int) -> str:
-    frame, line = entry
-    text = f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
+def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 

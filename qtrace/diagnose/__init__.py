@@ -2,7 +2,7 @@
 
 from qtrace.diagnose.isolate import Suspect, innocents, opened, repeats, role, suspects, unaccounted, vanished
 from qtrace.diagnose.outliers import coarse_dtypes, is_noisy, outliers
-from qtrace.diagnose.rewritten import rewritten_inside, wrong_inside
+from qtrace.diagnose.rewritten import error_inside, rewritten_inside, wrong_inside
 from qtrace.diagnose.splice import spliced
 from qtrace.diagnose.trial import CallRecord, Trial, Value
 from qtrace.diagnose.verdicts import verdicts
@@ -13,6 +13,7 @@ __all__ = [
     "Trial",
     "Value",
     "coarse_dtypes",
+    "error_inside",
     "innocents",
     "is_noisy",
     "opened",

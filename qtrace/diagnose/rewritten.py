@@ -22,6 +22,23 @@ def rewritten_inside(trial: Trial, open_paths: Collection[str], converted: Colle
     }
 
 
+def error_inside(trial: Trial, path: str) -> float:
+    """Return the sum of the relative L2 errors that a container's children make on clean arguments.
+
+    For where differing is the rule, and to count what is wrong says nothing. What is right in the convention that was
+    handed over makes none.
+    """
+    return sum(
+        value.rel_l2 or 0.0
+        for call in trial.calls
+        if call.module == path and call.side is None
+        for child in call.children
+        if child.side is None and trial.enters_clean(child)
+        for value in child.outputs
+        if not (value.agrees and value.deliberate)
+    )
+
+
 def wrong_inside(trial: Trial, path: str) -> set[tuple[str, ...]]:
     """Return what is wrong in a container: arguments handed to its children, what these make of clean ones, itself.
 

@@ -14,6 +14,7 @@ from qtrace.diagnose import Suspect, coarse_dtypes, repeats, role, vanished, ver
 from qtrace.investigation.confirmation import confirmed, relieving
 from qtrace.investigation.isolation import Isolation, Key, Local
 from qtrace.investigation.naming import Naming
+from qtrace.investigation.quantized import Quantized
 from qtrace.investigation.runner import Runner
 from qtrace.investigation.trials import as_trial
 from qtrace.lockstep import Comparison
@@ -29,7 +30,10 @@ _VISIBLE = 1e-3
 
 
 class Investigation:
-    """Finds who is to blame on one sample; `first` is what the pass without forcing showed of it."""
+    """Finds who is to blame on one sample; `first` is what the pass without forcing showed of it.
+
+    `before` is the final error of a pass that did not come to its end.
+    """
 
     def __init__(
         self,
@@ -39,12 +43,14 @@ class Investigation:
         options: Options,
         own_random: bool,
         first: Comparison,
+        *,
+        before: float | None = None,
     ) -> None:
         self._runner = Runner(models, plan, sample, options, own_random)
         self._first = as_trial(first, local=False)
         self._isolation = Isolation(self._runner, self._first)
         self._warnings: list[str] = []
-        self._runner.before = self._first.final_error
+        self._runner.before = self._first.final_error if before is None else before
         self._runner.computes_in(coarse_dtypes(self._first))
 
     @property
@@ -61,8 +67,14 @@ class Investigation:
         """Return the named faults, best first."""
         trial, runner = self._first, self._runner
         ran = {call.module for call in trial.calls}
-        naming = Naming(runner, ran.__contains__)
+        quantized = Quantized(runner)
+        naming = Naming(runner, ran.__contains__, quantized)
         found, is_noise = self._isolation.suspects()
+        if found and not is_noise:
+            # Where only a few modules quantize, none is to blame for rounding as it was asked to.
+            found = [suspect for suspect in found if not quantized.explains(suspect)]
+            if not found:
+                return []
         if not found and not is_noise and not runner.is_coarse:
             found = vanished(trial, _VISIBLE)
             if found and not runner.is_healed(runner.final_after(found)):
@@ -91,7 +103,9 @@ class Investigation:
 
     def verdicts(self, findings: Sequence[Finding]) -> dict[Key, Verdict]:
         """Return what each output that differs means, by (module, call, output)."""
-        return verdicts(self._first, findings, {key: local.is_visible for key, local in self.local.items()})
+        found = verdicts(self._first, findings, {key: local.is_visible for key, local in self.local.items()})
+        undone = {key for key, local in self.local.items() if local.is_undone}
+        return {key: Verdict.ABSORBED if key in undone else verdict for key, verdict in found.items()}
 
     def _worst(self, found: list[Suspect]) -> list[Suspect]:
         """Return as many suspects as can be tried, those with the largest errors of their own."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from qtrace.diagnose import (
     Suspect,
     Trial,
+    Value,
+    error_inside,
     innocents,
     is_noisy,
     opened,
@@ -31,6 +33,7 @@ from qtrace.investigation.trials import as_trial
 from qtrace.lockstep.forcing import Forcing
 from qtrace.passes import Pass
 from qtrace.records import Relation
+from qtrace.relate import DELIBERATE
 
 # Deep models nest about this many containers; each pass opens at least one level.
 _MOST_PASSES = 6
@@ -48,6 +51,11 @@ class Local:
     error: float | None
     is_visible: bool
     relation: Relation | None = None
+
+    @property
+    def is_undone(self) -> bool:
+        """Return whether it is right in a convention of the candidate's, which the modules behind it undo."""
+        return not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
 
 
 class Isolation:
@@ -71,7 +79,7 @@ class Isolation:
             return [], True
         rewritten = bool(rewritten_inside(everywhere, {call.module for call in everywhere.calls}))
         if is_noisy(everywhere):
-            return outliers(everywhere), True
+            return outliers(self._everywhere_in_right_terms(everywhere)), True
         open_paths = opened(first)
         doubtful = unaccounted(everywhere, first, open_paths)
         if not rewritten and not doubtful:
@@ -94,6 +102,26 @@ class Isolation:
         """Hand over the reference's tensors at every boundary: each call shows the error that it makes itself."""
         forced = frozenset(self._runner.plan.reference_keys)
         return self._shown(self._pass(forced, frozenset(), self._runner.run), frozenset())
+
+    def _everywhere_in_right_terms(self, everywhere: Trial) -> Trial:
+        """Hand over at every boundary again, in the candidate's convention within containers where that leaves less.
+
+        A factor per channel that quantization folds into a norm is undone by the weights behind it: handed the
+        reference's values as they are, those would show an error of their own.
+        """
+        forced = frozenset(self._runner.plan.reference_keys)
+        found, asked = everywhere, set[str]()
+        # What a container is handed shows only once those around it are right.
+        while more := rewritten_inside(found, {call.module for call in found.calls} - asked, self._converted):
+            asked |= more
+            other = self._pass(forced, self._converted | _children_of(found, more), self._runner.run, is_noisy=True)
+            better = {path for path in more if error_inside(other, path) < error_inside(found, path)}
+            if not other.roots or not better:
+                break
+            self._converted |= _children_of(found, better)
+            found = other if better == more else self._pass(forced, self._converted, self._runner.run, is_noisy=True)
+            self._shown(found, self._converted)
+        return found
 
     def _in_right_terms(self, trial: Trial, open_paths: set[str], replays: Replays, inside: set[str]) -> Trial:
         """Force the boundaries of these containers' children; where `inside` names any, only those run again.
@@ -136,8 +164,15 @@ class Isolation:
             trial = spliced(trial, alone)
         return trial
 
-    def _pass(self, forced: frozenset[str], converted: frozenset[str], run: Callable[[Forcing], Pass]) -> Trial:
-        forcing = self._forcing(forced, converted)
+    def _pass(
+        self,
+        forced: frozenset[str],
+        converted: frozenset[str],
+        run: Callable[[Forcing], Pass],
+        *,
+        is_noisy: bool = False,
+    ) -> Trial:
+        forcing = replace(self._forcing(forced, converted), is_noisy=is_noisy)
         done = run(forcing)
         if done.raised():
             # What the callee of the reference takes, that of the candidate may not.
@@ -168,12 +203,17 @@ def _local_errors(trial: Trial) -> dict[Key, Local]:
     """Return the own error of each output whose call went in with the reference's arguments."""
     return {
         (call.module, call.call, value.name): Local(
-            value.related if value.is_gain else value.error, not value.agrees and not value.is_gain, value.relation
+            value.related if _is_undone(value) else value.error, not value.agrees and not value.is_gain, value.relation
         )
         for call in trial.calls
         if call.side is None and trial.enters_clean(call)
         for value in call.outputs
     }
+
+
+def _is_undone(value: Value) -> bool:
+    """Return whether what remains under the relation is the own error: of a factor, or in a convention that holds."""
+    return value.is_gain or (value.agrees and value.deliberate and value.related is not None)
 
 
 def _is_forced_wrong(suspect: Suspect, innocent: Collection[tuple[str, int]]) -> bool:

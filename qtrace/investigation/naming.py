@@ -25,11 +25,11 @@ Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[st
 class Naming:
     """Writes findings; `was_called` tells whether a reference module ran, on either side."""
 
-    def __init__(self, runner: Runner, was_called: Callable[[str], bool]) -> None:
+    def __init__(self, runner: Runner, was_called: Callable[[str], bool], quantized: Quantized) -> None:
         self._runner = runner
         self._was_called = was_called
         self._static: dict[str, tuple[str, ...]] = {}
-        self._quantized = Quantized(runner)
+        self._quantized = quantized
 
     def finding(self, rank: int, graft: Graft) -> Finding:
         """Return the finding for a suspect."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from qtrace.diagnose import Suspect
 from qtrace.investigation.runner import Runner
-from qtrace.quantization import quant_facts
+from qtrace.quantization import expected_error, quant_facts, readings_of
 from qtrace.quantization.observed import Observed
 from qtrace.records import QuantFacts
 
 # What a miscall passes on wrongly, or a call that is not made, no quantizer explains.
 _OWN = ("introduces", "non_finite")
+# By how much an error may exceed the RMS of the rounding that explains it; to truncate in place of rounding doubles it.
+_EXPLAINED = 1.5
+# A relative L2 error that is more than a few bits of rounding, whatever the scale.
+_MOST = 0.25
 
 
 class Quantized:
@@ -35,6 +41,30 @@ class Quantized:
         problems = [sentence for _, sentence in facts.sentences()]
         yield from problems or [f"it quantizes: {q.of} {q}" for q in facts.quantizers if q.of != "inside"]
 
+    def explains(self, suspect: Suspect) -> bool:
+        """Return whether all that is wrong with what a suspect returns is that it rounds, by scales that are right.
+
+        The reference runs once more where the suspect quantizes at all.
+        """
+        found = suspect.value.rel_l2 if suspect.value is not None else None
+        reference = self._runner.models[0].modules.get(suspect.module)
+        partners = self._runner.partners(suspect.module)
+        readings = readings_of(partners, self._aligned)
+        if suspect.kind != "introduces" or reference is None or found is None or not readings or not found < _MOST:
+            return False
+        values = self._observed(suspect)
+        facts = quant_facts(reference, partners, self._aligned, values)
+        expected = expected_error(readings, reference, values)
+        if facts is None or expected is None or "output" not in values or next(facts.sentences(), None) is not None:
+            return False
+        own = values["output"].to(torch.float64).square().mean().sqrt().item()
+        return own > 0 and found <= _EXPLAINED * expected / own
+
+    def _observed(self, suspect: Suspect) -> dict[str, torch.Tensor]:
+        observed = Observed()
+        self._runner.during(suspect.module, suspect.call.call, observed)
+        return observed.values
+
     def _facts(self, suspect: Suspect, *, looks: bool) -> QuantFacts | None:
         module = self._runner.models[0].modules.get(suspect.module)
         partners = self._runner.partners(suspect.module)
@@ -46,6 +76,4 @@ class Quantized:
             or not any(q.of in ("input", "output") for q in facts.quantizers)
         ):
             return facts
-        observed = Observed()
-        self._runner.during(suspect.module, suspect.call.call, observed)
-        return quant_facts(module, partners, self._aligned, observed.values)
+        return quant_facts(module, partners, self._aligned, self._observed(suspect))

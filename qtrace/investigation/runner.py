@@ -117,7 +117,8 @@ class Runner:
         entries = {name for suspect in miscalls for name in suspect.callees}
         names = {suspect.argument for suspect in miscalls if suspect.argument is not None}
         exits = {module for suspect in found if suspect.kind != "miscalls" for module in suspect.modules}
-        forcing = Forcing(entries=entries, exits=exits, names=names.__contains__ if entries else None)
+        chosen = names.__contains__ if entries else None
+        forcing = Forcing(entries=entries, exits=exits, names=chosen, resizes_outputs=True)
         # Only the boundaries that are healed need to stand still, and the end.
         done = self.run(forcing, listeners, plan=self.plan.restricted(entries | exits))
         if done.raised():

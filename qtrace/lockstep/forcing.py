@@ -39,8 +39,9 @@ class Forcing:
     `names` limits the entries to these arguments. At the boundaries of `converted`, tensors that are related go
     over in the candidate's convention (scaled, reordered, rotated as its own are), as far as `PairComparer.explain`
     was asked before, as `explains` has it done; elsewhere in no more than its layout and the fill of its masks.
-    With `resizes` an argument of another size altogether goes over as the reference's is, with `unwraps` plain numbers
-    stand in for a subclass.
+    With `resizes` an argument of another size altogether goes over as the reference's is, with `resizes_outputs` an
+    output as well; with `unwraps` plain numbers stand in for a subclass. `is_noisy` says that not being related is the
+    rule, and no sign of a convention.
     Arguments that are `harmless`, by class of the callee and name, are in a convention of their own, and left alone.
     """
 
@@ -51,7 +52,9 @@ class Forcing:
     harmless: Collection[tuple[str, str]] = ()
     explains: bool = False
     resizes: bool = True
+    resizes_outputs: bool = False
     unwraps: bool = True
+    is_noisy: bool = False
 
     def arguments(self, met: Met, candidate: Enter, pairs: LeafPairs) -> Replacement | None:
         """Return the candidate's arguments with the reference's tensors in them, or None to leave them."""
@@ -123,7 +126,8 @@ class Forcing:
                 swaps.setdefault(id(theirs), []).append(theirs)
                 met.forced.add(mark + path)
                 continue
-            if converts and pair.explained and pair.convention is None and not _holds_a_fill(pair):
+            is_unknown = pair.explained and pair.convention is None and not self.is_noisy
+            if converts and is_unknown and not _holds_a_fill(pair):
                 # Its neighbours have a convention of their own, and what this one's would be is not known.
                 continue
             plain = _is_copied_as_it_is(mine, theirs, _to_apply(pair, converts))
@@ -133,7 +137,7 @@ class Forcing:
                     theirs.copy_(mine)
                 met.forced.add(mark + path)
                 continue
-            resizes = mark == IN and self.resizes
+            resizes = self.resizes if mark == IN else self.resizes_outputs
             handed = made.get((id(mine), id(theirs)))
             if handed is None:
                 handed = _in_candidates_terms(mine, theirs, pair, converts=converts, resizes=resizes)

@@ -38,12 +38,12 @@ class Coverage:
 
     @property
     def accounted(self) -> float:
-        """Return the share of calls that were compared, or that the candidate computes in one with others.
+        """Return the share of calls that were compared, or that the candidate computes in one with others or in parts.
 
-        What a fused module computes is compared where the last one of its group returns.
+        What such a module computes is compared at the next boundary, where the last one of its group returns.
         """
-        fused = self.reasons.get("fused", 0) if self.compared else 0
-        return (self.compared + fused) / self.reference_calls if self.reference_calls else 0.0
+        others = sum(self.reasons.get(reason, 0) for reason in ("fused", "split")) if self.compared else 0
+        return (self.compared + others) / self.reference_calls if self.reference_calls else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,19 +44,15 @@ class CallCounts:
         """Return how much of the reference was compared."""
         calls = self._unseen + sum(n for path, n in self._made[REFERENCE].items() if path in self._counted)
         reasons = self._reasons.copy()
-        fused = sum(self._made[REFERENCE][path] for path in self._plan.alignment.fused if path in self._counted)
-        if fused:
-            reasons["no_partner"] -= fused
-            reasons["fused"] += fused
+        alignment = self._plan.alignment
+        for path in self._counted & {*alignment.fused, *alignment.split}:
+            reasons["no_partner"] -= self._made[REFERENCE][path]
+            reasons[alignment.why(path)] += self._made[REFERENCE][path]
         reasons = +reasons
         unfinished = calls - self._compared - sum(reasons.values())
         if unfinished > 0:
             reasons["unfinished"] += unfinished
         return Coverage(calls, self._compared, dict(sorted(reasons.items())))
-
-    def _without(self, path: str) -> str:
-        """Return why a reference module has no partner."""
-        return "fused" if path in self._plan.alignment.fused else "no_partner"
 
     def unmatched(self) -> Iterator[Unmatched]:
         """Yield the modules with calls that were compared with nothing, and the reference modules without partner."""
@@ -64,7 +60,9 @@ class CallCounts:
         mine, theirs = self._made
         for path in self._plan.alignment.alone:
             if path in self._plan.chosen and mine[path]:
-                yield Unmatched("reference", path, type(modules[path]).__name__, mine[path], self._without(path))
+                yield Unmatched(
+                    "reference", path, type(modules[path]).__name__, mine[path], self._plan.alignment.why(path)
+                )
         called = {key for path, key in self._plan.candidate_keys.items() if theirs[path]}
         for (side, path, kind), calls in self._alone.items():
             reason = "other_place" if side == CANDIDATE or path in called else "partner_not_called"

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import gc
-import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,21 +21,22 @@ import qtrace
 from qtrace.diagnose import verdicts
 from qtrace.errors import ForwardError, Interrupted, first_line
 from qtrace.investigation import Investigation, as_trial
-from qtrace.lockstep import CANDIDATE, REFERENCE, Attendant, EndRun
-from qtrace.passes import Options, Pass, copied
+from qtrace.lockstep import CANDIDATE, REFERENCE, Attendant, Comparison, EndRun, Meeting
+from qtrace.passes import Options, Pass
 from qtrace.passes.fingerprint import Fingerprint
-from qtrace.passes.model import Model, devices_of
-from qtrace.passes.modelstate import SharedTensors, buffers_kept
+from qtrace.passes.model import Model
+from qtrace.passes.modelstate import SharedTensors
 from qtrace.passes.plan import Plan, better_plan, make_plan
-from qtrace.probe import End, RandomState
+from qtrace.probe import End
 from qtrace.quantization import facts_by_path, problem_notes, with_interval
-from qtrace.records import Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
+from qtrace.records import AGREEING, Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
 from qtrace.run.aggregate import Aggregate
+from qtrace.run.apart import set_apart
 from qtrace.run.callcounts import NAMES, CallCounts
 from qtrace.run.description import describe_inputs, environment
 from qtrace.run.judgement import Ending, ending, is_too_little, outcome
-from qtrace.run.memory import keep_freed_memory
 from qtrace.run.noise import measured_floors
+from qtrace.run.raising import raising
 from qtrace.selfcheck import FirstPass, SelfCheck, self_check
 from qtrace.static.report import static_report
 from qtrace.tolerance import Floors
@@ -58,13 +57,13 @@ class Run:
         self, reference: torch.nn.Module, candidate: torch.nn.Module, samples: Sequence[Any], options: Options
     ) -> None:
         self._models = (
-            Model(NAMES[REFERENCE], reference, options.sources[REFERENCE]),
-            Model(NAMES[CANDIDATE], candidate, options.sources[CANDIDATE]),
+            self.model_of(REFERENCE, reference, options.sources[REFERENCE]),
+            self.model_of(CANDIDATE, candidate, options.sources[CANDIDATE]),
         )
         self._samples = samples
         self._options = options
         self.attendant: Attendant | None = None
-        self.plan: Plan = make_plan(*self._models, options.only, options.skip, renames=options.renames)
+        self.plan = self.part_of(make_plan(*self._models, options.only, options.skip, renames=options.renames))
         self._running: Pass | None = None
         # The first pass that differs, until there is one the first of all; the others are in the sums below.
         self._kept: Pass | None = None
@@ -80,15 +79,75 @@ class Run:
         self._error: str | None = None
         self._done = 0
         self._warnings = [warning for model in self._models for warning in model.warnings()]
+        self._warnings += self.plan.alignment.doubts
         if reference is candidate:
             self._warn("reference and candidate are one object: what was changed in place changed both")
+
+    # What a run with a stored side does in its own way.
+
+    def model_of(self, side: int, model: torch.nn.Module, source: str) -> Model:
+        """Return one of the two as the run sees it."""
+        return Model(NAMES[side], model, source)
+
+    def part_of(self, plan: Plan) -> Plan:
+        """Return the part of a plan that can be compared."""
+        return plan
+
+    def pass_of(
+        self,
+        sample: Any,
+        options: Options,
+        *,
+        index: int = 0,
+        own_random: bool = True,
+        progress: Callable[[], None] | None = None,
+        around: Callable[[Comparison], Meeting] | None = None,
+    ) -> Pass:
+        """Return a pass over one sample, still to be run."""
+        return Pass(
+            self._models,
+            self.plan,
+            sample,
+            options,
+            index=index,
+            own_random=own_random,
+            progress=progress,
+            around=around,
+        )
+
+    def judged(self, final: Sequence[Row], floors: Floors) -> Ending:
+        """Return what the root's rows say of one sample."""
+        return ending(final, floors)
+
+    def look_into(self, done: Pass) -> list[Finding]:
+        """Return who is to blame for what a pass showed, best first; measure each module's own error at least."""
+        sample, options = self._samples[done.comparison.sample], self._with(done.comparison.floors)
+        investigation = Investigation(self._models, self._whole_plan, sample, options, done.own_random, done.comparison)
+        self._investigation = investigation
+        if not self._differing:
+            investigation.observe()
+            return []
+        first, *others = self._differing
+        if others:
+            named = ", ".join(map(str, others[:_MOST_NAMED]))
+            named += f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
+            self._warn(f"samples {named} differ as well: only {first} was looked into; trace the others alone")
+        found = investigation.findings()
+        for warning in investigation.warnings:
+            self._warn(warning)
+        check = self._self_check(done, investigation.reference_again())
+        return check.applied(found)
+
+    def raising(self, end: End, done: Pass) -> list[Finding]:
+        """Return who is to blame where the candidate raised."""
+        return raising(self._models, self._whole_plan, self._samples, self._with(done.comparison.floors), done, end)
 
     @cached_property
     def _whole_plan(self) -> Plan:
         """Return the plan that leaves nothing out: who is to blame may stand outside of what is compared."""
         if not self._options.only and not self._options.skip:
             return self.plan
-        return make_plan(*self._models, renames=self._options.renames)
+        return self.part_of(make_plan(*self._models, renames=self._options.renames))
 
     def execute(self) -> ReportData:
         """Run all samples and return the report.
@@ -97,7 +156,7 @@ class Run:
         compared until then. No hook is left in any case.
         """
         try:
-            with _set_apart(self._models):
+            with set_apart(self._models):
                 for index, sample in enumerate(self._samples):
                     self._run_sample(index, sample)
                 self._investigate()
@@ -120,23 +179,9 @@ class Run:
         done = self._kept
         if done is None or not (self._differing or self._options.local):
             return
-        sample, options = self._samples[done.comparison.sample], self._with(done.comparison.floors)
-        investigation = Investigation(self._models, self._whole_plan, sample, options, done.own_random, done.comparison)
-        self._investigation = investigation
-        if not self._differing:
-            investigation.observe()
-            return
-        first, *others = self._differing
-        if others:
-            named = ", ".join(map(str, others[:_MOST_NAMED]))
-            named += f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
-            self._warn(f"samples {named} differ as well: only {first} was looked into; trace the others alone")
-        found = investigation.findings()
-        for warning in investigation.warnings:
-            self._warn(warning)
-        check = self._self_check(done, investigation.reference_again())
-        self._findings = check.applied(found)
-        self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
+        self._findings = self.look_into(done)
+        if self._differing:
+            self._static = tuple(map(str, static_report(self._models, self._whole_plan)))
 
     def _read_quantizers(self) -> None:
         """Read how the candidate quantizes, from its modules; nothing runs."""
@@ -177,10 +222,6 @@ class Run:
         if other is not None:
             self._others.add(self._explained(other), other.comparison.arguments())
 
-    def judged(self, final: Sequence[Row], floors: Floors) -> Ending:
-        """Return what the root's rows say of one sample."""
-        return ending(final, floors)
-
     def _with(self, floors: Floors) -> Options:
         return dataclasses.replace(self._options, floors=floors)
 
@@ -196,12 +237,13 @@ class Run:
             if warning is not None:
                 self._warn(warning)
         training = any(model.in_training for model in self._models)
-        attended = self.attendant is not None or any(listener is not None for listener in self._options.listeners)
+        is_heard = any(listener is not None for listener in self._options.listeners)
+        attended = self.attendant is not None or is_heard
         own_random = training or attended
-        if index == 0 and self.attendant is not None and self.plan.alignment.alone:
+        if index == 0 and attended and (is_heard or self.plan.alignment.alone or self.plan.by_order):
             self._look_ahead(sample, floors)
         done = self._execute(index, sample, floors, own_random=own_random)
-        if index == 0 and not done.raised() and self._aligns_better(done):
+        if index == 0 and not attended and not done.raised() and self._aligns_better(done):
             done = self._execute(index, sample, floors, own_random=own_random)
         if done.drew_random and not own_random and all(end.error is None for end in done.ends):
             self._warn("random numbers are drawn although both models are in eval mode; each side drew the same ones")
@@ -218,8 +260,9 @@ class Run:
                 self._raise_for(end, model, done)
 
     def _look_ahead(self, sample: Any, floors: Floors) -> None:
-        """Align by what runs before anybody attends: whoever stops in a pass is not to see it a second time."""
-        done = Pass(self._models, self.plan, sample, self._with(floors))
+        """Align by what runs before anybody attends: whoever stops in a pass, or listens, is to see it once."""
+        options = dataclasses.replace(self._with(floors), listeners=(None, None), progress=None)
+        done = self.pass_of(sample, options)
         done.execute()
         for end in done.ends:
             if isinstance(end.error, KeyboardInterrupt):
@@ -230,16 +273,21 @@ class Run:
     def _aligns_better(self, done: Pass) -> bool:
         """Align again, knowing now what runs, where somebody found no partner; return whether that helped."""
         options, calls = self._options, (done.calls(REFERENCE), done.calls(CANDIDATE))
-        better = better_plan(self.plan, self._models, calls, options.only, options.skip, renames=options.renames)
+        rows, floors = done.comparison.rows(), done.comparison.floors
+        doubted: set[str] = set()
+        if self.judged(done.comparison.final_rows(), floors).clean:
+            doubted = {row.module for row in rows if row.verdict not in AGREEING}
+        better = better_plan(
+            self.plan, self._models, calls, options.only, options.skip, renames=options.renames, doubted=doubted
+        )
         if better is None:
             return False
-        self.plan, self._calls = better, CallCounts(better, self._models[REFERENCE])
+        self.plan = self.part_of(better)
+        self._calls = CallCounts(self.plan, self._models[REFERENCE])
         return True
 
     def _execute(self, index: int, sample: Any, floors: Floors, *, own_random: bool) -> Pass:
-        done = Pass(
-            self._models,
-            self.plan,
+        done = self.pass_of(
             sample,
             self._with(floors),
             index=index,
@@ -273,31 +321,9 @@ class Run:
         self._error = (
             f"the {model.name} raised {type(end.error).__name__} in {where}{which}: {said}{_raised_at(end.error)}"
         )
-        if model.name == NAMES[CANDIDATE] and self._reference_runs(sample):
-            self._findings = [self._raises(end, done)]
+        if model.name == NAMES[CANDIDATE]:
+            self._findings = self.raising(end, done)
         raise ForwardError(self._error, side=model.name, module=end.module, report=self.report()) from end.error
-
-    def _reference_runs(self, sample: int) -> bool:
-        """Return whether the reference takes the inputs on which the candidate raised: only then is that a fault."""
-        reference = self._models[REFERENCE]
-        try:
-            with buffers_kept([reference]):
-                reference.entry(self._options.call, copied(self._samples[sample]))()
-        except Exception:
-            return False
-        return True
-
-    def _raises(self, end: End, done: Pass) -> Finding:
-        key = self.plan.candidate_keys.get(end.module)
-        return Finding(
-            rank=1,
-            module=key if key is not None else end.module,
-            call=max(0, done.calls(CANDIDATE)[end.module] - 1),
-            kind="raises",
-            summary=f"raises {type(end.error).__name__} in the candidate alone: {first_line(end.error)}",
-            confirmed=True,
-            evidence=(f"the candidate's module is {end.module or '<root>'}",),
-        )
 
     def report(self) -> ReportData:
         """Return what was found until now."""
@@ -358,7 +384,8 @@ class Run:
         local = self._investigation.local.get((row.module, row.call, row.output)) if self._investigation else None
         if local is None:
             return row
-        relation = local.relation if row.relation is None and local.is_visible else row.relation
+        tells = row.relation is None and (local.is_visible or local.is_undone)
+        relation = local.relation if tells else row.relation
         return dataclasses.replace(row, peir_local=local.error, relation=relation)
 
     def _with_quantization(self, row: Row) -> Row:
@@ -369,28 +396,6 @@ class Run:
         # Of several samples the largest difference and the largest ratio may be of two.
         interval = row.max / row.peir if row.max and row.peir and row.samples == 1 else None
         return dataclasses.replace(row, quantization=with_interval(facts, interval))
-
-
-@contextlib.contextmanager
-def _set_apart(models: Sequence[Model]) -> Iterator[None]:
-    """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
-    random = RandomState(devices_of(models))
-    keep_freed_memory()
-    # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
-    # longer than they did. What lives already is left out of that for the time being.
-    freezes = gc.get_freeze_count() == 0
-    if freezes:
-        gc.freeze()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        if any(model.is_compiled() for model in models) or "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            yield
-        finally:
-            random.restore()
-            if freezes:
-                gc.unfreeze()
 
 
 def _raised_at(error: BaseException) -> str:

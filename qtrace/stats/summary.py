@@ -42,7 +42,7 @@ def describe(tensor: torch.Tensor) -> Summary:
     if not total.finite:
         return Summary(non_finite=int(total.bad_reference))
     low, high, mean, stddev = (
-        x if math.isfinite(x) else None
+        x + 0.0 if math.isfinite(x) else None  # -0.0 would be shown as -0
         for x in (total.low, total.high, total.mean, math.sqrt(total.squares / total.finite))
     )
     return Summary(low, high, mean, stddev, int(total.bad_reference))

@@ -7,7 +7,7 @@ fault is judged by what accumulated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,17 @@ from qtrace.diagnose.accumulated import accumulated
 from qtrace.diagnose.outliers import is_noisy
 from qtrace.errors import UsageError
 from qtrace.investigation import as_trial
-from qtrace.lockstep import CANDIDATE
+from qtrace.lockstep import CANDIDATE, Comparison, Meeting
 from qtrace.passes import Options, Pass
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
-from qtrace.records import ReportData, Row, Side, TensorSpec
-from qtrace.run.callcounts import NAMES, CallCounts
-from qtrace.run.judgement import Ending, is_too_little
+from qtrace.probe import End
+from qtrace.records import Finding, ReportData, Row, Side, TensorSpec
+from qtrace.run.callcounts import NAMES
+from qtrace.run.judgement import Ending
+from qtrace.run.raising import raised
 from qtrace.run.tracing import Run
 from qtrace.sources.samples import Sample
-from qtrace.static.report import static_report
 from qtrace.store.describe import inputs_of
 from qtrace.store.findings import finding
 from qtrace.store.manifest import Manifest, StoredInput
@@ -72,12 +73,6 @@ class StoredRun(Run):
         if self._both:
             samples = [Sample()] * len(self._manifests[0].samples)
         super().__init__(reference, candidate, samples, options)
-        self._models = tuple(  # type: ignore[assignment]
-            model if trace is None else StoredModel(model.name, model.root, model.source)
-            for model, trace in zip(self._models, self._traces, strict=True)
-        )
-        self.plan = _stored_part(self.plan, self._traces)
-        self._calls = CallCounts(self.plan, self._models[0])
         self._inputs = self._manifests[0].inputs if self._both else inputs_of(samples)
         self._check(len(samples))
         if options.local:
@@ -124,38 +119,54 @@ class StoredRun(Run):
                     )
                 self._warn(f"the {name} was captured on inputs of another dtype: {wrong[0]}")
 
-    def _execute(self, index: int, sample: Any, floors: Floors, *, own_random: bool) -> Pass:
-        done = StoredPass(
+    def model_of(self, side: int, model: torch.nn.Module, source: str) -> Model:
+        """Return a model, or the skeleton of one."""
+        return (Model if self._traces[side] is None else StoredModel)(NAMES[side], model, source)
+
+    def part_of(self, plan: Plan) -> Plan:
+        """Return the plan that compares only what every trace tells of."""
+        return _stored_part(plan, self._traces)
+
+    def pass_of(
+        self,
+        sample: Any,
+        options: Options,
+        *,
+        index: int = 0,
+        own_random: bool = True,
+        progress: Callable[[], None] | None = None,
+        around: Callable[[Comparison], Meeting] | None = None,
+    ) -> StoredPass:
+        """Return a pass in which a trace plays its part."""
+        return StoredPass(
             self._models,
             self._traces,
             self.plan,
             sample,
-            self._with(floors),
+            options,
             index=index,
             own_random=own_random,
-            progress=self._progress,
+            progress=progress,
+            around=around,
         )
-        self._running = done
-        done.execute()
-        return done
 
-    def _investigate(self) -> None:
+    def look_into(self, done: Pass) -> list[Finding]:
         """Judge, by what accumulated, who is to blame for the first sample whose final outputs differ."""
-        done = self._kept
-        if done is None or not self._differing or self._options.local is False:
-            return
-        if is_too_little(self._calls.coverage(), self._options):
-            return
+        if not self._differing:
+            return []
         missing = self._missing()
         if missing:
             self._not_looked_for(missing)
-            return
+            return []
         trial = as_trial(done.comparison, local=False)
         found = accumulated(trial)
         if not found and not is_noisy(trial):
             self._not_looked_for("what accumulated does not tell it from rounding")
-        self._findings = [finding(rank, suspect, self._models, self.plan) for rank, suspect in enumerate(found, 1)]
-        self._static = tuple(map(str, static_report(self._models, self.plan)))
+        return [finding(rank, suspect, self._models, self.plan) for rank, suspect in enumerate(found, 1)]
+
+    def raising(self, end: End, done: Pass) -> list[Finding]:
+        """Return the module that raised: the reference has run, and nobody can hand over anything here."""
+        return [] if self._traces[CANDIDATE] is not None else [raised(self.plan, done, end)]
 
     def _not_looked_for(self, why: str) -> None:
         """Judge the outcome as where nobody looked: a difference that nobody explains is no drift."""

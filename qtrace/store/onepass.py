@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtrace.lockstep import Around, Comparison
 from qtrace.passes import Options, Pass
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
-from qtrace.probe import Bound, Enter, Replacement
 from qtrace.store.reader import Trace
 from qtrace.store.side import StoredSide
 from qtrace.store.sketched import SketchComparer
@@ -24,7 +22,9 @@ class StoredPass(Pass):
     ) -> None:
         there = [trace.manifest for trace in traces if trace is not None]
         arguments = all(manifest.arguments for manifest in there)
-        super().__init__(models, plan, sample, options, around=None if arguments else _OutputsOnly, **more)
+        super().__init__(models, plan, sample, options, **more)
+        if not arguments:
+            self.comparison.outputs_only = frozenset(plan.reference_keys.values())
         if any(manifest.sketches for manifest in there):
             self.comparison.comparer = SketchComparer()
         keys = plan.reference_keys, plan.candidate_keys
@@ -42,18 +42,3 @@ class StoredPass(Pass):
                 )
         self.sides = (sides[0], sides[1])
         self.comparison.sites = lambda: (self.sides[0].site(), self.sides[1].site())
-
-
-class _OutputsOnly(Around):
-    """Keeps the arguments from being compared, where one side has none stored."""
-
-    def __init__(self, inner: Comparison) -> None:
-        super().__init__(inner)
-
-    def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
-        """Both sides are at the entry of the same call."""
-        return self.inner.entered(_bare(reference), _bare(candidate))
-
-
-def _bare(event: Enter) -> Enter:
-    return Enter(event.call, Bound({}, (), frozenset()))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from qtrace.probe import Bound, Call, End, Enter, Event, Exit, Listener, RandomState, Replacement, Signature, Site
-from qtrace.store.leaf import decode
-from qtrace.store.manifest import StoredCall, StoredModule
+from qtrace.store.leaf import decode, encode
+from qtrace.store.manifest import Line, StoredCall, StoredLeaf, StoredModule, StoredValue
 from qtrace.store.reader import Trace, Values
 
 
@@ -25,8 +25,32 @@ class _Open:
     stands: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One call as the trace tells it.
+
+    `arguments` go by the names of forward's parameters, as in its events; `site` is where the model's code made the
+    call, wrappers that only hand it on passed over.
+    """
+
+    call: StoredCall
+    arguments: Mapping[str, StoredValue]
+    site: Line | None
+
+
+class StoredError(RuntimeError):
+    """What a call raised when the trace was written; its text names the type."""
+
+    def told(self) -> tuple[str, str]:
+        """Return the type of the exception, and what it said."""
+        kind, _, said = str(self).partition(": ")
+        return kind, said
+
+
 class StoredSide:
     """One sample of a trace that yields events; what it is handed in place of its own is not used.
+
+    `standing` is the event that was yielded last.
 
     `keys` maps the trace's module paths to the reference path that they answer to, as for `qtrace.probe.LiveSide`;
     `passed` is called with every call of a module without partner. `listener` is told of every call of `modules`,
@@ -45,12 +69,13 @@ class StoredSide:
         arguments: bool = True,
     ) -> None:
         stored = trace.manifest.samples[sample]
+        self.trace = trace
+        self.standing: Event | None = None
         self.calls: Counter[str] = Counter()
         self.unseen: Counter[tuple[str, str]] = Counter({(path, why): n for path, why, n in stored.unseen})
         self.silent: list[str] = list(stored.silent)
         # A model counts its calls under a function transform, though nobody sees them.
         self.calls.update({path: n for path, why, n in stored.unseen if why == "in_vmap"})
-        self._trace = trace
         self._sample = stored
         self._keys = keys
         self._passed = passed
@@ -65,28 +90,38 @@ class StoredSide:
     def start(self, function: Callable[[], Any]) -> Event:
         """Return the first event; there is nothing to run."""
         self._events = self._walk()
-        return next(self._events)
+        return self.step()
 
     def step(self, reply: Replacement | None = None) -> Event:
         """Go on to the next event."""
-        return next(self._events)
+        self.standing = next(self._events)
+        return self.standing
 
     def close(self) -> None:
         """Let go of what was read."""
         self._events = iter(())
-        self._trace.close()
+        self.standing = None
+        self.trace.close()
 
     def site(self) -> Site | None:
         """Return where the model's code made the call that the side stands in, as `LiveSide.site` does."""
-        own: Site | None = None
-        for one in reversed(self._open):
-            if one.stored.site is not None:
-                found = Site(*one.stored.site)
-                # Code of whatever stands for the same, or for nothing, only hands the call on.
-                if self._keys.get(one.stored.caller) not in (None, self._open[-1].call.key):
-                    return found
-                own = own or found
-        return own
+        found = self._site([one.stored for one in reversed(self._open)])
+        return None if found is None else Site(*found)
+
+    def recorded(self, call: Call) -> list[Recorded]:
+        """Return what the trace tells of a call, then of those that it ran inside, outwards; no tensor is read."""
+        calls = self._sample.calls
+        around = [next(one for one in calls if (one.module, one.call) == (call.path, call.index))]
+        while around[-1].parent is not None:
+            around.append(calls[around[-1].parent])
+        return [
+            Recorded(
+                one,
+                {name: _as_stored(value) for name, value in self._named(one).values.items()},
+                self._site(around[depth:]),
+            )
+            for depth, one in enumerate(around)
+        ]
 
     def drew_from(self, random: RandomState) -> bool:
         """Return False: nothing is drawn here, whatever was when the trace was written."""
@@ -121,7 +156,7 @@ class StoredSide:
     def _leave(self) -> Iterator[Event]:
         done = self._open[-1]
         outputs = done.stored.outputs
-        error = None if done.stored.error is None else RuntimeError(done.stored.error)
+        error = None if done.stored.error is None else StoredError(done.stored.error)
         is_passed = done.call.key is None and self._passed is not None
         value = None
         listener = self._listener if done.stored.module in self._modules else None
@@ -137,18 +172,41 @@ class StoredSide:
             yield Exit(done.call, value, error)
         self._open.pop()
 
+    def _site(self, around: Sequence[StoredCall]) -> Line | None:
+        """Return where the first of these calls was made; each ran inside the one after it."""
+        own: Line | None = None
+        for one in around:
+            if one.site is not None:
+                # Code of whatever stands for the same, or for nothing, only hands the call on.
+                if self._keys.get(one.caller) not in (None, self._keys.get(around[0].module)):
+                    return one.site
+                own = own or one.site
+        return own
+
     def _is_inner(self, path: str, key: str) -> bool:
         """Return whether the call runs inside a call of another module that stands for the same reference module."""
         around = next((one for one in reversed(self._open) if one.call.key is not None), None)
         return around is not None and around.call.key == key and around.stored.module != path
 
     def _bound(self, stored: StoredCall) -> Bound:
-        values = {name: self._values.value(value) for name, value in stored.arguments.items()}
+        bound = self._named(stored)
+        for name, value in bound.values.items():
+            if isinstance(value, StoredValue):
+                bound.values[name] = self._values.value(value)
+        return bound
+
+    def _named(self, stored: StoredCall) -> Bound:
+        """Return the arguments by name, as they are stored; a default that was not passed may be there as it is."""
+        values: dict[str, Any] = dict(stored.arguments)
         signature = self._signatures.get(stored.module)
         if signature is None:
             return Bound(values, stored.positional, frozenset(stored.passed))
         args = tuple(values[name] for name in stored.positional if name in values)
         return signature.bind(args, {name: value for name, value in values.items() if name not in stored.positional})
+
+
+def _as_stored(value: Any) -> StoredValue:
+    return value if isinstance(value, StoredValue) else StoredValue(leaves=(StoredLeaf(path="", plain=encode(value)),))
 
 
 def _signatures(modules: tuple[StoredModule, ...], keys: Mapping[str, str]) -> dict[str, Signature]:
