@@ -121,6 +121,21 @@ def test_range_far_wider_than_the_values() -> None:
     assert not facts_of(Rounded(1 / 127), {"output": values.abs()}).problems
 
 
+def test_range_that_a_few_outliers_stretch() -> None:
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    assert not facts_of(Rounded(values.abs().max().item() / 127), {"output": values}).problems
+    values[3] = 30
+    assert not facts_of(Rounded(30 / 127), {"output": values}).problems
+    values[3] = 300
+    found = facts_of(Rounded(300 / 127), {"output": values})
+    assert kinds(found) == [QuantProblemKind.DEAD_RANGE]
+    step = 300 / 127 / values.abs().mean().item()
+    assert f"one step is {step:.3g} times the mean size" in found.problems[0].said
+    assert "smooth the outliers" in found.problems[0].remedy
+    # Probabilities have a long tail by nature.
+    assert not facts_of(Rounded(300 / 127), {"output": values.abs()}).problems
+
+
 def test_constant_weight_needs_no_narrow_range() -> None:
     assert not facts_of(Scaled(torch.ones(8, 8), torch.tensor(0.5))).problems
 

@@ -9,15 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qtrace.quantization.handed import handed, without_empty
 from qtrace.quantization.ranges import Range, range_problems, saturated_share
 from qtrace.quantization.readers import read
 from qtrace.quantization.reading import Reading
 from qtrace.records import QuantFacts, Quantizer, QuantProblem, QuantProblemKind
-from qtrace.stats import NoValues, describe, plain
+from qtrace.stats import NoValues, describe
 
 _CALIBRATE = "calibrate on inputs like these before converting"
-# RMS of a rounding error that is uniform over one step.
-_RMS = 1 / math.sqrt(12)
+_TAKE = "take the scales from the weight again"
+# What attributes of another form than the toolkit's raise.
+UNREADABLE = (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError, IndexError, NoValues)
 
 
 def quant_facts(
@@ -34,19 +36,35 @@ def quant_facts(
     accelerator if a scale is on one.
     """
     toolkit, quantizers = "", []
-    for candidate in _with_inner(candidates, aligned):
+    for named, found in _read_each(candidates, aligned):
         # What a toolkit keeps under a name that is known here may be of another form: then nothing is known of it.
         try:
-            named, found = read(candidate, aligned)
             # Which of several inner ones a call comes by depends on the path it takes: of a module that was calibrated,
             # those that saw nothing are not in use.
             calibrated = any(not reading.saw_nothing for reading in found if reading.of != "weight")
-            told = [_quantizer(reading, _values(reading, reference, values or {}), calibrated) for reading in found]
-        except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+            told = [_quantizer(reading, handed(reading, reference, values or {}), calibrated) for reading in found]
+        except UNREADABLE:
             continue
         toolkit = toolkit or named
         quantizers += told
     return QuantFacts(toolkit, tuple(quantizers)) if quantizers else None
+
+
+def readings_of(
+    candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module] = frozenset()
+) -> list[Reading]:
+    """Return the quantizers of the modules that answer to one of the reference's, and of what these wrap."""
+    return [reading for _, found in _read_each(candidates, aligned) for reading in found]
+
+
+def _read_each(
+    candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module]
+) -> Iterator[tuple[str, list[Reading]]]:
+    for candidate in _with_inner(candidates, aligned):
+        try:
+            yield read(candidate, aligned)
+        except UNREADABLE:
+            continue
 
 
 def with_interval(facts: QuantFacts, interval: float | None) -> QuantFacts:
@@ -73,40 +91,25 @@ def _with_inner(
         if module not in seen:
             seen.add(module)
             yield module
-            waiting += reversed([child for child in module.children() if child._modules and child not in aligned])
+            inside = [child for child in module.children() if child._modules and child not in aligned]
+            waiting += reversed([child for child in inside if not _is_quantizer(child)])
 
 
-def _values(reading: Reading, reference: torch.nn.Module, values: Mapping[str, Tensor]) -> Tensor | None:
-    """Return what a quantizer rounds; None where that is not known."""
-    if reading.of != "weight":
-        return values.get(reading.of)
-    held = reading.weight if reading.weight is not None else reference._parameters.get(reading.parameter)
-    try:
-        found = None if held is None else plain(held)
-        stored = None if reading.stored is None else plain(reading.stored)
-    except NoValues:
-        return None
-    if found is None or not found.is_floating_point() or not found.numel():
-        return None
-    return found if stored is None or _is_rounded(found, stored, reading) else None
-
-
-def _is_rounded(weight: Tensor, stored: Tensor, reading: Reading) -> bool:
-    """Return whether a stored weight is this one rounded, and not with a scale folded into it, or in another basis."""
-    if weight.shape != stored.shape or reading.scale is None or not reading.scale.numel():
-        return False
-    off = (weight.to(torch.float32) - stored.to(torch.float32)).abs().median().item()
-    return off <= max(reading.scale.max().item(), weight.abs().median().item() / 2)
+def _is_quantizer(module: torch.nn.Module) -> bool:
+    """Return whether a module is one of its parent's quantizers, which is not read by itself."""
+    has_range = hasattr(module, "scale") and hasattr(module, "zero_point")
+    return (has_range or hasattr(module, "fake_quant_enabled")) and not hasattr(module, "weight")
 
 
 def _quantizer(reading: Reading, values: Tensor | None, calibrated: bool) -> Quantizer:
+    reading = without_empty(reading, values)
     held = Range.of(reading)
     unused = calibrated and reading.saw_nothing and reading.of != "weight"
     broken = None if unused else _uncalibrated(reading)
     rounding = ratio = share = None
     problems = [broken] if broken is not None else []
-    if held is not None and not reading.is_float:
-        rounding = 2 * held.half.max().item() * _RMS
+    if held is not None:
+        rounding = held.rounding(reading)
     if held is not None and values is not None:
         interval = (values.max() - values.min()).item()
         ratio = rounding / interval if rounding is not None and interval > 0 else None
@@ -147,7 +150,11 @@ def _span(tensor: Tensor | None) -> tuple[float, float] | None:
 
 def _uncalibrated(reading: Reading) -> QuantProblem | None:
     said = next(_signs_of_no_calibration(reading), None)
-    return None if said is None else QuantProblem(QuantProblemKind.UNCALIBRATED, said, _CALIBRATE)
+    return (
+        None
+        if said is None
+        else QuantProblem(QuantProblemKind.UNCALIBRATED, said, _TAKE if reading.of == "weight" else _CALIBRATE)
+    )
 
 
 def _signs_of_no_calibration(reading: Reading) -> Iterator[str]:
@@ -163,9 +170,15 @@ def _signs_of_no_calibration(reading: Reading) -> Iterator[str]:
         yield "it has no scale"
     bad = int((~torch.isfinite(scale)).sum().item())
     if bad:
-        yield f"{bad} of its {scale.numel()} scales {'is' if bad == 1 else 'are'} not finite"
+        yield f"{_some(bad, scale)} not finite"
     zero = int((scale <= 0).sum().item())
     if zero:
-        yield f"{zero} of its {scale.numel()} scales {'is' if zero == 1 else 'are'} 0 or below"
+        yield f"{_some(zero, scale)} 0 or below"
     if scale.numel() and bool((scale == 1).all()):
         yield "its scale is 1, as if it had never been set"
+
+
+def _some(count: int, scale: Tensor) -> str:
+    if scale.numel() == 1:
+        return "its scale is"
+    return f"{count} of its {scale.numel()} scales {'is' if count == 1 else 'are'}"

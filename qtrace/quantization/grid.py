@@ -28,19 +28,20 @@ def blocks_of(shape: Sequence[int], scale: Tensor, axis: int | None) -> list[int
 
 def extents(values: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the least and the greatest value in each block, of the shape `blocks`."""
-    cut = _cut(values, blocks)
-    within = tuple(range(1, cut.dim(), 2))
-    return cut.amin(within), cut.amax(within)
+    parts = cut(values, blocks)
+    within = tuple(range(1, parts.dim(), 2))
+    return parts.amin(within), parts.amax(within)
 
 
 def share_outside(values: Tensor, low: Tensor, high: Tensor, blocks: Sequence[int]) -> float:
     """Return the share of values that lie below `low` or above `high` of their block; NaN counts as outside."""
-    cut = _cut(values, blocks)
+    parts = cut(values, blocks)
     shape = [size for count in blocks for size in (count, 1)]
-    inside = (cut >= low.reshape(shape)) & (cut <= high.reshape(shape))
+    inside = (parts >= low.reshape(shape)) & (parts <= high.reshape(shape))
     return 1 - inside.sum(dtype=torch.float64).item() / values.numel()
 
 
-def _cut(values: Tensor, blocks: Sequence[int]) -> Tensor:
+def cut(values: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Return `values` with each axis as two, (blocks, elements of a block)."""
     sizes = zip(values.shape, blocks, strict=True)
     return values.reshape([part for size, count in sizes for part in (count, size // count)])

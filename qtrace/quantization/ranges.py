@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qtrace.quantization.grid import blocks_of, extents, share_outside
+from qtrace.quantization.grid import blocks_of, cut, extents, share_outside
 from qtrace.quantization.reading import Reading
 from qtrace.records import QuantProblem, QuantProblemKind
 
@@ -18,8 +19,14 @@ _LOST = 0.05
 _MANY = 0.01
 # Float8 with three bits of mantissa ends in 1.75 * 2**e: half of the step there, 2**(e - 4), is 1/28 of that.
 _LAST_FLOAT_STEP = 1 / 28
+# A step of half the mean size leaves most values a handful of levels; where a dtype has so many, the range is at fault.
+_COARSE = 0.5
+_LEVELS = 200
+_CALIBRATE = "calibrate on inputs like these, or widen the range"
+# RMS of a rounding error that is uniform over one step.
+_RMS = 1 / math.sqrt(12)
 # A range this many times as wide as the values leaves three bits unused.
-_WIDE = 8.0
+WIDE = 8.0
 # Scales that were taken from an axis give its largest values to within this, most of them.
 _FITS = 0.05
 _MOST = 0.75
@@ -47,12 +54,34 @@ class Range:
             zero = reading.zero_point.detach().to("cpu", torch.float64)
             zero = zero.reshape(step.shape) if zero.numel() == step.numel() else zero.reshape(())
         low, high = ((level - zero) * step for level in reading.levels)
-        # Float8's steps are of all sizes; half of the last one is at least this.
-        return cls(low, high, reading.levels[1] * _LAST_FLOAT_STEP * step if reading.is_float else step / 2)
+        half = step / 2
+        if reading.is_float:
+            # A float's steps are of all sizes; half of the last one is at least this.
+            half = reading.levels[1] * _LAST_FLOAT_STEP * step
+        elif reading.codes is not None:
+            half = half * _gaps(reading.codes).max()
+        return cls(low, high, half)
+
+    def rounding(self, reading: Reading) -> float | None:
+        """Return the RMS error of rounding to the widest step; None of a float, which has no one step.
+
+        Of a table of levels it is that of values spread evenly over it: with gaps g, (sum g^3 / sum g / 12)^(1/2).
+        """
+        if reading.is_float:
+            return None
+        widest = 2 * self.half.max().item()
+        if reading.codes is None:
+            return widest * _RMS
+        gaps = _gaps(reading.codes)
+        return widest * _RMS * ((gaps / gaps.max()) ** 3).sum().div((gaps / gaps.max()).sum()).sqrt().item()
 
     def span(self) -> tuple[float, float]:
         """Return the least and the greatest value that any scale represents."""
         return self.low.min().item(), self.high.max().item()
+
+
+def _gaps(codes: Tensor) -> Tensor:
+    return codes.detach().to("cpu", torch.float64).sort().values.diff()
 
 
 def saturated_share(values: Tensor, reading: Reading, held: Range) -> float | None:
@@ -76,35 +105,58 @@ def range_problems(values: Tensor, reading: Reading, held: Range, share: float) 
     low, high = _with_half(held, blocks)
     least, most = (extent.to("cpu", torch.float64) for extent in extents(values, blocks))
     interval = (most - least).max().item()
-    lost = torch.maximum(low - least, most - high).max().item()
+    beyond = torch.maximum(low - least, most - high)
+    lost = beyond.max().item()
     other = _other_axis(values, reading, held, least, most)
     if other is not None:
         said = f"its scales are those of axis {other}, and are used along axis {reading.axis}"
         yield QuantProblem(QuantProblemKind.WRONG_AXIS, said, f"take the scales per channel along axis {reading.axis}")
-    elif share >= _MANY or not lost <= _LOST * interval:
+    # Up to one step more, in blocks of few values, is how some symmetric schemes are meant.
+    elif (share >= _MANY and bool((beyond > 2 * held.half.reshape(blocks)).any())) or not lost <= _LOST * interval:
         lowest, highest = least.min().item(), most.max().item()
         ends = held.span()
         said = (
             f"{share:.2%} of the values lie outside of what it represents: "
             f"they reach {lowest:.4g} to {highest:.4g}, it {ends[0]:.4g} to {ends[1]:.4g}"
         )
-        yield QuantProblem(QuantProblemKind.CLIPPED, said, "calibrate on inputs like these, or widen the range")
+        remedy = "take its range from the weight again" if reading.of == "weight" else _CALIBRATE
+        yield QuantProblem(QuantProblemKind.CLIPPED, said, remedy)
     elif not reading.is_float:
-        yield from _too_wide(held, least, most, blocks)
+        yield from _too_wide(held, least, most, blocks, reading) or _too_coarse(values, held, blocks, reading)
 
 
-def _too_wide(held: Range, least: Tensor, most: Tensor, blocks: list[int]) -> Iterator[QuantProblem]:
+def _too_wide(held: Range, least: Tensor, most: Tensor, blocks: list[int], reading: Reading) -> list[QuantProblem]:
     # A symmetric range for values of one sign is twice as wide as they are, at no fault of the calibration.
     reach = torch.maximum(most, torch.zeros_like(most)) - torch.minimum(least, torch.zeros_like(least))
     # What is the same everywhere may be met exactly by the widest step.
     live = (reach > 0) & (most > least)
     if not bool(live.any()):
-        return
+        return []
     width = (held.high - held.low).reshape(blocks).expand_as(reach)
     times = (width[live] / reach[live]).median().item()
-    if times >= _WIDE:
-        said = f"its range is {times:.3g} times as wide as the values"
-        yield QuantProblem(QuantProblemKind.DEAD_RANGE, said, "narrow the range: calibrate again, without outliers")
+    if times < WIDE:
+        return []
+    said = f"its range is {times:.3g} times as wide as the values"
+    remedy = "take it from the weight again" if reading.of == "weight" else "calibrate again, without outliers"
+    return [QuantProblem(QuantProblemKind.DEAD_RANGE, said, f"narrow the range: {remedy}")]
+
+
+def _too_coarse(values: Tensor, held: Range, blocks: list[int], reading: Reading) -> list[QuantProblem]:
+    """Return what is wrong with a range as wide as a few outliers: all else gets a few levels of many."""
+    if reading.levels is None or reading.codes is not None or reading.levels[1] - reading.levels[0] < _LEVELS:
+        return []
+    parts = cut(values, blocks).to(torch.float32)
+    within = tuple(range(1, parts.dim(), 2))
+    size = parts.abs().mean(within).to("cpu", torch.float64)
+    step = 2 * held.half.reshape(blocks).expand_as(size)
+    # Values of one sign, such as probabilities, have a long tail by nature.
+    live = (parts.amin(within) < 0).cpu() & (parts.amax(within) > 0).cpu()
+    times = (step[live] / size[live]).median().item() if bool(live.any()) else 0.0
+    if times < _COARSE:
+        return []
+    said = f"a few outliers stretch its range: one step is {times:.3g} times the mean size of the values"
+    remedy = "cut off or smooth the outliers, or take a scale for each channel or token"
+    return [QuantProblem(QuantProblemKind.DEAD_RANGE, said, remedy)]
 
 
 def _blocks(values: Tensor, reading: Reading, held: Range) -> list[int] | None:

@@ -8,8 +8,14 @@ from typing import Any
 
 import torch
 
-# The largest value that a float8 holds; what is larger saturates.
-_FLOAT8_MOST = {"float8_e4m3fn": 448.0, "float8_e4m3fnuz": 240.0, "float8_e5m2": 57344.0, "float8_e5m2fnuz": 57344.0}
+# The largest value that a small float holds; what is larger saturates.
+_FLOAT_MOST = {
+    "float8_e4m3fn": 448.0,
+    "float8_e4m3fnuz": 240.0,
+    "float8_e5m2": 57344.0,
+    "float8_e5m2fnuz": 57344.0,
+    "float4_e2m1": 6.0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +25,11 @@ class Reading:
     `scale` is None where it is chosen at each call, and has no elements where it should be there and is not.
     `levels` are the least and the greatest level. `observed` are the least and greatest values that calibration saw,
     the one above the other where it saw none. `parameter` is the name of what a weight's quantizer rounds,
-    `weight` that weight where it is kept as it was, `stored` the rounded one where it is not.
+    `weight` that weight where it is kept as it was, `stored` the rounded one where it is not. `codes` are the levels
+    where they are not equally far apart and no float's either. `by_token` says of a scale that is chosen at each call
+    that each token has one, all along the last axis. `rectified` says that a ReLU comes before the quantizer, whose
+    module may well answer to that before the ReLU. `gain` is what the reference's values are multiplied by before they
+    are rounded, along the last axis, where a candidate moves scales from one factor of a product to the other.
     """
 
     name: str
@@ -35,6 +45,10 @@ class Reading:
     parameter: str = "weight"
     weight: torch.Tensor | None = None
     stored: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    by_token: bool = False
+    rectified: bool = False
+    gain: torch.Tensor | None = None
 
     @property
     def saw_nothing(self) -> bool:
@@ -56,14 +70,23 @@ def dtype_name(dtype: Any) -> str:
     return name[1:] if name.startswith(("qint", "quint")) else name
 
 
+def integer_name(low: float, high: float) -> str:
+    """Return the dtype that has these least and greatest levels, or the next larger one.
+
+    >>> integer_name(-127, 127), integer_name(0, 15)
+    ('int8', 'uint4')
+    """
+    return f"{'int' if low < 0 else 'uint'}{int(high - low).bit_length()}"
+
+
 def levels_of(dtype: str) -> tuple[float, float] | None:
     """Return the least and the greatest level of a dtype; None where that is not known.
 
     >>> levels_of("uint4")
     (0.0, 15.0)
     """
-    if dtype in _FLOAT8_MOST:
-        return -_FLOAT8_MOST[dtype], _FLOAT8_MOST[dtype]
+    if dtype in _FLOAT_MOST:
+        return -_FLOAT_MOST[dtype], _FLOAT_MOST[dtype]
     sign, _, bits = dtype.partition("int")
     if sign not in ("", "u") or not bits.isdecimal():
         return None
@@ -76,6 +99,12 @@ def as_tensor(value: Any) -> torch.Tensor | None:
     if value is None or isinstance(value, torch.Tensor):
         return value
     return torch.tensor(value, dtype=torch.float64) if isinstance(value, (int, float)) else None
+
+
+def channel_axis(scale: torch.Tensor) -> int | None:
+    """Return the one axis along which scales differ, where they have as many axes as what they are for."""
+    long = [axis for axis, size in enumerate(scale.shape) if size > 1]
+    return long[0] if scale.dim() > 1 and len(long) == 1 else None
 
 
 def holders(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from qtrace.quantization.reading import Reading, as_tensor, dtype_name, holders, levels_of, own_weight
+from qtrace.quantization.reading import (
+    Reading,
+    as_tensor,
+    channel_axis,
+    dtype_name,
+    holders,
+    integer_name,
+    levels_of,
+    own_weight,
+)
 
 TOOLKIT = "unknown"
 _SCALE = re.compile(r"(?:(?P<of>[a-z]\w*?)_)?scale")
@@ -51,7 +60,7 @@ def _reading(
 ) -> Reading:
     name = prefix or place or "output"
     word = name.removesuffix("_quantizer").removesuffix("_fake_quant")
-    dtype, levels = _dtype(holder, word)
+    dtype, levels = _dtype(holder)
     return Reading(
         name=name,
         of=_OF.get(word, "inside"),
@@ -66,21 +75,13 @@ def _reading(
     )
 
 
-def _dtype(holder: torch.nn.Module, word: str) -> tuple[str, tuple[float, float] | None]:
-    """Return the dtype and its levels: as compressed-tensors keeps them in a scheme, as `quant_min`, or as `dtype`."""
-    scheme = getattr(holder, "quantization_scheme", None)
-    told = getattr(scheme, {"weight": "weights"}.get(word, f"{word}_activations"), None)
-    bits = getattr(told, "num_bits", None)
-    if isinstance(bits, int):
-        kind = str(getattr(getattr(told, "type", "int"), "value", getattr(told, "type", "int")))
-        name = f"int{bits}" if kind == "int" else "float8_e4m3fn" if bits == 8 else f"float{bits}"
-        return name, levels_of(name)
+def _dtype(holder: torch.nn.Module) -> tuple[str, tuple[float, float] | None]:
+    """Return the dtype and its levels: as `quant_min` and `quant_max`, or as `dtype`."""
     low, high = getattr(holder, "quant_min", None), getattr(holder, "quant_max", None)
     name = dtype_name(getattr(holder, "dtype", None) or "?")
     if isinstance(low, (int, float)) and isinstance(high, (int, float)):
         known = levels_of(name) is not None
-        width = int(high - low).bit_length()
-        return name if known else f"{'' if low < 0 else 'u'}int{width}", (float(low), float(high))
+        return name if known else integer_name(low, high), (float(low), float(high))
     return name, levels_of(name)
 
 
@@ -89,5 +90,4 @@ def _axis(holder: torch.nn.Module, scale: torch.Tensor) -> int | None:
         value = getattr(holder, name, None)
         if isinstance(value, int) and scale.numel() > 1:
             return value
-    long = [axis for axis, size in enumerate(scale.shape) if size > 1]
-    return long[0] if scale.dim() > 1 and len(long) == 1 else None
+    return channel_axis(scale)

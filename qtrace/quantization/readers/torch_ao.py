@@ -6,6 +6,7 @@ Bare observers round nothing and are passed by.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch
 from qtrace.quantization.reading import Reading, as_tensor, dtype_name, holders, levels_of, own_weight
 
 TOOLKIT = "torch.ao"
+# Its kernels add in 16 bits, so that inputs get 7.
+_DYNAMIC = Reading(name="input", of="input", dtype="uint8", scale=None, levels=(0.0, 127.0), symmetric=False)
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
@@ -20,17 +23,34 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
     for name, child in holders(module, aligned):
         if bool(getattr(child, "fake_quant_enabled", False)) and hasattr(child, "activation_post_process"):
             yield _fake(name, child, module)
+        for reading in _converted(child) if not child._modules else ():
+            yield replace(reading, name=f"{name}.{reading.name}", of="inside")
+    yield from _converted(module)
+
+
+def _converted(module: torch.nn.Module) -> Iterator[Reading]:
+    """Yield what a module rounds that was converted: its weight, and its output, or its input where that is dynamic."""
     weight = _weight(module)
     if weight is not None:
         yield weight
-    if not _is_converted(module) or ".dynamic." in type(module).__module__:
+    if not _is_converted(module):
+        return
+    if ".dynamic." in type(module).__module__:
+        if weight is not None:
+            yield _DYNAMIC
         return
     dtype = dtype_name(getattr(module, "dtype", torch.quint8))
     scale, zero = as_tensor(getattr(module, "scale", None)), as_tensor(getattr(module, "zero_point", None))
     if scale is not None and levels_of(dtype) is not None:
-        levels = levels_of(dtype)
         yield Reading(
-            name="output", of="output", dtype=dtype, scale=scale, zero_point=zero, levels=levels, symmetric=False
+            name="output",
+            of="output",
+            dtype=dtype,
+            scale=scale,
+            zero_point=zero,
+            levels=levels_of(dtype),
+            symmetric=False,
+            rectified="ReLU" in type(module).__name__,
         )
 
 
@@ -46,6 +66,7 @@ def _fake(name: str, child: Any, module: torch.nn.Module) -> Reading:
         dtype=dtype_name(getattr(child, "dtype", observer.dtype)),
         scale=child.scale,
         zero_point=child.zero_point,
+        rectified=not name.startswith("weight") and "ReLU" in type(module).__name__,
         levels=(float(child.activation_post_process.quant_min), float(child.activation_post_process.quant_max)),
         symmetric="symmetric" in scheme,
         axis=int(child.ch_axis) if is_channel else None,

@@ -17,11 +17,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
     for name, tensor in module._parameters.items():
         if tensor is not None and hasattr(tensor, "qdata") and hasattr(tensor, "block_size"):
             yield _stored(name, tensor)
-            dynamic = getattr(tensor, "act_quant_kwargs", None)
-            if dynamic is not None:
-                scale = getattr(tensor, "act_quant_scale", None)
-                dtype = dtype_name(tensor.qdata.dtype)
-                yield Reading(name="input", of="input", dtype=dtype, scale=scale, levels=levels_of(dtype))
+            yield from _input(tensor)
     for name, of in (("weight_fake_quantizer", "weight"), ("activation_fake_quantizer", "input")):
         fake = module._modules.get(name)
         config: Any = getattr(fake, "config", None)
@@ -36,13 +32,53 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
                 levels=levels_of(dtype),
                 symmetric=_is_symmetric(config),
                 weight=own_weight(module) if of == "weight" else None,
+                axis=getattr(getattr(config, "granularity", None), "axis", None) if of == "weight" else None,
                 group=getattr(getattr(config, "granularity", None), "group_size", None),
+                by_token=_is_by_token(getattr(config, "granularity", None)),
             )
+
+
+def _input(tensor: Any) -> Iterator[Reading]:
+    """Yield what rounds the input of a layer with such a weight."""
+    told, scale = getattr(tensor, "act_quant_kwargs", None), getattr(tensor, "act_quant_scale", None)
+    if told is not None:
+        dtype = dtype_name(getattr(told, "float8_dtype", tensor.qdata.dtype))
+        levels = levels_of(dtype)
+        if getattr(told, "reduce_range", False) and levels is not None:
+            levels = levels[0] // 2, levels[1] // 2
+        yield Reading(
+            name="input",
+            of="input",
+            dtype=dtype,
+            scale=scale,
+            zero_point=getattr(tensor, "act_quant_zero_point", None),
+            levels=levels,
+            symmetric=_is_symmetric(told),
+            by_token=scale is None and _is_by_token(getattr(told, "granularity", None)),
+            gain=getattr(tensor, "act_pre_scale", None),
+        )
+    named = getattr(tensor, "activation_quantization", None)
+    if named is not None:
+        # "int8_asym_per_token"
+        named = str(getattr(named, "value", named))
+        dtype = named.partition("_")[0]
+        yield Reading(
+            name="input",
+            of="input",
+            dtype=dtype,
+            scale=None,
+            levels=levels_of(dtype),
+            symmetric="asym" not in named,
+            by_token="token" in named,
+        )
 
 
 def _stored(name: str, tensor: Any) -> Reading:
     dtype = dtype_name(getattr(tensor, "target_dtype", tensor.qdata.dtype))
-    zero = getattr(tensor, "zero_point", None)
+    zero, levels = getattr(tensor, "zero_point", None), levels_of(dtype)
+    moved = getattr(tensor, "act_pre_scale", None)
+    if levels is not None and getattr(tensor, "reduce_range", False):
+        levels = levels[0] // 2, levels[1] // 2
     shape, block = tuple(tensor.shape), tuple(tensor.block_size)
     # Blocks that span all axes but one are channels; a block that is only a part of an axis is a group.
     cut = [axis for axis, (size, of) in enumerate(zip(shape, block, strict=False)) if of < size]
@@ -53,13 +89,18 @@ def _stored(name: str, tensor: Any) -> Reading:
         dtype=dtype,
         scale=tensor.scale,
         zero_point=zero,
-        levels=levels_of(dtype),
+        levels=levels,
         symmetric=zero is None or not bool(zero.any()),
         axis=cut[0] if len(cut) == 1 and group is None else None,
         group=group,
         parameter=name,
         stored=tensor,
+        gain=None if moved is None else 1 / moved,
     )
+
+
+def _is_by_token(granularity: Any) -> bool:
+    return type(granularity).__name__ in ("PerRow", "PerToken")
 
 
 def _is_symmetric(config: Any) -> bool | None:

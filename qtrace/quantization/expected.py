@@ -1,0 +1,155 @@
+"""The error that a module's output has of rounding alone: what is expected of one that quantizes and is right."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from qtrace.quantization.facts import UNREADABLE
+from qtrace.quantization.handed import is_rounded, with_gain, without_empty, without_gain
+from qtrace.quantization.reading import Reading
+from qtrace.quantization.rounding import rounded
+from qtrace.stats import plain
+
+# So many rows of a matrix of inputs say what the error of all is; their weight's rounding is the same in each.
+_ROWS = 256
+# A weight may have gone through bfloat16.
+_CAST = 2**-8
+
+
+def expected_error(
+    readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor]
+) -> float | None:
+    """Return the RMS, in the output's unit, of the error that rounding makes in what `reference` returns.
+
+    `readings` are the quantizers of all that answers to `reference` (`readings_of`); `values` has the tensor that it
+    takes as "input" and the one that it returns as "output" (`Observed`), as far as these are known.
+    With x, W and y the reference's, and rounding written as ^, this is the RMS of
+
+        (f(x^, W^) - f(x, W) + y)^ - y
+
+    over all elements, or over 256 rows where f is a matrix product. For a linear layer it is close to the root of the
+    sum of sum_k x_k^2 step_w^2/12, ||w||^2 step_x^2/12, and step_y^2/12. Each is rounded by the quantizer's own scale
+    to the nearest level; that it saturates, or that it is 8 times too wide, is at fault and not expected.
+
+    None where that is not known: a quantizer in between, one of an input of what is no single function of
+    `torch.nn`, one after a ReLU that was fused with it,
+    a weight that is not the reference's (folded or rotated), scales that are missing or no numbers.
+    """
+    if not readings or any(reading.of == "inside" or reading.rectified for reading in readings):
+        return None
+    try:
+        return _rms(readings, reference, values)
+    except UNREADABLE:
+        return None
+
+
+def _rms(readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor]) -> float | None:
+    returned = [reading for reading in readings if reading.of == "output"]
+    output = values.get("output")
+    if len(returned) < len(readings):
+        found = _function_error(readings, reference, values)
+        if found is None:
+            return None
+        error, output = found
+    elif output is not None:
+        output = _real(output)
+        error = torch.zeros_like(output)
+    else:
+        return None
+    for reading in returned:
+        after = rounded(output + error, reading)
+        if after is None:
+            return None
+        error = after - output
+    rms = error.square().mean(dtype=torch.float64).sqrt().item()
+    return rms if math.isfinite(rms) else None
+
+
+def _function_error(
+    readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Return what the rounding of weights and input adds to the output, and that output."""
+    if not _is_one_function(reference):
+        return None
+    weights = {name: t if t is None else _real(t) for name, t in reference._parameters.items()}
+    exact = values.get("input")
+    if isinstance(reference, torch.nn.Embedding):
+        exact = torch.arange(reference.num_embeddings, device=reference.weight.device)
+    elif exact is not None:
+        exact = _real(exact)
+    if exact is None:
+        return None
+    after, coarse = dict(weights), exact
+    for reading in readings:
+        if reading.of == "weight":
+            weight = _rounded_weight(weights.get(reading.parameter), reading)
+            if weight is None:
+                return None
+            after[reading.parameter] = weight
+        elif reading.of == "input":
+            taken = rounded(with_gain(coarse, reading), reading) if coarse.is_floating_point() else None
+            if taken is None:
+                return None
+            coarse = without_gain(taken, reading)
+    exact, coarse = _rows(exact, reference), _rows(coarse, reference)
+    output = _apply(reference, weights, exact)
+    return _apply(reference, after, coarse) - output, output
+
+
+def _rounded_weight(weight: Tensor | None, reading: Reading) -> Tensor | None:
+    """Return the reference's weight as the candidate rounds it; None where it is another that the candidate rounds."""
+    if weight is None:
+        return None
+    weight = with_gain(weight, reading)
+    reading = without_empty(reading, weight)
+    held = reading.stored if reading.stored is not None else reading.weight
+    known = None if held is None else plain(held).to(weight)
+    if known is not None and not is_rounded(weight, known, reading):
+        return None
+    # What is kept as it was is the reference's, or has another's scale folded into it.
+    if reading.stored is None and known is not None and not torch.allclose(known, weight, rtol=_CAST, atol=1e-6):
+        return None
+    after = rounded(weight, reading)
+    # Where levels cannot be told, what is stored shows where they lie.
+    after = known if after is None and reading.stored is not None else after
+    return None if after is None else without_gain(after, reading)
+
+
+def _is_one_function(module: torch.nn.Module) -> bool:
+    """Return whether a module is one of torch's own without a state, or the same by another name."""
+    torch_own = type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.nn.Embedding)
+    return not module._modules and (torch_own or type(module).__name__ == "Conv1D")
+
+
+def _rows(values: Tensor, reference: torch.nn.Module) -> Tensor:
+    """Return some of the rows of a matrix of inputs, as evenly spread as can be."""
+    if isinstance(reference, torch.nn.Embedding):
+        return values[:: max(1, len(values) // _ROWS)]
+    if isinstance(reference, torch.nn.Linear) or type(reference).__name__ == "Conv1D":
+        flat = values.reshape(-1, values.shape[-1])
+        return flat[:: max(1, len(flat) // _ROWS)]
+    return values
+
+
+def _apply(reference: torch.nn.Module, weights: Mapping[str, Tensor | None], values: Tensor) -> Tensor:
+    """Return what a module would compute with other weights; neither it nor its hooks notice."""
+    twin = copy.copy(reference)
+    twin.__dict__["_parameters"] = dict(weights)
+    twin._buffers = {name: b if b is None else _real(b) for name, b in reference._buffers.items()}
+    twin.training = False
+    with torch.no_grad():
+        found = twin.forward(values)
+    if not isinstance(found, Tensor):
+        raise TypeError("returns no tensor")
+    return found
+
+
+def _real(values: Tensor) -> Tensor:
+    """Return what can be calculated with: floats of 32 bits at least."""
+    dense = plain(values)
+    return dense.to(torch.float32) if dense.is_floating_point() and dense.dtype is not torch.float64 else dense
