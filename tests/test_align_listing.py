@@ -83,3 +83,34 @@ def test_weights_are_compared_pair_by_pair() -> None:
     assert found["wrapped.first"] == pytest.approx(1.0)
     assert found["wrapped.second"] < 0.8
     assert "wrapped.act" not in found
+
+
+def test_the_listing_says_of_both_sides_who_computes_several_in_one() -> None:
+    torch.manual_seed(0)
+    reference = nn.ModuleDict({"q": nn.Linear(8, 8), "k": nn.Linear(8, 4), "out": nn.Linear(8, 8)})
+    candidate = nn.ModuleDict({"qk": nn.Linear(8, 12), "out": twin(reference["out"])})
+    with torch.no_grad():
+        parts = [reference[name].get_parameter("weight").detach() for name in ("q", "k")]
+        candidate["qk"].get_parameter("weight").copy_(torch.cat(parts))
+    counters = counted(**{"": 1, "q": 1, "k": 1, "out": 1}), counted(**{"": 1, "qk": 1, "out": 1})
+    _, unmatched = aligned(reference, candidate, counters, [])
+    assert {one.module: one.reason for one in unmatched} == {"q": "fused", "k": "fused", "qk": "fuses"}
+    back, split = aligned(candidate, reference, counters[::-1], [])
+    assert [one.reason for one in split if one.side == "reference"] == ["split"]
+    assert len(back) == 2
+    text = text_of(list(modules((), unmatched, width=120)), 120)
+    assert "computing several of the reference's in one:\n    qk  Linear, 1 call" in text
+
+
+def test_the_listing_shows_the_partners_that_the_run_found() -> None:
+    """Weights told the run that two names were swapped: the paths alone would say otherwise again."""
+    torch.manual_seed(0)
+    reference = nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
+    candidate = nn.ModuleDict({"a": twin(reference["b"]), "b": twin(reference["a"])})
+    counters = counted(**{"": 1, "a": 1, "b": 1}), counted(**{"": 1, "a": 1, "b": 1})
+    pairings, _ = aligned(reference, candidate, counters, [])
+    assert {pair.candidate: pair.reference for pair in pairings if pair.candidate} == {"a": "a", "b": "b"}
+    counters[1].keys |= {"a": "b", "b": "a"}
+    pairings, _ = aligned(reference, candidate, counters, [])
+    assert {pair.candidate: pair.reference for pair in pairings if pair.candidate} == {"a": "b", "b": "a"}
+    assert {pair.rule for pair in pairings if pair.candidate} == {"weights"}

@@ -226,6 +226,11 @@ def test_a_rename_comes_first_and_takes_along_what_is_below() -> None:
             "--rename enc.query=layers.k: the reference has no module layers.k; did you mean layers",
         ),
         ("enc.query", "layers.*", "--rename enc.query=layers.*: the right side has more * than the left one"),
+        (
+            "**.query",
+            "layers.q",
+            "--rename **.query=layers.q: here ** stands for nothing; write one * for each component",
+        ),
     ],
 )
 def test_a_rename_that_leads_nowhere_is_one_sentence(old: str, new: str, message: str) -> None:

@@ -40,10 +40,14 @@ def broken(reference: nn.Module, samples: list[Sample]) -> nn.Module:
     raise ZeroDivisionError("no scale")
 
 
+def leaves(reference: nn.Module, samples: list[Sample]) -> nn.Module:
+    raise SystemExit(3)
+
+
 @pytest.fixture(autouse=True)
 def announce(monkeypatch: pytest.MonkeyPatch) -> None:
     """Announce this file's wrappers, one that cannot be imported and one with a built-in name."""
-    names = {name: f"{__name__}:{name}" for name in ("negate", "anything", "nothing", "broken")}
+    names = {name: f"{__name__}:{name}" for name in ("negate", "anything", "nothing", "broken", "leaves")}
     names |= {"absent": "not_installed.wrapper:wrap", "dtype": "not_installed.wrapper:wrap"}
     points = [EntryPoint(name, value, wrappers.GROUP) for name, value in names.items()]
     installed: Callable[..., Any] = lambda group: points if group == wrappers.GROUP else []  # noqa: E731
@@ -51,7 +55,9 @@ def announce(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_and_announced_wrappers_are_known() -> None:
-    assert known_wrappers() == sorted({"absent", "anything", "broken", "negate", "nothing", *wrappers.BUILT_IN})
+    assert known_wrappers() == sorted(
+        {"absent", "anything", "broken", "leaves", "negate", "nothing", *wrappers.BUILT_IN}
+    )
 
 
 def test_the_built_in_ones_need_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +78,7 @@ def test_a_wrapper_with_open_arguments_takes_any() -> None:
     assert isinstance(apply_wrapper("anything", nn.Linear(2, 2), [], {"a": 1, "b": 2}), nn.Linear)
 
 
-EVERY = ", ".join(sorted({"absent", "anything", "broken", "negate", "nothing", *wrappers.BUILT_IN}))
+EVERY = ", ".join(sorted({"absent", "anything", "broken", "leaves", "negate", "nothing", *wrappers.BUILT_IN}))
 SOME = ", ".join(EVERY.split(", ")[:12])
 
 
@@ -95,6 +101,26 @@ SOME = ", ".join(EVERY.split(", ")[:12])
             "the wrapper dtype takes no argument dtyp; did you mean dtype? (known: dtype, keep)",
         ),
         ("dtype", {"zzzz": 1}, UsageError, "the wrapper dtype takes no argument zzzz; known: dtype, keep"),
+        ("dtype", {"keep": 5}, UsageError, "the wrapper dtype takes for keep a list, as in [a, b], and was given 5"),
+        ("dtype", {"dtype": 5}, UsageError, "the wrapper dtype takes for dtype a text, and was given 5"),
+        (
+            "torch_ao",
+            {"convert": "nope"},
+            UsageError,
+            "the wrapper torch_ao takes for convert true or false, and was given 'nope'",
+        ),
+        (
+            "bitsandbytes",
+            {"bits": True},
+            UsageError,
+            "the wrapper bitsandbytes takes for bits a whole number, and was given True",
+        ),
+        (
+            "leaves",
+            {},
+            SourceError,
+            "the wrapper leaves failed on Linear: SystemExit: 3 (test_wrappers.py:",
+        ),
         ("nothing", {"a": 1}, UsageError, "the wrapper nothing takes no argument a; none are known"),
         ("negate", {}, UsageError, "the wrapper negate needs times; give --wrap-arg times=VALUE"),
         (

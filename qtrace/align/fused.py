@@ -1,4 +1,4 @@
-"""Modules that the candidate computes in one: convolution, batch norm and ReLU, or the projections of q, k and v.
+"""Modules that the candidate computes in one: convolution, batch norm and ReLU.
 
 Names lie here: a fused `features.0` has the path of the convolution and returns what the ReLU does. So it answers to
 the last module of its group, and the others have no partner. A batch norm alone that was folded into the convolution
@@ -8,18 +8,17 @@ a folded norm shows in the weights, a fused activation in the class.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from qtrace.align.modules import ModuleInfo, Names, Tree
-from qtrace.align.weights import joined, weight_of
+from qtrace.align.weights import weight_of
 
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
 # A folded weight was scaled by the norm's gain; rounding to 8 bits leaves it there within this.
 _CLOSE = 0.05
-_MOST_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +56,6 @@ def fusions(reference: Tree, candidate: Tree, names: Names) -> list[Fusion]:
                     found.append(Fusion(tuple(module.path for module in group), partner, last, folds))
             position += max(1, len(group))
     return found
-
-
-def projections(
-    reference: Tree, candidate: Tree, open_reference: Collection[str], open_candidate: Collection[str]
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (reference paths, candidate path) where one open module holds several neighbours' weights, stacked."""
-    wholes = [candidate[path] for path in open_candidate if weight_of(candidate[path].module) is not None]
-    if not wholes:
-        return
-    for parent in {path.rpartition(".")[0] for path in open_reference}:
-        parts = [child for child in reference.children(parent) if child.path in open_reference]
-        parts = [part for part in parts if weight_of(part.module) is not None]
-        for length in range(min(_MOST_PARTS, len(parts)), 1, -1):
-            for first in range(len(parts) - length + 1):
-                group = parts[first : first + length]
-                for whole in wholes:
-                    if joined(group, whole):
-                        yield tuple(part.path for part in group), whole.path
 
 
 def _group(leaves: list[ModuleInfo], answering: Mapping[str, list[ModuleInfo]]) -> list[ModuleInfo]:

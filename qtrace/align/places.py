@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from qtrace.align.modules import ModuleInfo, Names, Tree
 from qtrace.align.weights import ALIKE, likeness, weight_of
@@ -20,25 +20,25 @@ def enclosing(reference: Tree, candidate: Tree, names: Mapping[str, str], open_r
     round.
     """
     found: Names = {}
-    partners: dict[str, list[str]] = {}
+    # Of each container: who is paired inside the reference's, by the candidate's paths, and the other way round.
+    held: dict[str, list[str]] = {}
+    holds: dict[str, set[str]] = {}
     for path, name in names.items():
         if path and candidate[path].runs:
-            partners.setdefault(name, []).append(path)
+            for around in _ancestors(name):
+                held.setdefault(around, []).append(path)
+            for around in _ancestors(path):
+                holds.setdefault(around, set()).add(name)
     # The innermost first: the nearest container around the same pairs is the one that is meant.
     for name in sorted(open_reference, key=lambda path: -path.count(".")):
-        inside = [path for known, paths in partners.items() if _is_in(known, name) for path in paths]
-        if len(inside) < 2:
+        inside = held.get(name, [])
+        if len(inside) < 2 or reference[name].type in _LISTS:
             continue
         around = _common(inside)
         is_free = around in candidate.below and around not in names and around not in found
-        if (
-            not is_free
-            or not candidate[around].runs
-            or reference[name].type in _LISTS
-            or candidate[around].type in _LISTS
-        ):
+        if not is_free or not candidate[around].runs or candidate[around].type in _LISTS:
             continue
-        if all(_is_in(known, name) for known, paths in partners.items() if any(_is_in(p, around) for p in paths)):
+        if all(known.startswith(f"{name}.") for known in holds[around]):
             found[around] = name
     return found
 
@@ -54,13 +54,13 @@ def in_order(
 
     Also the one open module of its type in a container on either side, where others in there are paired. Order alone
     lies: two models may call k, v, q and q, k, v. So a pair whose weights can be read and are not alike is none, and
-    where they cannot be read, both must at least be as large.
+    where they cannot be read, both must at least be as large. The order is that of calls, where that is known.
     """
     found: Names = {}
     answered = {name: name for name in names.values()}
     for path, name in names.items():
-        mine = _gaps(reference.children(name), answered, open_reference)
-        theirs = _gaps(candidate.children(path), names, open_candidate)
+        mine = _gaps(reference.called(name), answered, open_reference)
+        theirs = _gaps(candidate.called(path), names, open_candidate)
         # Without anchors there is nothing to stand between.
         mine.pop((None, None), None)
         theirs.pop((None, None), None)
@@ -68,7 +68,8 @@ def in_order(
             others = theirs.get(anchors, [])
             if len(ones) == len(others) and all(map(_may_be_one, ones, others)):
                 found |= {other.path: one.path for one, other in zip(ones, others, strict=True)}
-        mine_left = [one for ones in mine.values() for one in ones if one.path not in found.values()]
+        taken = set(found.values())
+        mine_left = [one for ones in mine.values() for one in ones if one.path not in taken]
         theirs_left = [other for others in theirs.values() for other in others if other.path not in found]
         for one in mine_left:
             matches = [other for other in theirs_left if _may_be_one(one, other)]
@@ -116,8 +117,9 @@ def _sizes(module: ModuleInfo) -> tuple[int, ...]:
     return tuple(size for size in sizes if isinstance(size, int))
 
 
-def _is_in(path: str, around: str) -> bool:
-    return path.startswith(f"{around}.") if around else bool(path)
+def _ancestors(path: str) -> Iterator[str]:
+    while path := path.rpartition(".")[0]:
+        yield path
 
 
 def _common(paths: Sequence[str]) -> str:

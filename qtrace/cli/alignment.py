@@ -25,7 +25,11 @@ def aligned(
     mine, theirs = (counter.calls for counter in counters)
     models = (Model("reference", reference), Model("candidate", candidate))
     plan = make_plan(*models, renames=renames)
-    alignment = (better_plan(plan, models, (mine, theirs), renames=renames) or plan).alignment
+    # Whom the run gave another partner than the paths do, it found out to hold other weights.
+    heard = counters[1].keys
+    doubted = {key for path, key in plan.candidate_keys.items() if path in heard and heard[path] != key}
+    better = better_plan(plan, models, (mine, theirs), renames=renames, doubted=doubted)
+    alignment = (better or plan).alignment
     place = {path: n for n, (path, _) in enumerate(reference.named_modules())}
     pairings = [
         replace(pair, reference_calls=mine[pair.reference], candidate_calls=theirs[pair.candidate])
@@ -47,10 +51,14 @@ def aligned(
         alone += [
             Unmatched(side, path, types[path], calls[path], "no_partner") for path in paths if (side, path) not in known
         ]
-    fused = alignment.fused
-    return pairings, [
-        replace(one, reason="fused") if one.side == "reference" and one.module in fused else one for one in alone
-    ]
+    fusing = set(alignment.fused.values())
+    known_why = {*alignment.fused, *alignment.split}
+    for n, one in enumerate(alone):
+        if one.side == "reference" and one.module in known_why:
+            alone[n] = replace(one, reason=alignment.why(one.module))
+        elif one.side == "candidate" and one.module in fusing:
+            alone[n] = replace(one, reason="fuses")
+    return pairings, alone
 
 
 def alike(reference: torch.nn.Module, candidate: torch.nn.Module, pairings: Iterable[Pairing]) -> dict[str, float]:

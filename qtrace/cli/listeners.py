@@ -15,14 +15,17 @@ POINTS = 2000
 
 
 class CallCounter:
-    """Counts the calls of each module of one side, by the side's own paths."""
+    """Counts the calls of each module of one side, by the side's own paths; `keys` says who they answered to."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.keys: dict[str, str] = {}
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
         """Count the call."""
         self.calls[call.path] += 1
+        if call.key is not None:
+            self.keys[call.path] = call.key
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
         """Nothing more to note."""

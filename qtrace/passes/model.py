@@ -20,8 +20,8 @@ _MODE_MATTERS = (
     torch.nn.TransformerEncoderLayer,
     torch.nn.TransformerDecoderLayer,
 )
-# What is quantized for good is not trained; its flag is what it was made with.
-_MINDLESS = ("torch.nn", "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+# What is quantized for good is not trained, and a graph holds the mode that it was traced in; the flag is of no effect.
+_MINDLESS = ("torch.nn", "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.export", "torch.fx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class Model:
         return Side(
             source=self.source or type(self.root).__name__,
             type=type(self.root).__name__,
-            parameters=sum(p.numel() for p in parameters),
+            # A lazy module that was never called has parameters without a size.
+            parameters=sum(p.numel() for p in parameters if not torch.nn.parameter.is_lazy(p)),
             dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
             devices=self.devices,
             training=bool(self.in_training),
@@ -94,21 +95,37 @@ class Model:
     def is_compiled(self) -> bool:
         """Return whether any module runs compiled code, where hooks do not fire reliably."""
         return any(
-            getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
+            getattr(module, "_compiled_call_impl", None) is not None
+            or type(module).__name__ == "OptimizedModule"
+            or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
             for module in self.modules.values()
         )
+
+    def programs(self) -> list[str]:
+        """Return the paths of programs, whose code calls operators where a model calls modules: outermost ones only."""
+        found: list[str] = []
+        for path, module in self.modules.items():
+            if _is_program(module) and not any(not other or path.startswith(f"{other}.") for other in found):
+                found.append(path)
+        return found
 
     def warnings(self) -> list[str]:
         """Return what a reader of the report must know before believing it."""
         found = []
         if self.in_training:
             found.append(
-                f"the {self.name} has {len(self.in_training)} modules in training mode "
+                f"the {self.name} has {_modules(len(self.in_training))} in training mode "
                 f"({self.in_training[0] or '<root>'} …): "
                 "dropout and batch norm may differ by chance; call .eval() on it"
             )
         if self.is_compiled():
             found.append(f"the {self.name} is compiled: it was run eagerly, so compiled numerics were not measured")
+        if programs := self.programs():
+            found.append(
+                f"{programs[0] or '<root>'} of the {self.name} is a program of torch.jit, torch.fx or torch.export and "
+                "calls no modules: only what it returns is compared; give the modules, or an exported program "
+                "unflattened"
+            )
         if self.may_leave_fast_path():
             found.append(
                 f"the {self.name} has torch's transformer layers: torch leaves their fast path while hooks are there"
@@ -125,6 +142,18 @@ class Model:
 def devices_of(models: Iterable[Model]) -> tuple[str, ...]:
     """Return the kinds of device of several models together."""
     return tuple(sorted({kind for model in models for kind in model.devices}))
+
+
+def _modules(amount: int) -> str:
+    return f"{amount} module" + ("" if amount == 1 else "s")
+
+
+def _is_program(module: torch.nn.Module) -> bool:
+    if isinstance(module, torch.fx.GraphModule):
+        called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+        # An exported program checks its arguments in a module of its own.
+        return not any(name != "_guards_fn" for name in called)
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _minds_training(module: torch.nn.Module) -> bool:

@@ -83,7 +83,7 @@ def _named(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
     for path, module in model.modules.items():
         for kind in (module._parameters, module._buffers):
             for name, tensor in kind.items():
-                if tensor is not None:
+                if tensor is not None and not torch.nn.parameter.is_lazy(tensor):
                     yield join(path, name), tensor
 
 

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qtrace.align import Alignment, ModuleInfo, align
+from qtrace.align.weights import ALIKE, likeness
 from qtrace.passes.model import Model
 from qtrace.patterns import select
 
-# How often each module of a side was called, by its own path.
+# How often each module of a side was called, by its own path, in the order of the first calls.
 Calls = Mapping[str, int]
 
 
@@ -27,6 +28,11 @@ class Plan:
     candidate_keys: dict[str, str]
     outputs_only: frozenset[str] = frozenset()
     sparse: bool = False
+
+    @property
+    def by_order(self) -> list[str]:
+        """Return the candidate paths that were paired by their place alone."""
+        return [path for path, pair in self.alignment.pairs.items() if pair.rule == "order"]
 
     def restricted(self, keys: Collection[str]) -> Plan:
         """Return the plan that compares the root and these reference paths, and passes everything else by."""
@@ -48,25 +54,27 @@ def make_plan(
     *,
     renames: Mapping[str, str] | None = None,
     calls: tuple[Calls, Calls] | None = None,
+    denied: Collection[str] = (),
 ) -> Plan:
     """Align two models; raises `UsageError` for a pattern of `only`, `skip` or `renames` that matches no module.
 
     `renames` maps patterns of candidate paths to reference paths. Where it is known from a run before how often each
-    side's modules are called, `calls` says so: only what runs can be a partner then.
+    side's modules are called, in the order of their first calls, `calls` says so: only what runs can be a partner then.
+    Nobody answers to one of `denied` by its path alone.
     """
     # A module that stands in several places answers at each of them, under its first path.
     alias_infos = [
         ModuleInfo(path, type(reference.modules[first]).__name__) for path, first in reference.aliases.items()
     ]
     mine, theirs = calls or (None, None)
-    alignment = align([*_infos(reference, mine), *alias_infos], _infos(candidate, theirs), renames)
+    alignment = align([*_infos(reference, mine), *alias_infos], _infos(candidate, theirs), renames, denied=denied)
     pairs = {
         path: replace(pair, reference=reference.aliases.get(pair.reference, pair.reference))
         for path, pair in alignment.pairs.items()
     }
     taken = {pair.reference for pair in pairs.values()}
     alone = tuple(path for path in reference.modules if path not in taken)
-    alignment = Alignment(pairs, alone, alignment.fused)
+    alignment = replace(alignment, pairs=pairs, alone=alone)
     paths = list(reference.modules)
     chosen = select(only, paths, option="--only") if only else set(paths)
     chosen -= select(skip, paths, option="--skip")
@@ -89,13 +97,36 @@ def better_plan(
     skip: Sequence[str] = (),
     *,
     renames: Mapping[str, str] | None = None,
+    doubted: Collection[str] = (),
 ) -> Plan | None:
-    """Return a plan that knows what runs, where it finds partners for more of what the reference calls; else None."""
+    """Return a plan that knows what runs and in which order, where that finds more partners or others; else None.
+
+    More of what the reference calls has a partner then, or what was paired by the order of definition is called in
+    another one. `doubted` are the reference paths that differ although the final outputs agree: where weights there
+    belong to each other otherwise than the paths say, it is the weights that are believed.
+    """
     known = _answered(plan, calls)
-    if all(path in known for path in plan.chosen if calls[0].get(path)):
+    sure = not plan.by_order and all(path in known for path in plan.chosen if calls[0].get(path))
+    lying = _lying(plan, models, doubted)
+    if lying:
+        better = make_plan(*models, only, skip, renames=renames, calls=calls, denied=doubted)
+        by_weights = {pair.reference for pair in better.alignment.pairs.values() if pair.rule == "weights"}
+        if lying <= by_weights and len(_answered(better, calls)) >= len(known):
+            return better
+    if sure:
         return None
     better = make_plan(*models, only, skip, renames=renames, calls=calls)
-    return better if len(_answered(better, calls)) > len(known) else None
+    gained = len(_answered(better, calls)) - len(known)
+    is_other = any(better.alignment.pairs.get(path) != plan.alignment.pairs[path] for path in plan.by_order)
+    return better if gained > 0 or (gained == 0 and is_other) else None
+
+
+def _lying(plan: Plan, models: tuple[Model, Model], doubted: Collection[str]) -> set[str]:
+    """Return the doubted paths whose pairs hold weights that have nothing to do with each other."""
+    mine, theirs = (model.modules for model in models)
+    pairs = [pair for pair in plan.alignment.pairs.values() if pair.reference in doubted]
+    found = {pair.reference: likeness(mine[pair.reference], theirs[pair.candidate]) for pair in pairs}
+    return {path for path, alike in found.items() if alike is not None and not alike >= ALIKE}
 
 
 def _answered(plan: Plan, calls: tuple[Calls, Calls]) -> set[str]:
@@ -104,6 +135,7 @@ def _answered(plan: Plan, calls: tuple[Calls, Calls]) -> set[str]:
 
 
 def _infos(model: Model, calls: Calls | None) -> list[ModuleInfo]:
+    first = {path: n for n, path in enumerate(calls or ())}
     return [
         ModuleInfo(
             info.path,
@@ -111,6 +143,7 @@ def _infos(model: Model, calls: Calls | None) -> list[ModuleInfo]:
             info.attributes,
             model.modules[info.path],
             None if calls is None else calls.get(info.path, 0),
+            first.get(info.path),
         )
         for info in model.infos()
     ]

@@ -20,14 +20,17 @@ RULES = {
     "exact": "the same path on both sides",
     "renamed": "the user says so (--rename)",
     "name_attribute": "the candidate's module keeps the reference's path in an attribute of its own",
-    "stripped": "the same path without the components that only the candidate has (such as `wrapped`)",
+    "stripped": "the same path without the components that only the candidate has (such as `wrapped`), or a wrapper's",
     "prefix": "the same path below another module: the whole tree was moved",
     "fused": "the last of several that the candidate computes in one; they take other inputs, so it is not compared",
     "weights": "no name tells, but both hold the same weight, each being the other's only match",
     "enclosing": "no name tells, but both hold the same pairs",
     "order": "no name or weight tells, but both stand between the same pairs and have the same type; may be wrong",
 }
-REASONS = {"fused": "computed by the candidate in one with others"}
+REASONS = {
+    "fused": "computed by the candidate in one with others",
+    "fuses": "computing several of the reference's in one",
+}
 RULE_WIDTH = max(map(len, RULES))
 CONFIDENCE_WIDTH = 10
 CALLS_WIDTH = 7

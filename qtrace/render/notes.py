@@ -18,6 +18,7 @@ STATUS_WORDS = {
 REASON_WORDS = {
     "no_partner": "without a partner in the other model",
     "fused": "computed by the candidate in one with others",
+    "split": "computed by the candidate in several modules",
     "no_tensor": "without a tensor in the output",
     "alone": "without a counterpart in the candidate's run",
     "partner_not_called": "its partner was not called",

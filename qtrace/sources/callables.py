@@ -90,9 +90,15 @@ def takes(function: Any, parameter: str) -> bool:
 
 def is_required(function: Any, parameter: str) -> bool:
     """Say whether a callable has a parameter of that name without a default."""
+    return parameter in required(function)
+
+
+def required(function: Any) -> list[str]:
+    """Return the names of a callable's parameters without a default."""
     signature = _signature(function)
-    found = signature.parameters.get(parameter) if signature is not None else None
-    return found is not None and found.default is inspect.Parameter.empty
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = signature.parameters.values() if signature is not None else ()
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in several]
 
 
 def describe(error: BaseException, file: str | None = None) -> str:

@@ -9,7 +9,8 @@ from torch import nn
 
 from qtrace.errors import SourceError, UsageError
 from qtrace.sources import hub
-from qtrace.sources.callables import call, find_object, is_required, takes
+from qtrace.sources.callables import call, find_object, is_required, required, takes
+from qtrace.sources.exported import unflattened
 from qtrace.sources.placement import deep_copy, place_model
 from qtrace.sources.spec import LoadOptions, Spec, parse_spec
 from qtrace.sources.traces import load_skeleton, made_from_trace
@@ -59,12 +60,33 @@ def _load_callable(text: str, args: dict[str, Any], reference: nn.Module | None,
         if reference is None and is_required(made, "reference") and "reference" not in args:
             raise UsageError(f"{text} takes the parameter reference, so it makes a candidate; give it as --candidate")
         wraps = reference is not None and takes(made, "reference")
+        if reference is not None and not wraps and (one := _only_required(made, args)):
+            raise UsageError(
+                f"{text} needs the parameter {one}; if that is the model to wrap, call it reference, "
+                "else give it under args in the config"
+            )
         if wraps and reference is not None and (stored := trace_of(reference)) is not None:
             raise made_from_trace(text, stored.name)
         offered = {"reference": deep_copy(reference)} if reference is not None and wraps else {}
         made = call(made, text, args, offered)
+    made = unflattened(made)
     if not isinstance(made, nn.Module):
         kind = "None" if made is None else f"a value of type {type(made).__name__}"
         raise SourceError(f"{text} returned {kind}; expected a torch.nn.Module")
+    if _is_empty(made):
+        raise SourceError(f"{text} returned a model on the meta device, which has no values; give it weights first")
     # What wraps the reference got a cast one; casting it again would round its scales and its own choices.
     return place_model(made, options.device, None if wraps else options.dtype)
+
+
+def _is_empty(model: nn.Module) -> bool:
+    """Return whether all parameters are on the meta device, and nothing brings their values in for each call."""
+    is_offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    parameters = list(model.parameters())
+    return bool(parameters) and not is_offloaded and all(parameter.is_meta for parameter in parameters)
+
+
+def _only_required(made: Callable[..., Any], args: Mapping[str, Any]) -> str | None:
+    """Return the one parameter that is not given, where it is one."""
+    absent = [name for name in required(made) if name not in args]
+    return absent[0] if len(absent) == 1 else None

@@ -20,6 +20,7 @@ from qtrace.sources.placement import check_device, place_sample
 from qtrace.sources.samples import Sample, check_fits
 from qtrace.sources.spec import LoadOptions
 from qtrace.sources.traces import is_trace, made_from_trace
+from qtrace.sources.untouched import process_kept, reference_untouched
 from qtrace.sources.wrappers import apply_wrapper, load_wrapper
 
 
@@ -75,11 +76,11 @@ def load_pair(config: RunConfig) -> Pair:
     The random generators of Python and torch are seeded with `config.seed` before each of the three, so that
     two callables which draw random weights in the same order get the same. Device and dtype go to both models
     and (the dtype to floating-point tensors only) to the inputs; a wrapper gets the reference as it is then.
-    What is printed while loading goes to stderr.
+    What is printed while loading goes to stderr; what a candidate's maker changes in the whole process is put back.
 
     Raises:
         UsageError: a part is not given, options do not fit, or the inputs do not fit the reference's method.
-        SourceError: a part could not be had.
+        SourceError: a part could not be had, or making the candidate changed the reference.
     """
     reference_section, candidate_section = config.reference, config.candidate
     inputs_section = _inputs_section(config)
@@ -97,12 +98,12 @@ def load_pair(config: RunConfig) -> Pair:
             raise made_from_trace(f"the wrapper {wrap}", str(reference_section.source))
     first = load_reference(config)
     reference, samples = first.model, first.samples
-    with redirect_stdout(sys.stderr):
+    made_by = f"the wrapper {wrap}" if wrap is not None else str(candidate_section.source)
+    with redirect_stdout(sys.stderr), process_kept(), reference_untouched(reference, made_by):
         _seed(config.seed)
         if wrap is not None:
             candidate = apply_wrapper(wrap, reference, samples, args)
         else:
-            made_by = str(candidate_section.source)
             candidate = load_model(made_by, args=args, reference=reference, options=_load_options(config))
     for sample in samples:
         check_fits(candidate, sample, config.call)

@@ -16,6 +16,7 @@ from torch import nn
 
 from qtrace.errors import QtraceError, SourceError, UsageError, did_you_mean
 from qtrace.sources.callables import describe
+from qtrace.sources.exported import unflattened
 from qtrace.sources.placement import deep_copy
 from qtrace.sources.samples import Sample
 
@@ -29,6 +30,7 @@ BUILT_IN = (
     "compressed_tensors",
     "dtype",
     "export",
+    "llmcompressor",
     "modelopt",
     "neural_compressor",
     "nncf",
@@ -39,6 +41,15 @@ BUILT_IN = (
     "torch_ao",
     "torchao",
 )
+# How an argument is annotated: what it may be, and in words. A whole number is a number, true and false are none.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a text"),
+    "Sequence[str]": ((list, tuple), "a list, as in [a, b]"),
+    "Sequence[Sequence[str]]": ((list, tuple), "a list of lists, as in [[a, b]]"),
+}
 # What a toolkit says when it refuses a model may be a page.
 _LONGEST = 300
 Wrapper = Callable[..., nn.Module]
@@ -74,7 +85,7 @@ def _find(name: str) -> Wrapper:
         raise UsageError(f"there is no wrapper {name}; {near}{every}")
     try:
         loaded: Wrapper = announced[name].load()
-    except Exception as error:  # whatever importing another package raises
+    except (Exception, SystemExit) as error:  # whatever importing another package raises
         raise SourceError(
             f"the wrapper {name} ({announced[name].value}) cannot be imported: {describe(error)}"
         ) from error
@@ -94,10 +105,11 @@ def apply_wrapper(name: str, reference: nn.Module, samples: Sequence[Sample], ar
         wrapped = wrapper(copied, samples, **args)
     except QtraceError:
         raise
-    except Exception as error:  # a toolkit's own types
+    except (Exception, SystemExit) as error:  # a toolkit's own types
         said = describe(error)
         said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
         raise SourceError(f"the wrapper {name} failed on {type(reference).__name__}: {said}") from error
+    wrapped = unflattened(wrapped)
     if not isinstance(wrapped, nn.Module):
         raise SourceError(
             f"the wrapper {name} returned a value of type {type(wrapped).__name__}; expected a torch.nn.Module"
@@ -120,6 +132,17 @@ def _check_args(name: str, wrapper: Wrapper, args: Mapping[str, Any]) -> None:
             near = did_you_mean(arg, known)
             every = "" if near.startswith(("known", "none")) else f" (known: {', '.join(known)})"
             raise UsageError(f"the wrapper {name} takes no argument {arg}; {near}{every}")
+        _check_kind(name, known[arg], args[arg])
     for parameter in known.values():
         if parameter.default is inspect.Parameter.empty and parameter.name not in args:
             raise UsageError(f"the wrapper {name} needs {parameter.name}; give --wrap-arg {parameter.name}=VALUE")
+
+
+def _check_kind(name: str, parameter: inspect.Parameter, value: Any) -> None:
+    """Refuse a value of another kind than the parameter is annotated with; of most kinds nothing is known."""
+    annotation = parameter.annotation
+    said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    kinds, words = _KINDS.get(said, ((), ""))
+    is_flag = isinstance(value, bool) and bool not in kinds
+    if kinds and (is_flag or not isinstance(value, kinds)):
+        raise UsageError(f"the wrapper {name} takes for {parameter.name} {words}, and was given {value!r}")

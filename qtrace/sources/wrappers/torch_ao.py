@@ -45,7 +45,8 @@ def wrap(
         prepared = _static(reference, fuse) if mode == "static" else _fx(reference, samples)
         calibrate(prepared, samples)
         if not convert:
-            return prepared
+            # Observers are made new, and so in training mode.
+            return prepared.train(reference.training)
         if mode == "fx":
             from torch.ao.quantization.quantize_fx import convert_fx
 
