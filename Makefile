@@ -14,7 +14,7 @@ help: ## this list
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tico,plot,gguf,pandas]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tico,plot,gguf,pandas,onnx]'
 	@touch $(READY)
 
 trace: $(READY) ## set up, and trace a real wrapped model with a real bug

@@ -7,11 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from qtrace.cli.capture import size
 from qtrace.errors import UsageError
 from qtrace.records import loads
 from qtrace.store import Trace
+from qtrace.store.manifest_file import DIGEST, MANIFEST, digest_line
 from tests.test_cli_run import Ended, folder, options, process
 
 __all__ = ["folder"]
@@ -84,6 +86,70 @@ def test_a_trace_stands_for_a_model_wherever_a_spec_goes(folder: Path, capsys: p
     assert ended.code == 0
     ended = Ended(capsys, "modules", "--reference", "trace:a", "--candidate", "trace:b")
     assert "exact" in ended.out
+
+
+def test_what_was_called_by_another_method_is_refused_in_a_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "models.py").open("a") as file:
+        file.write("class Twice(Net):\n    def twice(self, ids): return self(ids), self(ids + 1)\n")
+        file.write("def twice(): return Twice().eval()\n")
+    twice = ("--reference", "models.py:twice", "--inputs", "models.py:ids")
+    assert Ended(capsys, "capture", *twice, "--out", "a").code == 0
+    assert Ended(capsys, "capture", *twice, "--out", "b", "--call", "twice").code == 0
+    ended = Ended(capsys, "diff", "a", "b")
+    assert (ended.code, ended.out) == (2, "")
+    said = "error: a was captured by --call forward and b by --call twice; capture both by the same\n"
+    assert ended.err == said
+    ended = Ended(capsys, "run", "--reference", "trace:b", "--candidate", "models.py:twice", "--call", "twice")
+    assert (ended.code, ended.out) == (2, "")
+    # What its forward was handed first is not what `twice` was called with.
+    assert "its model was called by twice, whose own arguments are not stored; give --inputs" in ended.err
+
+
+def test_a_trace_may_be_named_as_run_takes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captured(capsys, "a")
+    captured(capsys, "b", "--side", "candidate")
+    ended = Ended(capsys, "diff", "trace:a", "trace:b")
+    assert "qtrace run --reference trace:a --candidate trace:b" in ended.said
+    assert Ended(capsys, "show", "trace:a").out == Ended(capsys, "show", "a").out
+    ended = Ended(capsys, "show", "trace:c")
+    assert (ended.code, ended.err) == (1, "error: trace c: no such folder; `qtrace capture` writes one\n")
+
+
+def test_a_trace_against_itself_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captured(capsys, "a")
+    (folder / "same").symlink_to("a")
+    for other in ("a", "same", "./a"):
+        assert "warning: reference and candidate are one trace" in Ended(capsys, "diff", "a", other).err
+    captured(capsys, "b")
+    assert "one trace" not in Ended(capsys, "diff", "a", "b").err
+
+
+def test_other_versions_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captured(capsys, "a")
+    captured(capsys, "b", "--side", "candidate")
+    assert Ended(capsys, "diff", "a", "b").err == ""
+    plain = json.loads((folder / "b" / MANIFEST).read_text())
+    plain["environment"]["versions"] |= {"torch": "1.0", "novel": "2"}
+    text = json.dumps(plain).encode()
+    (folder / "b" / MANIFEST).write_bytes(text)
+    (folder / "b" / DIGEST).write_text(digest_line(text))
+    said = " ".join(Ended(capsys, "diff", "a", "b").err.split())
+    assert said == f"note: captured under other versions: torch {torch.__version__} against 1.0"
+    assert Ended(capsys, "diff", "a", "b", "--quiet").err == ""
+
+
+def test_names_cannot_write_to_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (folder / "models.py").open("a") as file:
+        file.write("def escape():\n    net = nn.Sequential()\n")
+        file.write("    net.add_module('red \\x1b[31m\\n', nn.Identity())\n    return net.eval()\n")
+        file.write("def ones(): return torch.ones(2)\n")
+    escape = ("--reference", "models.py:escape", "--inputs", "models.py:ones")
+    assert Ended(capsys, "capture", *escape, "--out", "a").code == 0
+    ended = Ended(capsys, "show", "a")
+    assert "red \\x1b[31m\\n" in ended.out
+    assert "\x1b" not in ended.out
 
 
 def test_other_inputs_than_those_of_the_trace_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

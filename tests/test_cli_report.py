@@ -38,6 +38,15 @@ def test_a_stored_report_reads_as_the_run_did(folder: Path) -> None:
     assert "\x1b" not in ended.stdout
 
 
+def test_a_name_does_not_steer_the_terminal(folder: Path) -> None:
+    text = (folder / "run.json").read_text().replace("model.language_model", "model.\\u001b[31mlanguage")
+    (folder / "run.json").write_text(text)
+    ended = process("report", "run.json")
+    assert ended.returncode == 0
+    assert "model.\\x1b[31mlanguage hands on" in ended.stdout
+    assert "\x1b" not in ended.stdout
+
+
 def test_each_path_gets_the_format_of_its_ending(folder: Path) -> None:
     paths = [f"out{ending}" for ending in ENDINGS]
     ended = process("report", "checked.json", *(word for path in paths for word in ("--to", path)))

@@ -19,7 +19,7 @@ import torch
 from qtrace.errors import ForwardError, OutputError, SourceError
 from qtrace.store import shards
 from qtrace.store.capture import capture
-from qtrace.store.manifest import DIGEST, MANIFEST, digest_line
+from qtrace.store.manifest_file import DIGEST, MANIFEST, digest_line
 from qtrace.store.reader import Trace
 from qtrace.store.writer import Form
 from tests.models import Returns, Stack

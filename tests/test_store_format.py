@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,42 @@ def test_the_place_of_each_call_is_known(tmp_path: Path) -> None:
     assert "self.embed(ids)" in Path(site.file).read_text().splitlines()[site.line - 1]
 
 
+class Slotted:
+    """An object that takes no weak reference."""
+
+    __slots__ = ("keys",)
+
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.keys = keys
+
+
+class Handing(nn.Module):
+    """Returns a new object; notes how many of those before are still alive."""
+
+    alive: list[int]
+    made: list[weakref.ref[Cache]]
+
+    def forward(self, cache: Any) -> Any:
+        self.alive.append(sum(one() is not None for one in self.made))
+        new = Cache(cache.keys + 1)
+        self.made.append(weakref.ref(new))
+        return new
+
+
+def test_objects_are_told_apart_and_not_kept(tmp_path: Path) -> None:
+    model = nn.Sequential(*[Handing() for _ in range(6)]).eval()
+    Handing.alive, Handing.made = [], []
+    capture(model, (Cache(X),), tmp_path / "t")
+    # The one that it is handed.
+    assert max(Handing.alive) <= 1
+    calls = Trace(tmp_path / "t").manifest.samples[0].calls
+    assert [call.outputs.object for call in calls[1:]] == [1, 2, 3, 4, 5, 6]
+    assert [call.arguments["cache"].object for call in calls[1:]] == [0, 1, 2, 3, 4, 5]
+    capture(Returns(lambda y: Slotted(y)), X, tmp_path / "slotted")
+    found = Trace(tmp_path / "slotted").manifest.samples[0].calls[0].outputs
+    assert (found.object, [leaf.path for leaf in found.leaves]) == (0, ["keys"])
+
+
 def test_each_tensor_is_stored_once_and_any_reader_can_read_it(tmp_path: Path) -> None:
     capture(Stack(depth=6), IDS, tmp_path / "t")
     manifest = Trace(tmp_path / "t").manifest
@@ -271,6 +308,17 @@ def test_floats_are_stored_narrower_but_for_what_would_overflow(name: str, tmp_p
     assert same(found["mask"], told["mask"] if name == "float16" else told["mask"].bfloat16())
     assert same(found["n"], told["n"])
     assert same(found["half"], told["half"])
+
+
+def test_what_is_too_near_to_zero_for_float16_is_stored_as_it_is(tmp_path: Path) -> None:
+    model = Returns(lambda y: {"tiny": y.double() * 1e-6, "zero": y * 0, "mixed": torch.stack((y, y * 1e-9))})
+    told = model(X)
+    capture(model, X, tmp_path / "t", Form(cast="float16"))
+    found = output(Trace(tmp_path / "t"))
+    assert same(found["tiny"], told["tiny"])
+    assert same(found["zero"], told["zero"].half())
+    # Beside what is larger it is within the rounding of that.
+    assert same(found["mixed"], told["mixed"].half())
 
 
 def test_a_sketch_is_small_and_tells_the_extremes(tmp_path: Path) -> None:

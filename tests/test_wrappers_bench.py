@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import qtrace
+from bench.toolkits.case import apart
 from bench.toolkits.check import check
 from bench.toolkits.environments import PACKAGES
 from bench.toolkits.page import page
@@ -51,6 +56,8 @@ def row(way: str, model: str, **more: Any) -> dict[str, Any]:
         "compared": 8,
         "rules": ["exact"],
         "left": {},
+        "apart": {},
+        "findings": [],
         "checked": checked,
     }
     return {"way": way, "model": model, "wrap_s": 0.1, "trace_s": 1.0, "local": {}, "final_peir": 0.1, **ran, **more}
@@ -58,15 +65,83 @@ def row(way: str, model: str, **more: Any) -> dict[str, Any]:
 
 def test_the_page_names_what_was_left_refused_and_not_run() -> None:
     ways = [Way("A", "dtype"), Way("B", "peft"), Way("C", "nncf")]
+    left, apart = {"features.0": "fused", "features.1": "fused"}, {"pool": "shape_mismatch"}
     rows = [
-        row("A", "convnet", aligned=7, left={"features.0": "fused", "features.1": "fused"}),
+        row("A", "convnet", aligned=7, left=left, apart=apart),
         {"way": "B", "model": "llama", "refused": "the wrapper peft failed on Llama"},
     ]
     text = page({"torch": "2"}, ways, rows, [ways[2]])
-    assert "| A |  |  |  | 7/9<br>compared 8 |  | 0 of 8 (1 not told) | exact | 1 drift |" in text
+    assert "| A |  |  |  | 7/9<br>compared 8 |  |  |  | 0 of 8 |" in text
+    assert "| A | 1 drift | exact | 1 |" in text
     assert "- A, convnet: `features.0`, `features.1`: computed in one with others" in text
+    assert "- A, convnet: `pool`: its partner returns another shape" in text
     assert "- B, llama: the wrapper peft failed on Llama" in text
     assert "There is no environment for: C." in text
+
+
+def test_the_page_lists_what_runs_named_as_faults_and_no_other_findings() -> None:
+    findings = ["miscalls fc", *(f"introduces features.{n}" for n in range(11))]
+    rows = [row("A", "convnet", outcome="fault", findings=findings), row("A", "llama", findings=["introduces q"])]
+    text = page({}, [Way("A", "dtype")], rows, [])
+    listed = text.split("## Named as faults\n\n")[1].split("\n\n")[0]
+    assert listed.startswith("- A, convnet: miscalls `fc`, introduces `features.0`, ")
+    assert listed.endswith("introduces `features.8` and 2 more")
+    assert "\n" not in listed
+
+
+def test_the_page_says_which_versions_ran_where_they_are_not_the_head_lines() -> None:
+    about = {"torch": "2", "transformers": "5.22.2"}
+    ways = [Way("A", "dtype"), Way("A2", "tico"), Way("B", "llmcompressor", environment="llmcompressor")]
+    ways += [Way("C", "aimet", environment="aimet")]
+    rows = [
+        row("A", "llama", versions={"transformers": "5.22.2"}),
+        row("A2", "llama", versions={"tico": "0.3.0", "transformers": "5.22.2"}),
+        row("B", "llama", versions={"llmcompressor": "0.14", "transformers": "5.17.0"}),
+        row("C", "llama", versions={"aimet-torch": "2.42", "transformers": "5.22.2"}),
+    ]
+    text = page(about, ways, rows, [])
+    listed = text.split("## Environments\n\n")[1].split("\n\n")[0].splitlines()
+    assert listed[:2] == [
+        "- the project's own: tico 0.3.0",
+        "- llmcompressor: llmcompressor 0.14, transformers 5.17.0",
+    ]
+    assert listed[2].startswith("- aimet: aimet-torch 2.42; its torchvision, which is built for CUDA, is imported with")
+
+
+def test_what_is_aligned_and_of_another_shape_is_apart_unless_something_of_it_was_compared() -> None:
+    class Rows(nn.Module):
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Identity(), nn.Linear(4, 4)
+            self.rows = rows
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.inner(x[: self.rows])
+            out: torch.Tensor = self.outer(x)
+            return out
+
+    reference, candidate = Rows(2), Rows(3)
+    candidate.load_state_dict(reference.state_dict())
+    report = qtrace.trace(reference, candidate, torch.ones(4, 4), local=False)
+    assert apart(report, {"inner", "outer"}) == {"inner": "shape_mismatch"}
+    assert apart(report, {"outer"}) == {}
+
+
+def test_torchvisions_operators_are_declared_when_it_is_looked_for_and_not_defined() -> None:
+    script = """
+import bench.toolkits.torchvision_ops, importlib.util, sys
+assert "torch" not in sys.modules
+importlib.util.find_spec("torchvision")
+import torch
+for name in ("nms", "qnms"):
+    try:
+        getattr(torch.ops.torchvision, name)(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except NotImplementedError:
+        print(name)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.split() == ["nms", "qnms"]
 
 
 def test_three_toolkits_are_ranked_by_the_largest_error_that_they_introduce() -> None:
@@ -81,4 +156,5 @@ def test_three_toolkits_are_ranked_by_the_largest_error_that_they_introduce() ->
 def test_every_way_names_a_wrapper_models_and_an_environment(way: Way) -> None:
     assert way.wrapper in BUILT_IN
     assert set(way.models) <= set(SUBJECTS)
-    assert way.environment in ("", "aimet", *PACKAGES)
+    assert way.environment in ("", *PACKAGES)
+    assert set(way.own) <= set(SUBJECTS)

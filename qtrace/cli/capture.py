@@ -97,7 +97,8 @@ def capture(
     from qtrace.render.trace_contents import written
     from qtrace.sources.pair import load_reference
     from qtrace.store.capture import capture
-    from qtrace.store.writer import Form, check_target
+    from qtrace.store.target import check_target
+    from qtrace.store.writer import Form
 
     limit = None if max_bytes is None else size(max_bytes)
     check_target(out, replaces=force)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from qtrace.cli.options import (
     RESULTS,
@@ -18,7 +19,9 @@ from qtrace.cli.options import (
     view_of,
 )
 from qtrace.cli.run import Failing
+from qtrace.cli.traces import folder_of
 from qtrace.cli.typed import typed
+from qtrace.errors import UsageError
 
 
 def diff(
@@ -54,21 +57,34 @@ def diff(
     from qtrace.sources.pair import Pair
     from qtrace.sources.samples import Sample
     from qtrace.store import Trace, skeleton
+    from qtrace.store.contents import other_versions
 
+    reference, candidate = folder_of(reference), folder_of(candidate)
     paths = reports.report or []
     check(paths)
     config = configured(PairOptions(), compare, RuntimeOptions())
     out = Screen(screen, only_json="-" in paths)
     with out.progress("opening"):
         traces = Trace(reference), Trace(candidate)
+    methods = [trace.manifest.call for trace in traces]
+    if methods[0] != methods[1]:
+        raise UsageError(
+            f"{reference} was captured by --call {methods[0]} and {candidate} by --call {methods[1]}; "
+            "capture both by the same"
+        )
     pair = Pair(skeleton(traces[0]), skeleton(traces[1]), [Sample()], traces[0].name, traces[1].name, traces[0].name)
-    config = config.model_copy(update={"call": traces[0].manifest.call})
+    config = config.model_copy(update={"call": methods[0]})
     report, ended = traced(config, pair, out)
     failed = delivered(report, paths, out)
     # What is proposed on the screen begins with `qtrace run`, which takes traces as well.
     pair_options = PairOptions(reference=f"trace:{reference}", candidate=f"trace:{candidate}")
     call = None if config.call == "forward" else config.call
     view = view_of(table, typed(pair_options, compare, RuntimeOptions(call=call)))
+    if reference.resolve() == candidate.resolve():
+        out.aside([Text("warning: reference and candidate are one trace: nothing can differ")])
+    others = other_versions(traces[0].manifest, traces[1].manifest)
+    if others:
+        out.aside([Text(f"note: captured under other versions: {', '.join(others)}")])
     out.aside(terminal.warnings(report))
     out.results(terminal.before(report, width=out.width))
     out.results(terminal.results(report, view, width=out.width))

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from qtrace.cli.options import RESULTS, ScreenOptions
+from qtrace.cli.traces import folder_of
 
 
 def importing(
     tensors: Annotated[
         Path,
         typer.Argument(
-            metavar="TENSORS", help="A .npz or .safetensors file, or a folder of .npy files.", show_default=False
+            metavar="TENSORS",
+            help="A .npz, .safetensors, .pt or Polygraphy .json file, or a folder of such or .npy files.",
+            show_default=False,
         ),
     ],
     screen: ScreenOptions,
@@ -47,13 +50,13 @@ def importing(
     from qtrace.store import Trace
     from qtrace.store.importing import import_trace
     from qtrace.store.mapping_file import read_mapping
-    from qtrace.store.writer import check_target
+    from qtrace.store.target import check_target
 
     shown = Screen(screen)
     check_target(out, replaces=force)
     given = {} if mapping is None else read_mapping(mapping)
     with shown.progress("importing"):
-        found = import_trace(tensors, Trace(reference), out, given=given, by_value=by_value, replaces=force)
+        found = import_trace(tensors, Trace(folder_of(reference)), out, given=given, by_value=by_value, replaces=force)
     pairs = [(str(match.place), match.name, match.rule) for match in found.matches]
     shown.results(imported(pairs, list(map(str, found.alone)), len(found.unused), width=shown.width, explain=explain))
 

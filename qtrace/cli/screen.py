@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 
 from qtrace.cli.exits import no_more_stdout
 from qtrace.cli.options import ScreenOptions
+from qtrace.render.visible import visible
 
 WIDTH_OF_A_FILE = 120
 # What stands in, one character each so that columns stay, where the terminal has no such characters.
@@ -101,7 +103,15 @@ class Screen:
 
 
 class _Console(Console):
-    """A console that leaves a closed pipe to the command; rich would end the process."""
+    """A console that leaves a closed pipe to the command, where rich would end the process.
+
+    It spells out control characters: a name in a trace or a report may have been chosen to steer the terminal.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of what is printed, each control character in its text spelt out."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
     def on_broken_pipe(self) -> None:
         """Go on as the exception does."""

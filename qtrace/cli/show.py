@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qtrace.cli.options import RESULTS, ScreenOptions
+from qtrace.cli.traces import folder_of
 
 
 def show(
@@ -34,11 +35,12 @@ def show(
     from qtrace.render.notes import spec
     from qtrace.render.trace_contents import Held, contents, returned
     from qtrace.render.trace_listing import trace_listing
+    from qtrace.render.visible import one_line
     from qtrace.store import Trace
     from qtrace.store.contents import contents_of, facts_of
 
     out = Screen(screen)
-    opened = Trace(trace)
+    opened = Trace(folder_of(trace))
     if module:
         from qtrace.cli.stored_values import recorded
 
@@ -47,7 +49,8 @@ def show(
             out.results(trace_listing(calls, name, width=out.width))
         return
     held = [
-        Held(one.module, one.type, one.calls, returned(list(map(spec, one.outputs))), one.bytes)
+        Held(one_line(one.module), one_line(one.type), one.calls, returned(list(map(spec, one.outputs))), one.bytes)
         for one in contents_of(opened.manifest)
     ]
-    out.results(contents(list(facts_of(opened.manifest)), held, width=out.width))
+    facts = [(name, one_line(fact)) for name, fact in facts_of(opened.manifest)]
+    out.results(contents(facts, held, width=out.width))

@@ -32,6 +32,8 @@ FINDINGS = {
     "raises": "A module raises an exception where the reference does not.",
 }
 WHOLE_RUN = "run"
+# Stands in where a file has no name that a URI takes.
+UNKNOWN = "unknown"
 
 
 def sarif(report: ReportData, verdict: GateVerdict | None = None) -> str:
@@ -93,7 +95,7 @@ def _result(problem: Problem, rules: Sequence[str], fallback: SourceLine) -> dic
 
 
 def _location(line: SourceLine) -> dict[str, Any]:
-    uri = quote(line.file.lstrip("/"), safe="/", errors="backslashreplace")
+    uri = quote(line.file.lstrip("/") or UNKNOWN, safe="/", errors="backslashreplace")
     return {
         "artifactLocation": {"uri": uri, "uriBaseId": REPOSITORY if line.in_repository else ELSEWHERE},
         "region": {"startLine": line.line},

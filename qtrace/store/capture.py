@@ -23,7 +23,10 @@ from qtrace.run.description import environment
 from qtrace.sources.samples import as_samples
 from qtrace.store.describe import described, inputs_of
 from qtrace.store.manifest import Manifest, StoredCall, StoredSample, StoredValue
+from qtrace.store.target import leftovers
 from qtrace.store.writer import Form, TraceWriter
+
+_LEFT = "{} was left by a capture to the same place that was killed; delete it, unless that one is still running"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ def capture(
     paths = list(described_model.modules)
     chosen = select(only, paths, option="--only") if only else set(paths)
     chosen = {"", *(chosen - select(skip, paths, option="--skip"))}
-    warnings = described_model.warnings()
+    warnings, left = described_model.warnings(), leftovers(Path(folder))
     with TraceWriter(folder, form, replaces=replaces) as writer, _run_alone(described_model):
         stored: list[StoredSample] = []
         drew = False
@@ -115,7 +118,7 @@ def capture(
             calls=sum(len(sample.calls) for sample in stored),
             tensors=writer.count,
             bytes=writer.bytes,
-            warnings=tuple(warnings),
+            warnings=(*warnings, *map(_LEFT.format, left)),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from qtrace.records import TensorSpec
 from qtrace.store.manifest import Manifest, StoredCall
@@ -46,14 +47,29 @@ def contents_of(manifest: Manifest) -> list[ModuleContents]:
 def facts_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """Yield what a trace is, as (name, fact)."""
     model = manifest.model
-    versions = manifest.environment.get("versions") or {}
     yield "model", f"{model.type} · {model.parameters:,} parameters · {', '.join(model.dtypes) or 'no dtype'}"
     yield "source", model.source
     yield "captured", f"{manifest.created} by qtrace {manifest.qtrace}"
-    yield "with", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"
+    yield "with", ", ".join(f"{name} {version}" for name, version in _versions(manifest).items()) or "unknown"
     yield "inputs", ", ".join(f"{one.name} {one.spec}" for one in manifest.inputs if one.sample == 0) or "unknown"
     yield "samples", f"{len(manifest.samples)} of {manifest.call}"
     yield "stored", ", ".join(_stored(manifest))
+
+
+def other_versions(reference: Manifest, candidate: Manifest) -> list[str]:
+    """Return which packages two traces were captured under in different versions, as "name old against new"."""
+    mine, theirs = _versions(reference), _versions(candidate)
+    return [
+        f"{name} {mine[name]} against {theirs[name]}"
+        for name in mine
+        if name in theirs and str(mine[name]) != str(theirs[name])
+    ]
+
+
+def _versions(manifest: Manifest) -> dict[str, Any]:
+    # What is told of an environment is free, and nothing is computed from it.
+    versions = manifest.environment.get("versions")
+    return versions if isinstance(versions, dict) else {}
 
 
 def _stored(manifest: Manifest) -> Iterator[str]:

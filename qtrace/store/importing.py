@@ -21,6 +21,8 @@ _RECOGNISED = (
     "{} outputs of the candidate were recognised by their values when they were imported: none of them can be far off, "
     "so what is wrong shows as missing"
 )
+# So many tensors are named where none is of use.
+_FEW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ def import_trace(
 ) -> Imported:
     """Write a trace to `folder` whose modules and calls are the reference's, and whose outputs are those of `place`.
 
-    Calls without any output found are left out, so that a comparison counts and names them. There are no arguments.
+    Calls without any output found are left out, so that a comparison counts and names them. There are no arguments, and
+    the inputs are taken to be the reference's.
 
     Raises:
         SourceError: the tensors cannot be read.
@@ -57,9 +60,10 @@ def import_trace(
     tensors = foreign_tensors(place)
     matches = matched(reference, tensors, given or {}, by_value=by_value)
     if not matches:
+        few = ", ".join([*list(tensors)[:_FEW], *["…"] * (len(tensors) > _FEW)])
         raise UsageError(
-            f"{place}: none of its {len(tensors)} tensors stands for an output of {reference.name}, by name or value; "
-            "say which is which with --map"
+            f"{place}: none of its {len(tensors)} tensors ({few}) stands for an output of {reference.name}, "
+            "by name or value; say which is which with --map"
         )
     with TraceWriter(folder, Form(arguments=False), replaces=replaces) as writer:
         outputs: dict[tuple[str, int], list[StoredLeaf]] = {}
@@ -110,6 +114,7 @@ def _manifest(
         arguments=False,
         selected=reference.manifest.selected,
         modules=bare_modules,
+        inputs=reference.manifest.inputs,
         samples=(StoredSample(calls=tuple(calls)),),
         warnings=(_RECOGNISED.format(by_nearness),) if by_nearness else (),
     )

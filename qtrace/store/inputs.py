@@ -19,14 +19,19 @@ def samples_of(trace: Trace) -> list[Sample]:
     found = []
     manifest = trace.manifest
     why = ""
-    if not manifest.arguments or manifest.sketches or manifest.cast is not None:
+    if manifest.call != "forward":
+        # What its forward is handed there is not what the method was called with.
+        why = f"its model was called by {manifest.call}, whose own arguments are not stored"
+    elif not manifest.arguments or manifest.sketches or manifest.cast is not None:
         why = "it holds none (--outputs-only), or not in full (--stats-only, --as)"
     for sample in manifest.samples:
         root = next((call for call in sample.calls if call.module == ""), None)
         if root is None:
-            why = why or f"its model was called by {manifest.call}"
+            why = why or "it holds no call of the model itself"
+        elif not why and not set(root.positional) <= set(root.passed) <= set(root.arguments):
+            why = "not all of them are stored"
         elif not why and any(leaf.path for name in root.passed for leaf in root.arguments[name].leaves):
-            why = why or "they are nested"
+            why = "they are nested"
         if why or root is None:
             raise UsageError(f"{trace.name}: the inputs cannot be taken from the trace: {why}; give --inputs")
         found.append(_sample(root, Values(trace, sample)))

@@ -1,4 +1,4 @@
-"""The manifest of a stored trace: its records, and how they are written and read. Free of torch.
+"""The manifest of a stored trace: its records. Free of torch.
 
 A trace is a folder:
 
@@ -12,28 +12,17 @@ those names. So the manifest's digest vouches for every byte of the folder that 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import math
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from qtrace.errors import SourceError
 from qtrace.records import Side, TensorSpec
 
 SCHEMA = "qtrace-trace/1"
-MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
 # Bytes of an element, by the name that safetensors has for its dtype.
 WIDTHS = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1},
 }
-_FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 # (file, line, function)
 Line = tuple[str, int, str]
 
@@ -200,118 +189,3 @@ class Manifest:
     def stored_bytes(self) -> int:
         """Return the size of all tensors that are stored."""
         return sum(tensor.bytes for tensor in self.tensors if tensor.shard is not None)
-
-
-def dump(manifest: Manifest) -> bytes:
-    """Return the text of `manifest.json`."""
-    return (json.dumps(_plain(manifest), allow_nan=False, separators=(",", ":")) + "\n").encode()
-
-
-def digest_line(text: bytes) -> str:
-    """Return the text of `manifest.sha256` for that of `manifest.json`."""
-    return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n"
-
-
-def load(folder: Path) -> Manifest:
-    """Read and check the manifest of a trace; no tensor is read, and nothing but this file is trusted less for it.
-
-    Raises:
-        SourceError: there is no trace, or what is there is damaged or of another schema; the file and the reason are
-            named.
-    """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        what = "it is a file, and a trace is a folder that" if folder.exists() else "no such folder;"
-        raise SourceError(f"trace {folder}: {what} `qtrace capture` writes{'' if folder.exists() else ' one'}")
-    text, stated = _read(path), _read(folder / DIGEST)
-    if digest_line(text).encode() != stated:
-        raise damaged(path, f"its SHA-256 is not the one in {DIGEST}: it was changed or cut off")
-    try:
-        plain = json.loads(text)
-    except ValueError as error:
-        raise damaged(path, f"it is no JSON ({error})") from None
-    schema = plain.get("schema") if isinstance(plain, dict) else None
-    if schema != SCHEMA:
-        by = plain.get("qtrace", "another version") if isinstance(plain, dict) else "something else"
-        raise SourceError(
-            f"{path}: its schema is {schema!r}, written by qtrace {by}, and this version reads {SCHEMA!r}; "
-            "read it with that version, or capture again"
-        )
-    try:
-        manifest = _READER.validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise damaged(path, f"{place}: {first['msg']}") from None
-    for problem in _contradictions(manifest):
-        raise damaged(path, problem)
-    return manifest
-
-
-_READER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise damaged(path, "it is missing: this is no trace, or a part of one") from None
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or type(error).__name__}; the trace cannot be read") from error
-
-
-def damaged(path: Path, why: str) -> SourceError:
-    """Return the error for a file of a trace that is not as it was written."""
-    return SourceError(f"{path}: {why}; the trace is not used, capture it again")
-
-
-def _contradictions(manifest: Manifest) -> list[str]:
-    """Return what in a manifest points outside of it, or does not add up; at most one sentence."""
-    for number, shard in enumerate(manifest.shards):
-        if not _FILE.fullmatch(shard.file) or not 8 <= shard.header <= shard.bytes:
-            return [f"shards.{number}: {shard.file!r} with a header of {shard.header} of {shard.bytes} bytes"]
-    for number, tensor in enumerate(manifest.tensors):
-        if tensor.shard is None:
-            continue
-        if not 0 <= tensor.shard < len(manifest.shards):
-            return [f"tensors.{number}: there is no shard {tensor.shard}"]
-        shard = manifest.shards[tensor.shard]
-        size = math.prod(tensor.shape) * WIDTHS.get(tensor.dtype, -1)
-        fits = tensor.offset >= 0 and tensor.offset + tensor.bytes <= shard.bytes - shard.header
-        if any(n < 0 for n in tensor.shape) or size != tensor.bytes or not fits:
-            return [
-                f"tensors.{number}: {tensor.dtype} {list(tensor.shape)} in {tensor.bytes} bytes at {tensor.offset} "
-                f"does not fit into {shard.file} of {shard.bytes} bytes"
-            ]
-    known: set[str] = set()
-    for number, module in enumerate(manifest.modules):
-        if module.alias_of is not None and module.alias_of not in known:
-            return [f"modules.{number}: there is no module {module.alias_of!r} before it"]
-        known.add(module.path)
-    for place, sample in enumerate(manifest.samples):
-        for number, call in enumerate(sample.calls):
-            where = f"samples.{place}.calls.{number}"
-            if call.module not in known:
-                return [f"{where}: there is no module {call.module!r}"]
-            if call.parent is not None and not 0 <= call.parent < number:
-                return [f"{where}: its parent is call {call.parent}, which does not come before it"]
-            leaves = [leaf for value in (*call.arguments.values(), call.outputs) for leaf in value.leaves]
-            if any(leaf.tensor is not None and not 0 <= leaf.tensor < len(manifest.tensors) for leaf in leaves):
-                return [f"{where}: it names a tensor that is not there"]
-    return []
-
-
-def _plain(value: Any) -> Any:
-    """Return a record as JSON types, without the fields that are as they are by default anyway."""
-    if dataclasses.is_dataclass(value):
-        named = {f.name: (getattr(value, f.name), f) for f in dataclasses.fields(value)}
-        return {name: _plain(held) for name, (held, f) in named.items() if name == "schema" or not _is_default(held, f)}
-    if isinstance(value, dict):
-        return {key: _plain(held) for key, held in value.items()}
-    return [_plain(held) for held in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_default(value: Any, of: dataclasses.Field[Any]) -> bool:
-    if of.default_factory is not dataclasses.MISSING:
-        return bool(value == of.default_factory())
-    return of.default is not dataclasses.MISSING and type(value) is type(of.default) and bool(value == of.default)

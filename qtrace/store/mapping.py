@@ -3,8 +3,9 @@
 Rules in order, the first that applies makes the pair:
 
 1. `given`: a mapping file says so.
-2. `name`: the tensor is called as the output is, `module.output`, or as the module where that returns one tensor;
-   `/` counts as `.`, and a leading one for nothing.
+2. `name`: the tensor is called as the output is, `module.output` or `module#call:output`, or as the module, or
+   `module#call`, where that returns one tensor; `/` counts as `.`, and a leading one for nothing. Names as msprobe
+   writes them, `Module.module.Class.forward.call.output.number`, say the same.
 3. `value`: it has as many elements, and of all those it is nearest to the reference's, closer than `CLOSE`. What is
    the same everywhere, such as zeros, is no evidence.
 
@@ -13,6 +14,9 @@ A tensor may stand for several outputs: a layer returns what its last module ret
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,6 +30,7 @@ from qtrace.tree import join
 
 # A relative L2 distance: what is farther off than this is not recognised.
 CLOSE = 0.05
+_MSPROBE = re.compile(r"Module\.(?P<module>.+)\.\w+\.forward\.(?P<call>\d+)\.output\.(?P<number>\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,56 +80,97 @@ def matched(
     """
     places = places_of(trace)
     found: dict[Place, Match] = {}
+    by_text = _places_by_text(places)
     for name, text in given.items():
         if name not in tensors:
             raise UsageError(f"the mapping names a tensor {name!r} that was not written; {did_you_mean(name, tensors)}")
-        place = _place(text, places)
-        found[place] = Match(place, name, "given")
-    names = {_dotted(name): name for name in reversed(list(tensors))}
+        if text not in by_text:
+            known = did_you_mean(text, map(str, places))
+            raise UsageError(f"the mapping names an output {text!r} that the reference has not; {known}")
+        found[by_text[text]] = Match(by_text[text], name, "given")
+    names = {text: name for name in reversed(list(tensors)) for text in _as_outputs(name)}
+    returned = Counter((place.module, place.call) for place in places)
     for place in places:
-        own = [join(place.module, place.output)]
-        if sum((other.module, other.call) == (place.module, place.call) for other in places) == 1:
-            own.append(place.module)
-        known = next((names[text] for text in own if text and text in names and not place.call), None)
-        if place not in found and known is not None:
-            found[place] = Match(place, known, "name")
+        own = _names_of(place, is_only=returned[place.module, place.call] == 1)
+        called = next((names[text] for text in own if text in names), None)
+        if place not in found and called is not None:
+            found[place] = Match(place, called, "name")
     if by_value:
         for match in _by_value(trace, tensors, [place for place in places if place not in found]):
             found[match.place] = match
     return [found[place] for place in places if place in found]
 
 
-def _place(text: str, places: list[Place]) -> Place:
+def _places_by_text(places: list[Place]) -> dict[str, Place]:
+    """Return the places by all that a mapping file may call them; the first of several is meant."""
+    found: dict[str, Place] = {}
     for place in places:
-        if text in (str(place), join(place.module, place.output)) or (text == place.module and not place.call):
-            return place
-    known = [str(place) for place in places]
-    raise UsageError(f"the mapping names an output {text!r} that the reference has not; {did_you_mean(text, known)}")
+        texts = [str(place), join(place.module, place.output)]
+        for text in texts if place.call else [*texts, place.module]:
+            found.setdefault(text, place)
+    return found
 
 
-def _dotted(name: str) -> str:
-    return name.strip("/").replace("/", ".")
+def _names_of(place: Place, *, is_only: bool) -> list[str]:
+    """Return what a tensor may be called that stands for an output; `is_only` says that its call returns no other."""
+    call = f"{place.module}#{place.call}"
+    names = [f"{call}:{place.output}", *([call] if is_only else [])]
+    if not place.call:
+        names += [join(place.module, place.output), str(place), *([place.module] if is_only else [])]
+    return [name for name in names if name]
+
+
+def _as_outputs(name: str) -> list[str]:
+    """Return a tensor's name as those of outputs have it."""
+    told = _MSPROBE.fullmatch(name)
+    if told is None:
+        return [name.strip("/").replace("/", ".")]
+    call = f"{told['module']}#{told['call']}"
+    return [f"{call}:{told['number']}", *([call] if told["number"] == "0" else [])]
+
+
+class _Wanted:
+    """The outputs of one number of elements, to be recognised by these; for each the nearest tensor until now."""
+
+    def __init__(self, places: list[tuple[Place, torch.Tensor]]) -> None:
+        self._places = [place for place, _ in places]
+        self._elements = torch.stack([elements for _, elements in places])
+        self._norms = self._elements.norm(dim=1)
+        self._nearest = torch.full_like(self._norms, CLOSE)
+        self._names: dict[int, str] = {}
+
+    def offer(self, name: str, elements: torch.Tensor) -> None:
+        """Take a tensor for those outputs that it is nearer to than all before."""
+        # A product is cheaper than a difference of all, and sees all that is near, if not how near it is.
+        squares = self._norms**2 + elements.norm() ** 2 - 2 * (self._elements @ elements)
+        for number in torch.nonzero(squares < (2 * CLOSE * self._norms) ** 2).flatten().tolist():
+            off = (self._elements[number] - elements).norm() / self._norms[number]
+            if off < self._nearest[number]:
+                self._nearest[number] = off
+                self._names[number] = name
+
+    def matches(self) -> Iterator[Match]:
+        """Yield a match per output that was recognised."""
+        for number, name in self._names.items():
+            yield Match(self._places[number], name, "value")
 
 
 def _by_value(trace: Trace, tensors: Mapping[str, Callable[[], torch.Tensor]], places: list[Place]) -> Iterator[Match]:
-    wanted: dict[int, list[tuple[Place, torch.Tensor]]] = {}
+    grouped: dict[tuple[int, int], list[tuple[Place, torch.Tensor]]] = {}
     for place in places:
         elements = _elements(trace.tensor(place.tensor))
         if elements is not None:
-            spec = trace.manifest.tensors[place.tensor].spec
-            wanted.setdefault(_count(spec.shape), []).append((place, elements))
-    best: dict[Place, tuple[float, str]] = {}
-    for name, read in tensors.items():
+            shape = trace.manifest.tensors[place.tensor].spec.shape or ()
+            grouped.setdefault((math.prod(shape), len(elements)), []).append((place, elements))
+    wanted = {key: _Wanted(group) for key, group in grouped.items()}
+    counts = {count for count, _ in wanted}
+    for name, read in tensors.items() if wanted else ():
         tensor = read()
-        others = wanted.get(tensor.numel(), [])
-        elements = _elements(tensor) if others else None
-        for place, mine in others if elements is not None else ():
-            assert elements is not None
-            off = float((mine - elements).norm() / mine.norm()) if len(mine) == len(elements) else 1.0
-            if off <= CLOSE and off < best.get(place, (CLOSE, ""))[0]:
-                best[place] = (off, name)
-    for place, (_, name) in best.items():
-        yield Match(place, name, "value")
+        elements = _elements(tensor) if tensor.numel() in counts else None
+        if elements is not None and (tensor.numel(), len(elements)) in wanted:
+            wanted[tensor.numel(), len(elements)].offer(name, elements)
+    for group in wanted.values():
+        yield from group.matches()
 
 
 def _elements(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -136,10 +182,3 @@ def _elements(tensor: torch.Tensor) -> torch.Tensor | None:
     found = found.double()
     tells = found.numel() > 1 and bool(torch.isfinite(found).all()) and bool((found != found[0]).any())
     return found if tells else None
-
-
-def _count(shape: tuple[int, ...] | None) -> int:
-    count = 1
-    for size in shape or ():
-        count *= size
-    return count

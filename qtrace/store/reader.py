@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from qtrace.store.leaf import decode
-from qtrace.store.manifest import Manifest, StoredSample, StoredTensor, StoredValue, load
+from qtrace.store.manifest import Manifest, StoredSample, StoredTensor, StoredValue
+from qtrace.store.manifest_file import load
 from qtrace.store.shards import ShardReader
 from qtrace.store.sketch import as_sketch
 
@@ -117,4 +118,5 @@ def _tensors_of(values: Iterable[StoredValue]) -> Iterator[int]:
 def _without_values(entry: StoredTensor) -> torch.Tensor:
     dtype = getattr(torch, entry.spec.dtype or "", None)
     kind = dtype if isinstance(dtype, torch.dtype) else torch.float32
-    return torch.empty(entry.spec.shape or (0,), dtype=kind, device="meta")
+    shape = (0,) if entry.spec.shape is None else entry.spec.shape
+    return torch.empty(shape, dtype=kind, device="meta")

@@ -16,7 +16,8 @@ from typing import BinaryIO
 import torch
 
 from qtrace.errors import SourceError
-from qtrace.store.manifest import Shard, StoredTensor, damaged
+from qtrace.store.manifest import Shard, StoredTensor
+from qtrace.store.manifest_file import damaged
 
 # Bytes at which gathered tensors are written, and from which a tensor is not gathered.
 GATHERED = 16 << 20
@@ -165,6 +166,9 @@ class ShardReader:
     def _opened(self, shard: Shard) -> BinaryIO:
         path = self._folder / shard.file
         try:
+            # A pipe would be waited for.
+            if path.exists() and not path.is_file():
+                raise damaged(path, "it is no file")
             file = path.open("rb")
         except FileNotFoundError:
             raise damaged(path, "it is missing") from None

@@ -57,7 +57,8 @@ def _around(made: dict[str, Skeleton], path: str) -> Skeleton:
 
 
 def _made(stored: StoredModule) -> Skeleton:
-    module: Skeleton = type(stored.type, (Skeleton,), {})()
+    # Of all texts that a manifest may hold Python takes any for a name but this.
+    module: Skeleton = type(stored.type.replace("\0", ""), (Skeleton,), {})()
     module.stored = stored
     held = vars(module)
     held.update({name: decode(value) for name, value in stored.attributes.items() if name not in held})

@@ -1,7 +1,7 @@
 """Writes a trace: tensors as they come, the manifest last, and all of it made visible by one rename.
 
-Until then it lies in a hidden folder beside the one that was asked for, and is taken away again whatever goes wrong. A
-process that is killed leaves that folder behind, and it is no trace.
+Until then it lies in a hidden folder beside the one that was asked for (see `qtrace.store.target`), and is taken away
+again whatever goes wrong.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import secrets
-import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,11 @@ from qtrace.probe import Bound
 from qtrace.records import TensorSpec
 from qtrace.stats import NoValues, describe, plain
 from qtrace.store.leaf import encode
-from qtrace.store.manifest import DIGEST, MANIFEST, Manifest, StoredLeaf, StoredTensor, StoredValue, digest_line, dump
+from qtrace.store.manifest import Manifest, StoredLeaf, StoredTensor, StoredValue
+from qtrace.store.manifest_file import DIGEST, MANIFEST, digest_line, dump
 from qtrace.store.shards import DTYPES, ShardWriter, bytes_of, digest_of
 from qtrace.store.sketch import sketch
+from qtrace.store.target import Target
 from qtrace.tree import is_object, leaves
 
 CASTS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -56,26 +56,24 @@ class TraceWriter:
     def __init__(self, folder: str | Path, form: Form, *, replaces: bool = False) -> None:
         self.form = form
         self.bytes = 0
-        check_target(Path(folder), replaces=replaces)
-        # Behind a link stands the folder that is replaced, and the link stays.
-        self._folder = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
-        self._replaces = replaces
+        self._folder = Path(folder)
+        self._target = Target(self._folder, replaces=replaces)
         self._tensors: list[StoredTensor] = []
         self._numbers: dict[tuple[str, TensorSpec | None], int] = {}
         self._placed: dict[str, tuple[int, int]] = {}
         # By identity and version, since most arguments are an output that was stored already.
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
-        self._objects: dict[int, tuple[int, Any]] = {}
+        self._objects: dict[int, tuple[Callable[[], Any], int]] = {}
+        self._object_count = 0
 
     def __enter__(self) -> TraceWriter:
-        self._partial = self._beside("partial")
         with self._written():
-            self._partial.mkdir()
-        self._shards = ShardWriter(self._partial)
+            self._target.partial.mkdir()
+        self._shards = ShardWriter(self._target.partial)
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
+        self._target.dropped()
 
     @property
     def count(self) -> int:
@@ -95,10 +93,7 @@ class TraceWriter:
 
     def value(self, value: Any, where: str) -> StoredValue:
         """Store a nested value; `where` says in an error how far the capture came."""
-        number = None
-        if is_object(value):
-            # The object is kept, so that its id stays its own.
-            number, _ = self._objects.setdefault(id(value), (len(self._objects), value))
+        number = self._object(value) if is_object(value) else None
         found = [
             StoredLeaf(path=path, tensor=self.tensor(leaf, where))
             if isinstance(leaf, torch.Tensor)
@@ -124,24 +119,25 @@ class TraceWriter:
             shards = self._shards.close()
             text = dump(dataclasses.replace(manifest, tensors=tuple(self._tensors), shards=shards))
             self._count(len(text), "the manifest")
-            _write(self._partial / MANIFEST, text)
-            _write(self._partial / DIGEST, digest_line(text).encode())
-            _sync(self._partial)
-            if self._replaces and self._folder.exists():
-                aside = self._beside("replaced")
-                os.rename(self._folder, aside)
-                try:
-                    os.rename(self._partial, self._folder)
-                except OSError:
-                    os.rename(aside, self._folder)
-                    raise
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.rename(self._partial, self._folder)
-            _sync(self._folder.parent)
+            _write(self._target.partial / MANIFEST, text)
+            _write(self._target.partial / DIGEST, digest_line(text).encode())
+            self._target.made()
 
-    def _beside(self, what: str) -> Path:
-        return self._folder.with_name(f".{self._folder.name}.{what}-{secrets.token_hex(4)}")
+    def _object(self, value: Any) -> int:
+        """Return the number of an object, the same as long as it lives; it may hold many tensors, and is not kept."""
+        known = self._objects.get(id(value))
+        if known is not None and known[0]() is value:
+            return known[1]
+        try:
+            reference: Callable[[], Any] = weakref.ref(value)
+        except TypeError:
+
+            def reference() -> Any:
+                return value
+
+        number = self._object_count
+        self._objects[id(value)], self._object_count = (reference, number), number + 1
+        return number
 
     def _stored(self, tensor: torch.Tensor, where: str) -> int:
         spec = spec_of(tensor)
@@ -210,28 +206,19 @@ class TraceWriter:
             ) from error
 
 
-def check_target(folder: Path, *, replaces: bool = False) -> None:
-    """Make sure, before anything runs, that a trace can be written there.
-
-    Raises `OutputError` where something is there already (with `replaces`: something that is no trace), or where the
-    folder around does not exist.
-    """
-    if not folder.parent.is_dir():
-        raise OutputError(f"trace {folder}: the folder {folder.parent} does not exist; create it first")
-    if not folder.name:
-        raise OutputError(f"trace {folder}: name a folder that is to be made")
-    # A link that leads nowhere is there, too.
-    if os.path.lexists(folder) and not (replaces and (folder / MANIFEST).is_file()):
-        what = "and is no trace; choose another place" if replaces else "already; --force replaces a trace"
-        raise OutputError(f"trace {folder}: something is there {what}")
-
-
 def _cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return wider floats as `dtype`; as they are where one of them, such as a mask's fill, would become infinite."""
+    """Return wider floats as `dtype`, or as they are where that would say something else.
+
+    That is where one of them, such as a mask's fill, would become infinite, and where all of them are so near 0 that
+    `dtype` holds even the largest with fewer digits than its own.
+    """
     if values.dtype.itemsize <= dtype.itemsize:
         return values
     cast = values.to(dtype)
-    return cast if torch.equal(torch.isfinite(cast), torch.isfinite(values)) else values
+    finite = torch.isfinite(cast)
+    largest = torch.where(finite, values, 0).abs().amax() if values.numel() else values.new_zeros(())
+    is_tiny = bool((largest > 0) & (largest < torch.finfo(dtype).smallest_normal))
+    return cast if not is_tiny and torch.equal(finite, torch.isfinite(values)) else values
 
 
 def _write(path: Path, text: bytes) -> None:
@@ -239,13 +226,3 @@ def _write(path: Path, text: bytes) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make a folder's entries outlast a power failure; where folders cannot be opened, that is the system's affair."""
-    with contextlib.suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
