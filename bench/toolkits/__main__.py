@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,9 +18,9 @@ import torch
 import transformers
 
 import qtrace
-from bench import smollm2
-from bench.toolkits.environments import interpreter
+from bench.toolkits.environments import interpreter, variables
 from bench.toolkits.page import page
+from bench.toolkits.subjects import available
 from bench.toolkits.ways import WAYS, Way
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +65,7 @@ def main() -> None:
 def run(way: Way, environments: Path) -> list[dict[str, Any]]:
     """Return a way's rows, from a process of its own; one that ended early says so for the models that are missing."""
     command = [str(interpreter(environments, way.environment)), "-m", "bench.toolkits.case", way.name]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**variables(environments, way.environment), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     why = ""
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
@@ -80,7 +79,7 @@ def run(way: Way, environments: Path) -> list[dict[str, Any]]:
         print(f"{way.name}, {row['model']}: {said}", flush=True)
     ran = {row["model"] for row in rows}
     for model in way.models:
-        if model not in ran and (model != "smollm2" or smollm2.available()):
+        if model not in ran and available(model):
             print(f"{way.name}, {model}: {why}", file=sys.stderr, flush=True)
             rows.append({"way": way.name, "model": model, "refused": f"the process ended before: {why}"})
     return rows

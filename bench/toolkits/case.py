@@ -6,19 +6,21 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Container
+from importlib.metadata import version
 from typing import Any
 
 import torch
 import transformers
 
 import qtrace
-from bench import smollm2
 from bench.toolkits.check import check
-from bench.toolkits.subjects import SUBJECTS
+from bench.toolkits.environments import OWN, pinned
+from bench.toolkits.subjects import SUBJECTS, available
 from bench.toolkits.ways import WAYS, Way
 from qtrace.cli.alignment import aligned
 from qtrace.cli.listeners import CallCounter
-from qtrace.errors import ForwardError, QtraceError
+from qtrace.errors import QtraceError
 from qtrace.records import ReportData
 from qtrace.sources.samples import as_samples
 from qtrace.sources.wrappers import apply_wrapper
@@ -28,7 +30,7 @@ def measure(way: Way, model: str) -> dict[str, Any]:
     """Return the row: calls aligned and compared, leftovers with their reasons, pairs checked, outcome, seconds."""
     build, inputs = SUBJECTS[model]
     reference, sample = build(), inputs()
-    row: dict[str, Any] = {"way": way.name, "model": model}
+    row: dict[str, Any] = {"way": way.name, "model": model, "versions": versions(way)}
     begin = time.perf_counter()
     try:
         candidate = apply_wrapper(way.wrapper, reference, as_samples(sample), way.arguments(model))
@@ -39,7 +41,7 @@ def measure(way: Way, model: str) -> dict[str, Any]:
     begin = time.perf_counter()
     try:
         report: ReportData = qtrace.trace(reference, candidate, sample, local=True, listeners=counters)
-    except ForwardError as error:
+    except QtraceError as error:
         return {**row, "refused": str(error)}
     row["trace_s"] = time.perf_counter() - begin
     pairings, unmatched = aligned(reference, candidate, counters, report.unmatched)
@@ -56,10 +58,28 @@ def measure(way: Way, model: str) -> dict[str, Any]:
         "compared": report.coverage.compared,
         "rules": sorted({pair.rule for pair in ran if pair.reference}),
         "left": left,
+        "apart": apart(report, names),
         "checked": dataclasses.asdict(checked),
         "findings": [f"{finding.kind} {finding.module or '<root>'}" for finding in report.findings],
         "final_peir": max((r.peir for r in report.rows if r.module == "" and r.peir is not None), default=None),
         "local": local_errors(report),
+    }
+
+
+def versions(way: Way) -> dict[str, str]:
+    """Return the versions of a way's toolkit, of what is pinned beside it, and of transformers."""
+    toolkits = pinned(way.environment) if way.environment else [name for name in OWN if name == way.wrapper]
+    return {package: version(package) for package in (*toolkits, "transformers")}
+
+
+def apart(report: ReportData, names: Container[str]) -> dict[str, str]:
+    """Return the aligned modules whose outputs all have another shape or structure, with the status that says so."""
+    statuses: dict[str, set[str]] = {}
+    for row in report.rows:
+        if row.module in names:
+            statuses.setdefault(row.module, set()).add(row.status.value)
+    return {
+        module: min(found) for module, found in statuses.items() if found <= {"shape_mismatch", "structure_mismatch"}
     }
 
 
@@ -79,5 +99,5 @@ if __name__ == "__main__":
     # Toolkits print what they do.
     out, sys.stdout = sys.stdout, sys.stderr
     for subject in chosen.models:
-        if subject != "smollm2" or smollm2.available():
+        if available(subject):
             print(json.dumps(measure(chosen, subject)), file=out, flush=True)

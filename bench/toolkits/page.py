@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.toolkits.environments import NOTES
 from bench.toolkits.ways import ALL, Way
 from qtrace.static.report import pattern_of
 
@@ -15,6 +16,8 @@ REASONS = {
     "fused": "computed in one with others",
     "partner_not_called": "its partner is never called",
     "other_place": "called in another place",
+    "shape_mismatch": "its partner returns another shape",
+    "structure_mismatch": "its partner returns another structure",
 }
 COMPARED = ("torchao int8 dynamic", "optimum-quanto int8 weights", "bitsandbytes 8 bits")
 MOST = 10
@@ -27,8 +30,8 @@ compared, where those are fewer. *Wrong pairs* are looked for by value, whatever
 weight, which must be more like the partner's than like any other's of that shape, else by what the module computes on
 the reference's own arguments.
 
-Tiny models with random weights (Llama, BERT, ViT, a convolutional net), and SmolLM2-135M in float32, 32 tokens; one
-thread on the CPU.
+Tiny models with random weights (Llama, BERT, ViT, a convolutional net, Qwen3-VL with an image), and two with real ones:
+all-MiniLM-L6-v2 and SmolLM2-135M in float32, 32 tokens; one thread on the CPU.
 """
 
 
@@ -40,7 +43,10 @@ def page(about: dict[str, Any], ways: Sequence[Way], rows: Sequence[Row], absent
     if absent:
         named = ", ".join(way.name for way in absent)
         parts += ["## Not run", "", f"There is no environment for: {named}.", ""]
-    parts += [_ranked(rows), "## Seconds", "", _seconds(ways, rows)]
+    parts += ["## Outcomes, and the rules that paired", "", _outcomes(ways, rows)]
+    parts += ["## Named as faults", "", *_faults(rows), ""]
+    parts += [_ranked(rows), "## Environments", "", *_environments(about, ways, rows), ""]
+    parts += ["## Seconds", "", _seconds(ways, rows)]
     return "\n".join(parts)
 
 
@@ -49,25 +55,21 @@ def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *body, ""])
 
 
+def _by_way(ways: Sequence[Way], rows: Sequence[Row]) -> list[tuple[Way, list[Row]]]:
+    """Return the ways that have rows, with them."""
+    own = [(way, [row for row in rows if row["way"] == way.name]) for way in ways]
+    return [(way, found) for way, found in own if found]
+
+
 def _coverage(ways: Sequence[Way], rows: Sequence[Row]) -> str:
     lines = []
-    for way in ways:
-        own = {row["model"]: row for row in rows if row["way"] == way.name}
-        if not own:
-            continue
-        ran = [row for row in own.values() if "calls" in row]
+    for way, found in _by_way(ways, rows):
+        own = {row["model"]: row for row in found}
+        ran = [row for row in found if "calls" in row]
         wrong = sum(len(row["checked"]["wrong"]) for row in ran)
         checked = sum(row["checked"]["by_weights"] + row["checked"]["by_error"] for row in ran) + wrong
-        unknown = sum(row["checked"]["unknown"] for row in ran)
-        outcomes = Counter(row["outcome"] for row in ran)
-        lines.append([
-            way.name,
-            *(_cell(own.get(model)) for model in ALL),
-            f"{wrong} of {checked}" + (f" ({unknown} not told)" if unknown else "") if ran else "",
-            ", ".join(sorted({rule for row in ran for rule in row["rules"]})),
-            ", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()),
-        ])  # fmt: skip
-    return _table(["way", *ALL, "wrong pairs", "rules", "outcomes"], lines)
+        lines.append([way.name, *(_cell(own.get(model)) for model in ALL), f"{wrong} of {checked}" if ran else ""])
+    return _table(["way", *ALL, "wrong pairs"], lines)
 
 
 def _cell(row: Row | None) -> str:
@@ -79,11 +81,28 @@ def _cell(row: Row | None) -> str:
     return f"{row['aligned']}/{row['calls']}{compared}"
 
 
+def _outcomes(ways: Sequence[Way], rows: Sequence[Row]) -> str:
+    lines = []
+    for way, found in _by_way(ways, rows):
+        ran = [row for row in found if "calls" in row]
+        if not ran:
+            continue
+        outcomes = Counter(row["outcome"] for row in ran)
+        unknown = sum(row["checked"]["unknown"] for row in ran)
+        lines.append([
+            way.name,
+            ", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()),
+            ", ".join(sorted({rule for row in ran for rule in row["rules"]})),
+            str(unknown or ""),
+        ])  # fmt: skip
+    return _table(["way", "outcomes", "rules", "pairs that no value tells"], lines)
+
+
 def _left(rows: Sequence[Row]) -> list[str]:
     found = []
     for row in rows:
         groups: dict[str, list[str]] = {}
-        for module, reason in row.get("left", {}).items():
+        for module, reason in {**row.get("left", {}), **row.get("apart", {})}.items():
             groups.setdefault(reason, []).append(module)
         for reason, modules in groups.items():
             shown = ", ".join(f"`{module}`" for module in _patterns(modules))
@@ -103,6 +122,33 @@ def _patterns(modules: Sequence[str]) -> list[str]:
 def _refused(rows: Sequence[Row]) -> list[str]:
     said = [f"- {row['way']}, {row['model']}: {row['refused']}" for row in rows if "refused" in row]
     return said or ["Nothing."]
+
+
+def _faults(rows: Sequence[Row]) -> list[str]:
+    said = []
+    for row in rows:
+        if row.get("outcome") == "fault":
+            findings = row["findings"]
+            more = f" and {len(findings) - MOST} more" if len(findings) > MOST else ""
+            named = ", ".join("{} `{}`".format(*finding.split(" ", 1)) for finding in findings[:MOST])
+            said.append(f"- {row['way']}, {row['model']}: {named}{more}")
+    return said or ["Nothing."]
+
+
+def _environments(about: dict[str, Any], ways: Sequence[Way], rows: Sequence[Row]) -> list[str]:
+    """Return a line for each: what is pinned there, what differs from the head line, and what is peculiar to it."""
+    shown: dict[str, dict[str, str]] = {}
+    for way, found in _by_way(ways, rows):
+        versions = {name: value for row in found for name, value in row.get("versions", {}).items()}
+        differing = {name: value for name, value in versions.items() if about.get(name) != value}
+        shown.setdefault(way.environment, {}).update(differing)
+    lines = []
+    for environment, packages in shown.items():
+        said = ", ".join(f"{name} {value}" for name, value in packages.items()) or "as above"
+        note = f"; {NOTES[environment]}" if environment in NOTES else ""
+        where = environment or "the project's own"
+        lines.append(f"- {where}: {said}{note}")
+    return lines
 
 
 def _ranked(rows: Sequence[Row]) -> str:
@@ -130,8 +176,8 @@ def _ranked(rows: Sequence[Row]) -> str:
 
 def _seconds(ways: Sequence[Way], rows: Sequence[Row]) -> str:
     lines = []
-    for way in ways:
-        own = {row["model"]: row for row in rows if row["way"] == way.name and "trace_s" in row}
+    for way, found in _by_way(ways, rows):
+        own = {row["model"]: row for row in found if "trace_s" in row}
         if own:
             cells = (f"{own[m]['wrap_s']:.1f} / {own[m]['trace_s']:.1f}" if m in own else "" for m in ALL)
             lines.append([way.name, *cells])

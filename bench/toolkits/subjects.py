@@ -1,4 +1,4 @@
-"""The models that toolkits wrap, each with one sample: tiny ones with random weights, and SmolLM2-135M."""
+"""The models that toolkits wrap, each with one sample: tiny ones with random weights, and two with real ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from bench import smollm2
 from bench.faults import models
+from qtrace.zoo import qwen3_vl
 
 TOKENS = 32
+MINILM = smollm2.FOLDER.with_name("minilm")
 
 
 class ConvNet(nn.Module):
@@ -47,12 +49,25 @@ def convnet() -> nn.Module:
     return models.enliven(net)
 
 
+def _qwen3_vl() -> nn.Module:
+    return models.enliven(qwen3_vl.tiny())
+
+
+def _minilm() -> nn.Module:
+    from transformers import AutoModel
+
+    model: nn.Module = AutoModel.from_pretrained(MINILM, dtype=torch.float32)
+    return model.eval()
+
+
+def _words() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 30_000, (2, TOKENS), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def _smollm2() -> nn.Module:
     return smollm2.load_pair()[0]
-
-
-def _tokens() -> dict[str, Any]:
-    return {**smollm2.tokens(TOKENS), "use_cache": False}
 
 
 # Builder of the reference, and of what it is called with.
@@ -61,5 +76,13 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "bert": (models.bert, models.tokens),
     "vit": (models.vit, models.image),
     "convnet": (convnet, lambda: torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))),
-    "smollm2": (_smollm2, _tokens),
+    "qwen3_vl": (_qwen3_vl, qwen3_vl.image_and_text),
+    "minilm": (_minilm, _words),
+    "smollm2": (_smollm2, lambda: {**smollm2.tokens(TOKENS), "use_cache": False}),
 }
+
+
+def available(name: str) -> bool:
+    """Return whether a model is there; the weights of the real ones are fetched by `make models`."""
+    folders = {"minilm": MINILM, "smollm2": smollm2.FOLDER}
+    return name not in folders or (folders[name] / "model.safetensors").exists()
