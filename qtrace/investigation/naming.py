@@ -96,17 +96,26 @@ class Naming:
         return [path for path in self._children(module) if not self._was_called(path)]
 
     def _parting(self, rank: int, suspect: Suspect, graft: Graft) -> Lines:
-        """Return the lines in which a container's own code goes wrong, of the sides on which they are known.
+        """Return the lines in which a module's own code goes wrong, of the sides on which they are known.
 
-        They are looked for where healing the container heals everything: beside other errors there is not one place
+        They are looked for where healing the module heals everything: beside other errors there is not one place
         where the two sides part.
         """
         runner = self._runner
-        is_own = suspect.kind in ("miscalls", "structure") or (suspect.kind == "introduces" and suspect.has_children)
+        is_own = suspect.kind in ("miscalls", "structure") or (
+            suspect.kind == "introduces" and (suspect.has_children or self._has_code(suspect.module))
+        )
         if not is_own or rank > _MOST_PINPOINTED or runner.is_coarse or not runner.is_healed(graft.after):
             return None, None
         reference, candidate = runner.parting(suspect.module, suspect.call.call) or (None, None)
         return line_of(reference), line_of(candidate)
+
+    def _has_code(self, module: str) -> bool:
+        """Return whether a module's forward is somebody's own, and its data are no reason to err."""
+        mine = self._runner.models[0].modules.get(module)
+        sides = [mine, *self._runner.partners(module)[:1]]
+        own = [side for side in sides if side is not None and forward_of(side) is not None]
+        return bool(own) and not self.static(module)
 
     def _source(self, suspect: Suspect, parting: Lines) -> dict[str, Any] | None:
         """Return the line on each side: where it parts from the other, if that is known.

@@ -35,7 +35,14 @@ def raising(
     investigation = Investigation(models, plan, sample, options, done.own_random, done.comparison, before=math.inf)
     said = f"the candidate raised {type(end.error).__name__} in {end.module or '<root>'}: {first_line(end.error)}"
     found = [finding for finding in investigation.findings() if finding.confirmed]
-    return [replace(finding, evidence=(*finding.evidence, said)) for finding in found] or [alone]
+    return [_as_raised(finding, alone, said) for finding in found] or [alone]
+
+
+def _as_raised(finding: Finding, alone: Finding, said: str) -> Finding:
+    """Return a finding with what was raised; where it is at the very module that raised, that is what it did."""
+    if finding.kind == "introduces" and finding.module == alone.module:
+        return replace(finding, kind=alone.kind, summary=alone.summary, evidence=(*finding.evidence, *alone.evidence))
+    return replace(finding, evidence=(*finding.evidence, said))
 
 
 def _runs(reference: Model, sample: Any, call: str) -> bool:
