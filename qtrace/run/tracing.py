@@ -29,7 +29,7 @@ from qtrace.passes.modelstate import SharedTensors
 from qtrace.passes.plan import Plan, better_plan, make_plan
 from qtrace.probe import End
 from qtrace.quantization import facts_by_path, problem_notes, with_interval
-from qtrace.records import AGREEING, Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
+from qtrace.records import Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
 from qtrace.run.aggregate import Aggregate
 from qtrace.run.apart import set_apart
 from qtrace.run.callcounts import NAMES, CallCounts
@@ -273,10 +273,8 @@ class Run:
     def _aligns_better(self, done: Pass) -> bool:
         """Align again, knowing now what runs, where somebody found no partner; return whether that helped."""
         options, calls = self._options, (done.calls(REFERENCE), done.calls(CANDIDATE))
-        rows, floors = done.comparison.rows(), done.comparison.floors
-        doubted: set[str] = set()
-        if self.judged(done.comparison.final_rows(), floors).clean:
-            doubted = {row.module for row in rows if row.verdict not in AGREEING}
+        agree = self.judged(done.comparison.final_rows(), done.comparison.floors).clean
+        doubted = done.comparison.differing() if agree else set()
         better = better_plan(
             self.plan, self._models, calls, options.only, options.skip, renames=options.renames, doubted=doubted
         )
