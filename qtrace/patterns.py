@@ -50,11 +50,13 @@ def matches(pattern: str, path: str) -> bool:
     return _compiled(pattern).fullmatch((path or ROOT) + ".") is not None
 
 
-def select(patterns: Iterable[str], paths: Iterable[str], *, option: str) -> set[str]:
+def select(
+    patterns: Iterable[str], paths: Iterable[str], *, option: str, listed_by: str = "qtrace modules"
+) -> set[str]:
     """Return the paths that any of the patterns matches.
 
-    Raises `UsageError`, naming `option` and the nearest paths, for a pattern that matches nothing: it would
-    silently compare something else than what was meant.
+    Raises `UsageError`, naming `option` and the nearest paths, or the command that lists them, for a pattern that
+    matches nothing: it would silently compare something else than what was meant.
     """
     known = list(paths)
     chosen: set[str] = set()
@@ -62,7 +64,7 @@ def select(patterns: Iterable[str], paths: Iterable[str], *, option: str) -> set
         hits = {path for path in known if matches(pattern, path)}
         if not hits:
             names = near(pattern.replace("**.", "").replace("*", ""), [path for path in known if path])
-            hint = f"near: {', '.join(names)}" if names else "`qtrace modules` lists the paths"
+            hint = f"near: {', '.join(names)}" if names else f"`{listed_by}` lists the paths"
             raise UsageError(f"{option} {pattern!r} matches no module; {hint}")
         chosen |= hits
     return chosen

@@ -113,6 +113,19 @@ def test_a_sequence_without_its_folded_norm_is_counted_anew() -> None:
     assert found.fused == {"1": "0"}
 
 
+def test_scales_in_an_activation_do_not_make_its_number_lie() -> None:
+    class QuantReLU(nn.ReLU):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1))
+
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    reference = nn.Sequential(first, nn.ReLU(), second, nn.Dropout())
+    candidate = nn.Sequential(copy.deepcopy(first), QuantReLU(), copy.deepcopy(second))
+    found = aligned(reference, candidate).pairs
+    assert {path: pair.rule for path, pair in found.items()} == dict.fromkeys(("", "0", "1", "2"), "exact")
+
+
 def test_one_module_more_at_the_end_does_not_make_names_lie() -> None:
     reference = convolutions()
     candidate = nn.Sequential(*copy.deepcopy(reference), nn.Identity())

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import qtrace
-from qtrace.records import Outcome
+from qtrace.records import Outcome, Verdict
+from qtrace.sources.samples import as_samples
+from qtrace.sources.wrappers import apply_wrapper
 from qtrace.zoo import llama
 
 
@@ -70,3 +72,17 @@ def test_a_method_is_judged_by_what_it_returns(pair: Any) -> None:
     attention.o_proj.weight.div_(4.0)
     report = qtrace.trace(reference, candidate, {**inputs, "max_new_tokens": 3, "do_sample": False}, call="generate")
     assert (report.outcome, report.findings) == (Outcome.CLEAN, ())
+
+
+def test_a_scale_in_the_cache_is_no_difference_under_quantization() -> None:
+    pytest.importorskip("tico")
+    reference = llama.tiny()
+    inputs = llama.tokens()
+    candidate = apply_wrapper("tico", reference, as_samples(inputs), {"quantize": True})
+    report = qtrace.trace(reference, candidate, inputs)
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+    keys = report.row("", output="past_key_values.layers.1.keys")
+    assert keys.verdict is Verdict.ABSORBED
+    assert keys.relation is not None
+    assert keys.relation.parameters["factor"] == pytest.approx(0.25, abs=0.01)
+    assert report.row("", output="past_key_values.layers.1.values").verdict is Verdict.INTRODUCED

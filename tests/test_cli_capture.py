@@ -270,6 +270,32 @@ def test_show_prints_the_values_of_chosen_modules(folder: Path, capsys: pytest.C
     assert ended.out.count("[[[") == 4
     ended = Ended(capsys, "show", "a", "--module", "nope")
     assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "error: --module 'nope' matches no module; `qtrace show TRACE` lists the paths\n"
+
+
+def test_show_tells_the_statistics_of_the_whole_tensor_where_only_a_sketch_is_stored(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "import torch\nramp = lambda: torch.arange(40000.0).reshape(2, 20000) ** 2 / 1e6\n"
+    (folder / "ramps.py").write_text(source + "def same(): return torch.nn.Identity()\n")
+    said = []
+    for name, more in {"whole": (), "few": ("--stats-only",)}.items():
+        words = ("--reference", "ramps.py:same", "--inputs", "ramps.py:ramp", "--out", name, *more)
+        assert Ended(capsys, "capture", *words).code == 0
+        said.append(Ended(capsys, "show", name, "--module", "<root>").out.splitlines())
+    whole, few = ([line for line in lines if "float32" in line] for lines in said)
+    assert len(few) == 2
+    assert few == whole
+    # A few elements are not printed as if they were all.
+    assert not any("[" in line for line in said[1] if "float32" not in line)
+
+
+def test_a_trace_is_not_captured_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captured(capsys, "a")
+    ended = Ended(capsys, "capture", "--reference", "trace:a", "--out", "b")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "error: the reference is a trace already, trace:a, and cannot run; capture the model itself\n"
+    assert not (folder / "b").exists()
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,8 @@ def test_a_model_that_swallows_everything_is_left_as_well(say: Say) -> None:
         ("p 1 / 0", "*** ZeroDivisionError: division by zero"),
         ("diff 1 / 0", "*** reference: ZeroDivisionError: division by zero"),
         ("diff maks", "*** candidate: NameError: no frame knows maks; did you mean mask"),
+        # No frame has it, and Python's own function is not meant.
+        ("diff input", "*** candidate: NameError: no frame knows input;"),
         ("diff", "*** diff wants an expression, as in: diff attention_mask"),
         ("diff (", "SyntaxError"),
         ("diff hidden.shape", "equal"),

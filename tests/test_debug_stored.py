@@ -340,7 +340,7 @@ def test_another_debugger_is_given_what_is_recorded(
 
 def test_without_arguments_outputs_are_all_there_is(say: Say, masks: Pair, stored: Stored) -> None:
     pair = stored(masks[0], INPUTS, Form(arguments=False)), masks[1]
-    said, report = say(pair, INPUTS, "args\nforce\ndiff mask\nref\ncand\nc\nout\nforce\n", at=("layers.0",))
+    said, report = say(pair, INPUTS, "args\nforce\ndiff mask\nref\np input\ncand\nc\nout\nforce\n", at=("layers.0",))
     told = answers(said)
     lacking = "the stored reference holds no arguments (--outputs-only, or imported)"
     assert told["args"] == f"nothing is compared here: {lacking}\n"
@@ -352,6 +352,7 @@ def test_without_arguments_outputs_are_all_there_is(say: Say, masks: Pair, store
         "  output  float32 [1,6,8]",
         "its arguments are not stored (--outputs-only, or imported)",
     ]
+    assert told["p input"].startswith("*** NameError: the trace holds no input here; ")
     assert "PEIR" in told["out"]
     assert f"*** there is nothing to hand over: {lacking}\n" in said
     assert "handed over: output at layers.0:exit" in told["force"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +97,55 @@ def test_what_a_modules_own_hook_changes_shows_in_what_it_returns() -> None:
         assert own_error(report, path) == row.peir
         assert named(report) == [("introduces", path)]
         assert hooks_of(candidate) == before
+
+
+class Named(nn.Module):
+    """Returns its output by name, or in a tuple."""
+
+    def __init__(self, *, by_name: bool) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+        self.by_name = by_name
+
+    def forward(self, x: Tensor) -> Any:
+        out = self.inner(x)
+        return {"out": out} if self.by_name else (out, out.sum())
+
+
+class Unpacks(nn.Module):
+    def __init__(self, *, by_name: bool) -> None:
+        super().__init__()
+        self.first, self.head = Named(by_name=by_name), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.first(x)
+        out: Tensor = self.head(held["out"] if self.first.by_name else held[0])
+        return out
+
+
+def into_dict(module: nn.Module, args: Any, output: dict[str, Tensor]) -> None:
+    output["out"] = Levels.rounded(output["out"])
+
+
+def into_tensor(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
+    output[0].copy_(Levels.rounded(output[0]))
+
+
+@pytest.mark.parametrize(("by_name", "hook"), [(True, into_dict), (False, into_tensor)])
+def test_what_a_hook_changes_inside_a_container_is_the_modules(by_name: bool, hook: Any) -> None:
+    reference = Unpacks(by_name=by_name).eval()
+    candidate = twin(reference)
+    candidate.get_submodule("first").register_forward_hook(hook)
+    assert named(qtrace.trace(reference, candidate, inputs())) == [("introduces", "first")]
+
+
+def test_of_several_hooks_in_a_row_none_is_taken_for_one_that_looks() -> None:
+    # What the first of them returns is gone when the last one's is made, which may get its id.
+    reference = Chain()
+    candidate = twin(reference)
+    for _ in range(3):
+        candidate.get_submodule("second").register_forward_hook(lambda module, args, output: 1.05 * output + 0.02)
+    assert named(qtrace.trace(reference, candidate, inputs())) == [("introduces", "second")]
 
 
 def test_a_hook_that_only_looks_sees_what_is_handed_over() -> None:

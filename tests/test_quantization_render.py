@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.console import Group
 
-from qtrace.records import QuantFacts, Quantizer, QuantProblem, QuantProblemKind, Row, Status
+from qtrace.records import QuantFacts, Quantizer, QuantProblem, QuantProblemKind, Row, Status, TensorSpec
 from qtrace.render.notes import notes
 from qtrace.render.plain import plain
 from qtrace.render.quantization import quantizer_listing
@@ -29,6 +29,18 @@ def listing(*inspect: str) -> str:
 def test_a_row_says_how_it_quantizes_and_what_is_wrong() -> None:
     assert notes(ROW) == ["weight int4, output uint8, act_out clipped"]
     assert notes(replace(ROW, quantization=None)) == []
+
+
+def test_a_quantized_output_is_not_said_twice() -> None:
+    row = replace(ROW, reference=TensorSpec((2, 3), "float32"), candidate=TensorSpec((2, 3), "quint8"))
+    assert notes(row) == ["weight int4, output uint8, act_out clipped"]
+    assert notes(replace(row, quantization=None)) == ["float32 [2,3] / quint8 [2,3]"]
+
+
+def test_a_tensor_that_hands_out_no_numbers_says_so() -> None:
+    spec = TensorSpec((2, 3), "float32")
+    row = replace(ROW, reference=spec, candidate=spec, status=Status.STRUCTURE_MISMATCH, quantization=None)
+    assert notes(row) == ["structure mismatch", "float32 [2,3] without values that can be read"]
 
 
 def test_inspected_modules_are_listed_once() -> None:

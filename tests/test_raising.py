@@ -53,6 +53,14 @@ class CutMask(Model):
         return super().mask(mask)[:, :, :-1]
 
 
+class Casts(Model):
+    """Computes in the dtype of its weights."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        return super().forward(x.to(dtype), mask.to(dtype))
+
+
 class Narrow(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[:, :-1]
@@ -72,7 +80,7 @@ def report_of(candidate: nn.Module, reference: nn.Module, *, local: bool | None 
 
 
 def pair(kind: type[Model] = Model) -> tuple[Model, Model]:
-    reference = Model().eval()
+    reference = (kind if kind is Casts else Model)().eval()
     candidate = kind().eval()
     candidate.load_state_dict(reference.state_dict())
     return reference, candidate
@@ -95,6 +103,17 @@ def test_a_module_whose_output_somebody_else_cannot_take_is_named() -> None:
     (finding,) = report_of(candidate, reference).findings
     assert (finding.kind, finding.module, finding.confirmed) == ("introduces", "layers.1.mlp", True)
     assert finding.evidence[-1].startswith("the candidate raised RuntimeError in layers.2.attention")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_module_whose_output_its_own_caller_cannot_take_is_named(dtype: torch.dtype) -> None:
+    reference, candidate = pair(Casts)
+    narrow = Narrow(8, 8)
+    narrow.load_state_dict(candidate.get_submodule("layers.1.attention.out").state_dict())
+    candidate.set_submodule("layers.1.attention.out", narrow)
+    (finding,) = report_of(candidate.to(dtype), reference).findings
+    assert (finding.kind, finding.module, finding.confirmed) == ("introduces", "layers.1.attention.out", True)
+    assert finding.evidence[-1].startswith("the candidate raised RuntimeError in layers.1: The size of")
 
 
 @pytest.mark.parametrize("local", [None, False])

@@ -187,6 +187,16 @@ def test_drift_says_from_where_to_where_it_grows() -> None:
     assert "It grows from PEIR 2.00e-03 at model.layers.0 to 5.00e-02 at the final logits." in text
 
 
+def test_drift_that_shrinks_on_its_way_is_not_said_to_grow() -> None:
+    report = drift()
+    rows = tuple(
+        dataclasses.replace(row, peir=row.peir / 1e3) if row.module == "" and row.peir else row for row in report.rows
+    )
+    text = said(dataclasses.replace(report, rows=rows))
+    assert "It begins with PEIR 2.00e-03 at model.layers.0, and is 5.00e-05 at the final logits." in text
+    assert "grows from" not in text
+
+
 def test_a_partial_report_says_why_it_ends() -> None:
     why = (
         "The run ended early, after 2 rows: the candidate raised ValueError in layers.1 (Block): too bad (models.py:7)."

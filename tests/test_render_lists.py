@@ -126,6 +126,17 @@ def test_many_modules_without_a_partner_are_counted_by_type() -> None:
     assert "wrapped.7" in text_of(list(modules(PAIRINGS, alone, width=80, explain=True)), 80)
 
 
+def test_what_is_inside_a_module_of_the_candidate_alone_is_counted_there() -> None:
+    inside = ("", ".int_quant", ".int_quant.clamp", ".scaling")
+    alone = [Unmatched("candidate", f"fc.weight_quant{path}", "Quant", 1, "no_partner") for path in inside]
+    alone += [Unmatched("reference", path, "Block", 1, "no_partner") for path in ("gone", "gone.inner")]
+    text = text_of(list(modules(PAIRINGS, alone, width=80, explain=True)), 80)
+    assert "4 candidate modules without a partner, 4 of them called" in text
+    assert "    fc.weight_quant  Quant, 1 call, 3 more inside\n" in text
+    assert "int_quant" not in text
+    assert "gone.inner  Block, 1 call" in text
+
+
 def test_no_pair_at_all_is_said() -> None:
     text = text_of(list(modules((), ALONE, width=80)), 80)
     assert "No module of the candidate answers to one of the reference." in text

@@ -40,6 +40,8 @@ def exchanged():
 def hooked():
     kept[-1][1].register_forward_hook(lambda module, args, output: output.round())
     return copy.deepcopy(kept[-1])
+def itself():
+    return kept[-1]
 def shared():
     return nn.Sequential(*kept[-1]).eval()
 def careless(reference):
@@ -79,6 +81,11 @@ def test_a_candidate_that_changes_the_reference_is_refused(load: Load, candidate
     said = str(caught.value)
     assert f"models.py:{candidate} changed the reference itself ({changed}" in said
     assert said.endswith("give it a parameter reference, and it gets a copy")
+
+
+def test_the_reference_itself_is_no_candidate(load: Load) -> None:
+    with pytest.raises(SourceError, match=r"models\.py:itself returned the reference itself, which would be compared"):
+        load("itself")
 
 
 def test_sharing_modules_with_the_reference_changes_nothing(load: Load) -> None:

@@ -33,6 +33,11 @@ class Packed(torch.Tensor):
         raise NotImplementedError(func)
 
 
+class Refusing(Packed):
+    def dequantize(self) -> torch.Tensor:
+        raise NotImplementedError("on an accelerator alone")
+
+
 class Dequantizable(Packed):
     def dequantize(self) -> torch.Tensor:
         return self.codes.float() * self.scale
@@ -130,6 +135,11 @@ def fake() -> torch.Tensor:
             "values to compare; return its contents",
         ),
         (
+            lambda: Refusing(torch.tensor([1, 2]), 0.5),
+            "a Refusing float32 [2] does not dequantize (NotImplementedError), so there are no "
+            "values to compare; return its contents",
+        ),
+        (
             lambda: torch.empty(2, dtype=torch.bits8),
             "a Tensor bits8 [2] is of a dtype that torch cannot convert, so there are no values to compare; "
             "unpack or dequantize it",
@@ -140,7 +150,7 @@ def fake() -> torch.Tensor:
             "run the model once before it is traced",
         ),
     ],
-    ids=["meta", "fake", "wrapper", "bits", "lazy"],
+    ids=["meta", "fake", "wrapper", "refusing", "bits", "lazy"],
 )
 def test_no_values(make: Callable[[], torch.Tensor], message: str) -> None:
     with pytest.raises(NoValues) as caught:

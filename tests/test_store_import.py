@@ -100,7 +100,8 @@ def test_values_in_any_order_and_layout_and_what_is_far_off_is_missing(reference
     report = compared(reference, tmp_path / "t")
     assert report.coverage.reasons == {"alone": 2}
     assert report.row("layers.1.query").status is Status.REFERENCE_ONLY
-    assert any("recognised by their values" in warning for warning in report.warnings)
+    said = "outputs of the candidate that were recognised by their values when they were imported: "
+    assert any(warning.startswith(f"{said}{len(found.matches)}; none of them") for warning in report.warnings)
 
 
 def test_a_sketched_reference_is_enough_to_recognise(tmp_path: Path) -> None:

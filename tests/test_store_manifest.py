@@ -132,6 +132,12 @@ WRONG: dict[str, tuple[Callable[[str], str], str]] = {
         lambda text: text.replace('"path":"again"', '"path":"layer"'),
         "modules.2: 'layer' was told before",
     ),
+    "a call twice": (
+        lambda text: text.replace(
+            '"module":"layer","type":"Linear","call":1', '"module":"layer","type":"Linear","call":0'
+        ),
+        "calls.2: call 0 of 'layer' was told before",
+    ),
     "halves of complex numbers": (
         lambda text: text.replace('"shape":[2,4,2]', '"shape":[2,8]'),
         r"\[2, 8\] holds no pairs of a real and an imaginary part",
@@ -165,6 +171,13 @@ def test_nobody_waits_for_what_is_no_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "t" / name).symlink_to("/dev/zero")
     with pytest.raises(SourceError, match=rf"{name}: it is no file"):
         Trace(tmp_path / "t")
+
+
+def test_a_tensor_counts_for_the_module_that_made_it(tmp_path: Path) -> None:
+    """And not for those around it, which return it as well."""
+    capture(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5)), X, tmp_path / "t")
+    sizes = {one.module: one.bytes for one in contents_of(Trace(tmp_path / "t").manifest)}
+    assert sizes == {"": X.numel() * 4, "0": 2 * 6 * 4, "1": 2 * 5 * 4}
 
 
 def test_text_that_is_no_unicode_is_spelt_out(tmp_path: Path) -> None:

@@ -73,8 +73,8 @@ def test_the_page_names_what_was_left_refused_and_not_run() -> None:
     text = page({"torch": "2"}, ways, rows, [ways[2]])
     assert "| A |  |  |  | 7/9<br>compared 8 |  |  |  | 0 of 8 |" in text
     assert "| A | 1 drift | exact | 1 |" in text
-    assert "- A, convnet: `features.0`, `features.1`: computed in one with others" in text
-    assert "- A, convnet: `pool`: its partner returns another shape" in text
+    assert "- A, convnet: `features.0`, `features.1`: computed by the candidate in one with others" in text
+    assert "- A, convnet: `pool`: with outputs of other shapes" in text
     assert "- B, llama: the wrapper peft failed on Llama" in text
     assert "There is no environment for: C." in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,9 @@ def test_what_follows_the_model_needs_a_sample() -> None:
         apply_wrapper("export", Chain(), [], {})
 
 
-def test_a_toolkit_that_refuses_the_model_says_so_in_one_sentence_of_bearable_length() -> None:
+def test_a_toolkit_that_refuses_the_model_says_so_in_one_sentence_of_bearable_length(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     class Branches(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
@@ -165,6 +168,21 @@ def test_a_toolkit_that_refuses_the_model_says_so_in_one_sentence_of_bearable_le
     assert said.startswith("the wrapper export failed on Branches: ")
     assert "\n" not in said
     assert len(said) < 400
+    assert "def forward" not in capsys.readouterr().err
+
+
+def test_what_bitsandbytes_says_of_every_call_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    from qtrace.sources.wrappers.bitsandbytes import _Once
+
+    logger = logging.getLogger("tests.once")
+    once = _Once()
+    logger.addFilter(once)
+    try:
+        for dtype in ("float32", "float32", "float16"):
+            logger.warning("inputs will be cast from %s", dtype)
+    finally:
+        logger.removeFilter(once)
+    assert [record.getMessage()[-7:] for record in caplog.records] == ["float32", "float16"]
 
 
 def test_calibration_leaves_the_samples_as_they_are() -> None:

@@ -8,17 +8,10 @@ from typing import Any
 
 from bench.toolkits.environments import NOTES
 from bench.toolkits.ways import ALL, Way
+from qtrace.render.notes import reason as words
 from qtrace.static.report import pattern_of
 
 Row = dict[str, Any]
-REASONS = {
-    "no_partner": "has no partner",
-    "fused": "computed in one with others",
-    "partner_not_called": "its partner is never called",
-    "other_place": "called in another place",
-    "shape_mismatch": "its partner returns another shape",
-    "structure_mismatch": "its partner returns another structure",
-}
 COMPARED = ("torchao int8 dynamic", "optimum-quanto int8 weights", "bitsandbytes 8 bits")
 MOST = 10
 
@@ -106,7 +99,7 @@ def _left(rows: Sequence[Row]) -> list[str]:
             groups.setdefault(reason, []).append(module)
         for reason, modules in groups.items():
             shown = ", ".join(f"`{module}`" for module in _patterns(modules))
-            found.append(f"- {row['way']}, {row['model']}: {shown}: {REASONS.get(reason, reason)}")
+            found.append(f"- {row['way']}, {row['model']}: {shown}: {words(reason)}")
     return found or ["Nothing."]
 
 

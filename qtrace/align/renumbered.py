@@ -54,6 +54,9 @@ def _contradict(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
         # A norm or a dropout may have been taken out; a layer cannot.
         weight = weight_of(mine)
         return any(True for _ in mine.children()) or (weight is not None and len(weight) > 1)
+    if reference.type.lower() in candidate.type.lower():
+        # A `QuantReLU` holds scales where a `ReLU` holds nothing.
+        return False
     if _has_values(mine) != _has_values(theirs):
         return True
     return reference.type != candidate.type and _is_plain(mine) and _is_plain(theirs)

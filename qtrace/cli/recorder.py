@@ -15,6 +15,7 @@ from qtrace.probe import Bound, Call
 from qtrace.records import TensorSpec
 from qtrace.records.calls import CallTrace, ValueTrace
 from qtrace.stats import NoValues, describe, plain
+from qtrace.store.sketch import Sketch
 from qtrace.tree import leaves
 
 DECIMALS = 6
@@ -115,6 +116,9 @@ def _fact(value: Any) -> str:
 def _traced(name: str, leaf: Any, full: bool) -> ValueTrace:
     if not isinstance(leaf, torch.Tensor):
         return ValueTrace(name, TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:80]))
+    if isinstance(leaf, Sketch):
+        # Its few elements would be taken for the tensor.
+        return ValueTrace(name, leaf.spec, leaf.summary.mean, leaf.summary.stddev)
     shape, dtype = tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")
     kind = "Tensor" if type(leaf) in (torch.Tensor, torch.nn.Parameter) else type(leaf).__name__
     try:

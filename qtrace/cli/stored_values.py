@@ -17,7 +17,7 @@ def recorded(trace: Trace, patterns: Sequence[str]) -> Iterator[list[CallTrace]]
 
     Raises `UsageError` for a pattern that matches no module.
     """
-    chosen = select(patterns, trace.manifest.selected, option="--module")
+    chosen = select(patterns, trace.manifest.selected, option="--module", listed_by="qtrace show TRACE")
     modules = {path: module for path, module in skeleton(trace).named_modules() if path in chosen}
     for number in range(len(trace.manifest.samples)):
         recorder = CallRecorder("trace", patterns)

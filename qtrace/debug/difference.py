@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from qtrace.debug.stop import NAMES
 from qtrace.lockstep import Pair, PairComparer
 from qtrace.lockstep.leaves import argument_leaves
 
+# Python's own names for an expression. `input` is what torch calls its modules' argument, never the terminal's.
+BUILTINS = {name: value for name, value in vars(builtins).items() if name != "input"}
 # Of more values than that, as of a whole config, plain ones that are equal are only named, and only some of them.
 _MOST_IN_FULL, _MOST_NAMED = 8, 6
 

@@ -81,7 +81,7 @@ def described(leaf: Any) -> tuple[str, str, str]:
         return spec.value or spec.type, "", ""
     low_high = ""
     try:
-        summary = describe(leaf)
+        summary = leaf.summary if isinstance(leaf, Sketch) else describe(leaf)
         low_high = f"min {_bound(summary.min)} max {_bound(summary.max)}"
         low_high += f", {summary.non_finite} not finite" if summary.non_finite else ""
         low_high += " (a sketch)" if isinstance(leaf, Sketch) else ""

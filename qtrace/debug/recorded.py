@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qtrace.debug.difference import Found
+from qtrace.debug.difference import BUILTINS, Found
 from qtrace.debug.leaves import columns
 from qtrace.debug.session import Refusal
 from qtrace.errors import did_you_mean
@@ -112,7 +112,7 @@ class RecordedCall:
 
     def _scope(self, tree: ast.AST, text: str, own: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Return the values of the names in a piece of code, and how far outwards the farthest of them was found."""
-        values, farthest = {"torch": torch, **own}, 0
+        values, farthest = {"torch": torch, "__builtins__": BUILTINS, **own}, 0
         for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - own.keys():
             level = next((level for level, known in enumerate(self._known) if name in known), None)
             if level is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from qtrace.debug.difference import Found
+from qtrace.debug.difference import BUILTINS, Found
 from qtrace.debug.script import Script
 from qtrace.debug.session import PROMPT, Move
 from qtrace.errors import did_you_mean
@@ -43,11 +43,6 @@ class SidePdb(pdb.Pdb):
         self.disarm()
 
     # How the side is stepped.
-
-    @property
-    def steps(self) -> bool:
-        """Return whether a step is under way that has not come to its end."""
-        return self._steps
 
     @property
     def stops_anywhere(self) -> bool:
@@ -167,7 +162,7 @@ class SidePdb(pdb.Pdb):
         unknown, near = expression.strip(), ""
         for frame, line in reversed(own):
             try:
-                value = eval(code, frame.f_globals, frame.f_locals)
+                value = eval(code, {**frame.f_globals, "__builtins__": BUILTINS}, frame.f_locals)
             except NameError as error:
                 unknown = error.name or unknown
                 near = near or did_you_mean(unknown, frame.f_locals)

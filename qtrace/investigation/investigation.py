@@ -16,7 +16,7 @@ from qtrace.investigation.isolation import Isolation, Key, Local
 from qtrace.investigation.naming import Naming
 from qtrace.investigation.quantized import Quantized
 from qtrace.investigation.runner import Runner
-from qtrace.investigation.trials import as_trial
+from qtrace.investigation.trials import as_trial, kept_in
 from qtrace.lockstep import Comparison
 from qtrace.passes import Options
 from qtrace.passes.fingerprint import Fingerprint
@@ -50,6 +50,7 @@ class Investigation:
         self._first = as_trial(first, local=False)
         self._isolation = Isolation(self._runner, self._first)
         self._warnings: list[str] = []
+        self._runner.kept = kept_in(first)
         self._runner.before = self._first.final_error if before is None else before
         self._runner.computes_in(coarse_dtypes(self._first))
 

@@ -8,6 +8,7 @@ is opened in turn, by running that container alone again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -158,7 +159,11 @@ class Isolation:
         """Return the trial with these containers as they are when they run alone; None if one of them cannot."""
         for path in sorted(inside):
             done = replays.run(path, self._forcing(forced, converted))
-            alone = None if done is None else as_trial(done.comparison, local=True, known=self._first.harmless)
+            alone = (
+                None
+                if done is None
+                else as_trial(done.comparison, local=True, known=self._first.harmless, kept=self._runner.kept)
+            )
             if alone is None or len(alone.roots) != 1:
                 return None
             trial = spliced(trial, alone)
@@ -174,6 +179,9 @@ class Isolation:
     ) -> Trial:
         forcing = replace(self._forcing(forced, converted), is_noisy=is_noisy)
         done = run(forcing)
+        if done.raised() and self._first_broke_off():
+            # What raises may be the caller, on an output of another size.
+            done = run(replace(forcing, resizes_outputs=True))
         if done.raised():
             # What the callee of the reference takes, that of the candidate may not.
             done = run(replace(forcing, resizes=False, unwraps=False))
@@ -183,7 +191,10 @@ class Isolation:
             why = f"the candidate does not take the reference's tensors ({said})"
             self.warnings.append(f"a look inside failed: {why}")
             return Trial(())
-        return as_trial(done.comparison, local=True, known=self._first.harmless)
+        return as_trial(done.comparison, local=True, known=self._first.harmless, kept=self._runner.kept)
+
+    def _first_broke_off(self) -> bool:
+        return self._runner.before is not None and math.isinf(self._runner.before)
 
     def _forcing(self, forced: frozenset[str], converted: frozenset[str]) -> Forcing:
         # What the root returns goes nowhere.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from qtrace.diagnose import Suspect
 from qtrace.investigation.runner import Runner
-from qtrace.quantization import expected_error, quant_facts, readings_of
+from qtrace.quantization import expected_error, expected_peak, quant_facts, readings_of
 from qtrace.quantization.observed import Observed
 from qtrace.records import QuantFacts
 
@@ -16,6 +16,8 @@ from qtrace.records import QuantFacts
 _OWN = ("introduces", "non_finite")
 # By how much an error may exceed the RMS of the rounding that explains it; to truncate in place of rounding doubles it.
 _EXPLAINED = 1.5
+# And the largest by how much; one channel of many that is wrong is lost in the RMS.
+_EXPLAINED_PEAK = 2.5
 # A relative L2 error that is more than a few bits of rounding, whatever the scale.
 _MOST = 0.25
 
@@ -46,19 +48,26 @@ class Quantized:
 
         The reference runs once more where the suspect quantizes at all.
         """
-        found = suspect.value.rel_l2 if suspect.value is not None else None
+        value = suspect.value
         reference = self._runner.models[0].modules.get(suspect.module)
         partners = self._runner.partners(suspect.module)
         readings = readings_of(partners, self._aligned)
-        if suspect.kind != "introduces" or reference is None or found is None or not readings or not found < _MOST:
+        if suspect.kind != "introduces" or reference is None or value is None or not readings:
+            return False
+        if value.error is None or value.rel_l2 is None or not value.rel_l2 < _MOST or _lacks_bias(reference, partners):
             return False
         values = self._observed(suspect)
         facts = quant_facts(reference, partners, self._aligned, values)
-        expected = expected_error(readings, reference, values)
-        if facts is None or expected is None or "output" not in values or next(facts.sentences(), None) is not None:
+        if facts is None or "output" not in values or next(facts.sentences(), None) is not None:
             return False
-        own = values["output"].to(torch.float64).square().mean().sqrt().item()
-        return own > 0 and found <= _EXPLAINED * expected / own
+        expected, peak = (of(readings, reference, values) for of in (expected_error, expected_peak))
+        if expected is None or peak is None:
+            return False
+        output = values["output"].to(torch.float64)
+        own, interval = output.square().mean().sqrt().item(), (output.max() - output.min()).item()
+        return (
+            own > 0 and value.rel_l2 <= _EXPLAINED * expected / own and value.error * interval <= _EXPLAINED_PEAK * peak
+        )
 
     def _observed(self, suspect: Suspect) -> dict[str, torch.Tensor]:
         observed = Observed()
@@ -77,3 +86,10 @@ class Quantized:
         ):
             return facts
         return quant_facts(module, partners, self._aligned, self._observed(suspect))
+
+
+def _lacks_bias(reference: torch.nn.Module, partners: Sequence[torch.nn.Module]) -> bool:
+    """Return whether the reference adds a bias that is nowhere in the candidate; rounding may well be larger."""
+    held = [vars(partner).get("_parameters", {}) | vars(partner).get("_buffers", {}) for partner in partners]
+    known = [tensors["bias"] for tensors in held if "bias" in tensors]
+    return reference._parameters.get("bias") is not None and bool(known) and all(bias is None for bias in known)

@@ -47,7 +47,8 @@ class Kept:
 class Runner:
     """`reference_again` is what the reference returned in a graft, whose hooks sit on hardly any module.
 
-    `before` is the final error with nothing healed; `floor` is what the rounding of the whole models explains.
+    `before` is the final error with nothing healed, `kept` the outputs that are a cache in another convention; `floor`
+    is what the rounding of the whole models explains.
 
     `is_coarse` says that the two models hold parameters of other dtypes, or of half precision: much of what differs is
     rounding then.
@@ -59,6 +60,7 @@ class Runner:
         self.models = models
         self.plan = plan
         self.before: float | None = None
+        self.kept: frozenset[str] = frozenset()
         self.reference_again: Fingerprint | None = None
         self._answering: dict[str, list[str]] = {}
         for path, key in plan.candidate_keys.items():
@@ -124,7 +126,7 @@ class Runner:
         if done.raised():
             return None
         self.reference_again = done.fingerprints[0]
-        return as_trial(done.comparison, local=False).final_error
+        return as_trial(done.comparison, local=False, kept=self.kept).final_error
 
     def relieves(self, module: str) -> bool:
         """Return whether the final error falls visibly with the reference's data in this one module."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Mapping
 
 from qtrace.diagnose import CallRecord, Trial, Value
 from qtrace.lockstep import Comparison, Pair
@@ -11,28 +12,44 @@ from qtrace.lockstep.comparison import LOCAL_DEPTH
 from qtrace.lockstep.forcing import IN, OUT
 from qtrace.lockstep.met import Met, place
 from qtrace.probe import Site
+from qtrace.records import Relation
 from qtrace.relate import DELIBERATE, excuses
 
 # No two trials give one number to two pairs, so that a part of one may stand in another.
 _NUMBERS = itertools.count()
 
 
-def as_trial(comparison: Comparison, *, local: bool, known: frozenset[tuple[str, str]] = frozenset()) -> Trial:
+def as_trial(
+    comparison: Comparison,
+    *,
+    local: bool,
+    known: frozenset[tuple[str, str]] = frozenset(),
+    kept: frozenset[str] = frozenset(),
+) -> Trial:
     """Return what a pass left behind as a tree of calls.
 
-    `local` judges each call by the error made in it alone; `known` are arguments that do no harm, see `Trial`.
+    `local` judges each call by the error made in it alone; `known` are arguments that do no harm, see `Trial`. `kept`
+    are the root's outputs that a pass before showed to be a cache in a convention of the candidate's.
     """
     made: dict[int, CallRecord] = {}
     roots: list[CallRecord] = []
     numbers: dict[int, int] = defaultdict(_NUMBERS.__next__)
     for met in comparison.met:
-        record = _record(comparison, met, numbers, local=local)
+        own = {**dict.fromkeys(kept if met.call.key == "" else ()), **met.kept}
+        record = _record(comparison, met, numbers, own, local=local)
         made[id(met)] = record
         (made[id(met.parent)].children if met.parent is not None else roots).append(record)
     return Trial(tuple(roots), known)
 
 
-def _record(comparison: Comparison, met: Met, numbers: dict[int, int], *, local: bool) -> CallRecord:
+def kept_in(comparison: Comparison) -> frozenset[str]:
+    """Return the root's outputs that are a cache in a convention of the candidate's."""
+    return frozenset(path for met in comparison.met if met.call.key == "" for path in met.kept)
+
+
+def _record(
+    comparison: Comparison, met: Met, numbers: dict[int, int], kept: Mapping[str, Relation | None], *, local: bool
+) -> CallRecord:
     call = met.call
     inner = max(LOCAL_DEPTH, call.order - call.entry)
     depth_in, depth_out = (LOCAL_DEPTH, inner) if local else (call.entry, call.order)
@@ -46,13 +63,13 @@ def _record(comparison: Comparison, met: Met, numbers: dict[int, int], *, local:
             _value(
                 name,
                 pair,
-                comparison.agrees(pair, depth, where)
-                or (mark == OUT and name in met.kept)
-                or (others and _is_left_out(pair)),
+                comparison.agrees(pair, depth, where) or (others and _is_left_out(pair)),
                 mark + name in met.forced,
                 converted,
                 numbers[id(pair)],
             )
+            if mark == IN or name not in kept
+            else _kept(name, pair, kept[name], numbers[id(pair)])
             for (name, pair), where in zip(pairs, wheres, strict=True)
         )
 
@@ -77,6 +94,20 @@ def _is_left_out(pair: Pair) -> bool:
     """Return whether one side has None where the other has a tensor."""
     kinds = [spec.type if spec is not None else None for spec in (pair.reference, pair.candidate)]
     return pair.measurement is None and kinds.count("NoneType") == 1
+
+
+def _kept(name: str, pair: Pair, relation: Relation | None, key: int) -> Value:
+    """Return an output that nobody but the candidate reads, so that it makes no error."""
+    return Value(
+        name,
+        True,
+        error=0.0,
+        rel_l2=0.0,
+        relation=relation,
+        reference=pair.reference,
+        candidate=pair.candidate,
+        key=key,
+    )
 
 
 def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool, key: int) -> Value:

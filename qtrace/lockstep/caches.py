@@ -20,6 +20,8 @@ from qtrace.stats import NoValues, plain
 
 # Where so many tensors are in no known convention, the others are not asked: the cache is another one.
 _MOST_UNRELATED = 2
+# A relative L2 error beyond which it is no noise; that of five bits is below.
+_MOST_NOISE = 0.1
 
 
 CachePairs = list[tuple[str, Any, Any, Pair]]
@@ -31,17 +33,21 @@ def inside(caches: Iterable[str], pairs: CachePairs) -> CachePairs:
     return [pair for pair in pairs if pair[0].startswith(beginnings)]
 
 
-def conventions(pairs: CachePairs) -> dict[str, Relation]:
+def conventions(pairs: CachePairs, *, noise: float = 0.0) -> dict[str, Relation]:
     """Return, by path, how the candidate holds the same values in another convention; the others are left out.
 
-    Heads stand for channels where a tensor is [batch, heads, tokens, channels].
+    Heads stand for channels where a tensor is [batch, heads, tokens, channels]. `noise` is the relative L2 error of
+    what is returned beside the cache, as under quantization: one factor may leave as much.
     """
     found: dict[str, Relation] = {}
     unrelated = 0
     for path, mine, theirs, pair in pairs:
-        relation = _convention(mine, theirs, pair.statistics())
+        relation = _convention(mine, theirs, pair.statistics()) or _noisy_gain(mine, theirs, noise)
         if relation is not None:
             found[path] = relation
+            continue
+        off = pair.statistics().rel_l2
+        if off is not None and off <= min(noise, _MOST_NOISE):
             continue
         unrelated += 1
         if unrelated == _MOST_UNRELATED:
@@ -64,6 +70,23 @@ def _convention(reference: Any, candidate: Any, found: Statistics) -> Relation |
         if relation is not None:
             relation = replace(relation, parameters={**relation.parameters, "heads": "as channels"})
     return relation if excuses(relation) else None
+
+
+def _noisy_gain(reference: Any, candidate: Any, noise: float) -> Relation | None:
+    """Return the factor that leaves no more than the noise, as a relative L2 error, of the candidate's values."""
+    try:
+        mine, theirs = (plain(side).double().flatten() for side in (reference, candidate))
+    except (NoValues, AttributeError):
+        return None
+    size, reached = float(mine.dot(mine)), float(theirs.norm())
+    if mine.shape != theirs.shape or not size > 0 or not reached > 0:
+        return None
+    factor = float(mine.dot(theirs)) / size
+    left = float((theirs - factor * mine).norm()) / reached
+    # A factor within the noise of one is no convention.
+    if not left <= min(noise, _MOST_NOISE) or not abs(factor - 1) > max(noise, _MOST_NOISE):
+        return None
+    return Relation("gain", {"factor": factor}, left)
 
 
 def _heads_as_channels(tensor: torch.Tensor) -> torch.Tensor:

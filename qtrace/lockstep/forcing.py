@@ -218,7 +218,8 @@ def _in_candidates_terms(
     if resizes and (kinds_differ or unmeasured):
         # Another kind of mask, or another size altogether, such as a raw padding mask for a causal one, and no
         # layout: the callee is what the reference's is, and takes what that takes.
-        return reference.detach().to(candidate.device, copy=True)
+        floats = reference.is_floating_point() and candidate.is_floating_point()
+        return reference.detach().to(candidate.device, candidate.dtype if floats else reference.dtype, copy=True)
     return None
 
 

@@ -7,13 +7,18 @@ for hidden states, must see what is handed over in the output's place, though. W
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from qtrace.tree import tensors
+
 Enter = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 Leave = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
+# A tensor among the leaves of a value: its path, itself, and how often it was written.
+_Mark = tuple[str, weakref.ref[torch.Tensor], int]
 
 
 class Hooks:
@@ -26,7 +31,7 @@ class Hooks:
     def __init__(self, rewriting: dict[str, bool]) -> None:
         self._rewriting = rewriting
         self._handles: list[Any] = []
-        self._forwarded: dict[torch.nn.Module, tuple[int, int]] = {}
+        self._forwarded: dict[torch.nn.Module, list[_Mark]] = {}
 
     def add(self, path: str, module: torch.nn.Module, enter: Enter, leave: Leave) -> None:
         """Have `enter` and `leave` called around each call of a module; the latter with None also where it raises.
@@ -43,10 +48,10 @@ class Hooks:
             self._handles.append(module.register_forward_hook(self._note, prepend=True))
 
     def learn(self, path: str, module: torch.nn.Module, value: Any) -> None:
-        """Take in what a module's caller gets, from `leave`."""
+        """Take in what a module's caller gets, from `leave`; not to be told where the module raised."""
         forwarded = self._forwarded.pop(module, None)
         if forwarded is not None:
-            self._rewriting[path] = self._rewriting.get(path, False) or forwarded != _mark(value)
+            self._rewriting[path] = self._rewriting.get(path, False) or not _is_same(forwarded, value)
 
     def remove(self) -> None:
         """Take them off."""
@@ -55,10 +60,18 @@ class Hooks:
         self._handles.clear()
 
     def _note(self, module: torch.nn.Module, args: tuple[Any, ...], value: Any) -> None:
-        self._forwarded[module] = _mark(value)
+        self._forwarded[module] = [(path, weakref.ref(leaf), _writes(leaf)) for path, leaf in tensors(value)]
 
 
-def _mark(value: Any) -> tuple[int, int]:
-    """Return what tells a value from another one, and from itself after a write in place."""
-    counts = type(value) is torch.Tensor and not value.is_inference()
-    return id(value), value._version if counts else 0
+def _is_same(marks: list[_Mark], value: Any) -> bool:
+    """Return whether a value holds the tensors that were marked in their places, and none was written since."""
+    found = tensors(value)
+    # By reference, since an id is given to the next tensor once its own is gone.
+    return len(found) == len(marks) and all(
+        name == path and ref() is leaf and writes == _writes(leaf)
+        for (name, ref, writes), (path, leaf) in zip(marks, found, strict=True)
+    )
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -307,13 +307,14 @@ class LiveSide:
         frame = self._pop(module)
         if frame is None:
             return None
-        self._hooks.learn(frame.call.path, module, value)
         frame.call.order = self._left
         self._left += 1
         # An exit hook that always runs sees None both for "returned None" and for "raised".
         error = sys.exc_info()[1] if value is None else None
         if error is frame.error_before:
             error = None
+        if error is None:
+            self._hooks.learn(frame.call.path, module, value)
         if error is not None and (self._failed is None or self._failed[0] is not error):
             self._failed = (error, frame.call.path)
         if self._listener is not None and error is None:

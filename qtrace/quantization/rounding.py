@@ -1,4 +1,4 @@
-"""What a quantizer makes of a tensor by rounding alone: no value saturates."""
+"""What a quantizer makes of a tensor by rounding it; unless asked for, no value saturates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qtrace.quantization.reading import Reading
 _FLOAT = re.compile(r"float\d+_e(?P<exponent>\d+)m(?P<mantissa>\d+)")
 
 
-def rounded(values: Tensor, reading: Reading) -> Tensor | None:
-    """Return `values`, each at the nearest level, as if the quantizer fitted: nothing saturates.
+def rounded(values: Tensor, reading: Reading, *, saturates: bool = False) -> Tensor | None:
+    """Return `values`, each at the nearest level, as if the quantizer fitted: nothing saturates unless asked for.
 
     A range more than 8 times as wide as the values is at fault, and no matter of rounding; one that ends where they do
     stands in for it. None where scales or levels are not known, are no numbers, or do not fit the shape.
@@ -29,7 +29,10 @@ def rounded(values: Tensor, reading: Reading) -> Tensor | None:
     shape = [size for count in blocks for size in (count, 1)]
     step, zero = step.reshape(shape), zero.reshape(shape) if zero.numel() > 1 else zero
     levels = cut(values, blocks) / step + zero
-    return ((_nearest(levels, reading) - zero) * step).reshape(values.shape)
+    nearest = _nearest(levels, reading)
+    if saturates:
+        nearest = nearest.clamp(*reading.levels)
+    return ((nearest - zero) * step).reshape(values.shape)
 
 
 def _fitting(values: Tensor, reading: Reading) -> tuple[list[int], Tensor, Tensor] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from qtrace.records import ReportData
+from qtrace.records import ReportData, Unmatched
 from qtrace.render.notes import reason
 from qtrace.render.numbers import share
 from qtrace.render.paths import shown
@@ -26,20 +28,30 @@ def coverage(report: ReportData) -> RenderableType:
         return line
     line.append("; not compared:")
     lines: list[RenderableType] = [line]
-    for key, calls in sorted(covered.reasons.items(), key=lambda item: -item[1]):
+    for key, calls in sorted(_reasons(report).items(), key=lambda item: -item[1]):
         lines.append(Padding(Text(f"{calls} {reason(key)}{_names(report, key)}"), (0, 0, 0, 2), expand=False))
     return Group(*lines)
 
 
+def _reasons(report: ReportData) -> dict[str, int]:
+    """Return the calls that were not compared by reason, the more precise ones where these account for all of them."""
+    found: dict[str, int] = {}
+    for key, calls in report.coverage.reasons.items():
+        behind = [(one.reason, one.calls) for one in _modules(report, BEHIND.get(key, ()))]
+        if calls != sum(number for _, number in behind):
+            behind = [(key, calls)]
+        for name, number in behind:
+            found[name] = found.get(name, 0) + number
+    return found
+
+
+def _modules(report: ReportData, reasons: Collection[str]) -> list[Unmatched]:
+    return [one for one in report.unmatched if one.reason in reasons and one.side == "reference" and one.calls]
+
+
 def _names(report: ReportData, key: str) -> str:
     """Return the modules behind a reason: all when they are few, else some and where to see the rest."""
-    names = list(
-        dict.fromkeys(
-            shown(one.module)
-            for one in report.unmatched
-            if one.reason in BEHIND.get(key, (key,)) and one.side == "reference" and one.calls
-        )
-    )
+    names = list(dict.fromkeys(shown(one.module) for one in _modules(report, BEHIND.get(key, (key,)))))
     if not names:
         return ""
     if len(names) <= NAMED:

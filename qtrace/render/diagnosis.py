@@ -96,14 +96,17 @@ def _worst(rows: Sequence[Row]) -> Row | None:
 
 
 def _growth(ordered: Sequence[Row]) -> Iterator[str]:
-    """Yield how a drift grows: where the first difference is that reaches the output, and the final one."""
+    """Yield how a drift goes: where the first difference is that reaches the output, and the final one."""
     first = next((row for row in ordered if escapes(row) and error_of(row)), None)
     last = _worst([row for row in ordered if row.module == ""])
-    if first is not None and last is not None and first is not last:
-        yield (
-            f"It grows from PEIR {number(error_of(first))} at {place(first)} "
-            f"to {number(error_of(last))} at the final {last.output or 'output'}."
-        )
+    if first is None or last is None or first is last:
+        return
+    before, after = error_of(first), error_of(last)
+    where, end = place(first), f"the final {last.output or 'output'}"
+    if before is not None and after is not None and after < before:
+        yield f"It begins with PEIR {number(before)} at {where}, and is {number(after)} at {end}."
+    else:
+        yield f"It grows from PEIR {number(before)} at {where} to {number(after)} at {end}."
 
 
 def _undone(ordered: Sequence[Row]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -22,9 +22,9 @@ RULES = {
     "name_attribute": "the candidate's module keeps the reference's path in an attribute of its own",
     "stripped": "the same path without the components that only the candidate has (such as `wrapped`), or a wrapper's",
     "prefix": "the same path below another module: the whole tree was moved",
-    "fused": "the last of several that the candidate computes in one; they take other inputs, so it is not compared",
-    "weights": "no name tells, but both hold the same weight, each being the other's only match",
-    "enclosing": "no name tells, but both hold the same pairs",
+    "fused": "the last of several that the candidate computes in one, so only what they return is compared",
+    "weights": "no name can be trusted, but both hold the same weight, each being the other's only match",
+    "enclosing": "no name can be trusted, but both hold the same pairs",
     "order": "no name or weight tells, but both stand between the same pairs and have the same type; may be wrong",
 }
 REASONS = {
@@ -36,7 +36,8 @@ CONFIDENCE_WIDTH = 10
 CALLS_WIDTH = 7
 MOST = 8
 WEIGHTS = (
-    "weights: how alike a pair's are, row by row (a cosine, 1 is the same up to a scale); - where they cannot be read"
+    "column weights: how alike a pair's are, row by row (a cosine, 1 is the same up to a scale); "
+    "- where they cannot be read"
 )
 
 
@@ -127,10 +128,23 @@ def _alone(side: str, ones: Sequence[Unmatched], width: int, explain: bool) -> I
             yield Padding(Text(said.replace(", …", "") if len(types) < 4 else said), (0, 0, 0, 2), expand=False)
             continue
         yield Padding(Text(f"{REASONS.get(why) or reason(why)}:"), (0, 0, 0, 2), expand=False)
-        for one in group:
+        for one, inside in _outermost(group) if side == "candidate" else [(one, 0) for one in group]:
             calls = count(one.calls, "call") if one.calls else "never called"
-            tail = f"  {one.type}, {calls}"
+            tail = f"  {one.type}, {calls}" + (f", {inside} more inside" if inside else "")
             yield Text.assemble("    ", shorten(one.module, width - len(tail) - 4), (tail, "dim"))
+
+
+def _outermost(ones: Sequence[Unmatched]) -> list[tuple[Unmatched, int]]:
+    """Return those that are in none of the others, with how many of these are inside: quantizers are deep trees."""
+    paths = {one.module for one in ones}
+    inside = Counter(outer for one in ones if (outer := _outermost_around(one.module, paths)) is not None)
+    return [(one, inside[one.module]) for one in ones if _outermost_around(one.module, paths) is None]
+
+
+def _outermost_around(path: str, paths: Collection[str]) -> str | None:
+    parts = path.split(".")
+    around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return next((outer for outer in around if outer in paths), None)
 
 
 def _by_reason(ones: Sequence[Unmatched]) -> dict[str, list[Unmatched]]:

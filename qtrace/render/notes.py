@@ -21,7 +21,7 @@ REASON_WORDS = {
     "split": "computed by the candidate in several modules",
     "no_tensor": "without a tensor in the output",
     "alone": "without a counterpart in the candidate's run",
-    "partner_not_called": "its partner was not called",
+    "partner_not_called": "with a partner that was not called",
     "other_place": "called in another place",
     "raised": "raised inside the model",
     "empty": "with nothing but empty outputs",
@@ -49,7 +49,10 @@ def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> l
         said.append("non-finite " + "/".join(map(str, row.non_finite or ("?", "?"))))
     elif row.status is not Status.COMPARED:
         said.append(STATUS_WORDS[row.status])
-    if row.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH) or _other_kind(row):
+    if row.status is Status.STRUCTURE_MISMATCH and row.reference == row.candidate:
+        # Alike from outside: one is of a class that hands out no numbers.
+        said.append(f"{spec(row.candidate)} without values that can be read")
+    elif row.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH) or _other_kind(row):
         said.append(f"{spec(row.reference)} / {spec(row.candidate)}")
     if row.mismatch:
         said.append(f"{share(row.mismatch, 1)} of elements differ")
@@ -66,8 +69,12 @@ def spec(value: TensorSpec | None) -> str:
 
 
 def _other_kind(row: Row) -> bool:
-    """Tell whether only one side holds floats; float32 against bfloat16 is said in the heading."""
+    """Tell whether only one side holds floats; float32 against bfloat16 is said in the heading.
+
+    A quantized tensor stands for floats, and where it is known how it was quantized, that says its type.
+    """
     if row.status not in (Status.COMPARED, Status.NON_FINITE, Status.CONSTANT_REFERENCE):
         return False
     dtypes = [value.dtype for value in (row.reference, row.candidate) if value is not None and value.dtype]
-    return len({"float" in dtype for dtype in dtypes}) > 1
+    floats = ("float", "qint", "quint") if row.quantization is not None else ("float",)
+    return len({any(part in dtype for part in floats) for dtype in dtypes}) > 1

@@ -46,6 +46,9 @@ class CallCounts:
         reasons = self._reasons.copy()
         alignment = self._plan.alignment
         for path in self._counted & {*alignment.fused, *alignment.split}:
+            if not self._runs(alignment.fused.get(path) or alignment.split[path]):
+                # Who should compute it is never called, nor what is around it: nothing stands for it.
+                continue
             reasons["no_partner"] -= self._made[REFERENCE][path]
             reasons[alignment.why(path)] += self._made[REFERENCE][path]
         reasons = +reasons
@@ -53,6 +56,11 @@ class CallCounts:
         if unfinished > 0:
             reasons["unfinished"] += unfinished
         return Coverage(calls, self._compared, dict(sorted(reasons.items())))
+
+    def _runs(self, path: str) -> bool:
+        """Return whether a module of the candidate, or one around it but the root, was called."""
+        parts = path.split(".")
+        return any(self._made[CANDIDATE][".".join(parts[:length])] for length in range(len(parts), 0, -1))
 
     def unmatched(self) -> Iterator[Unmatched]:
         """Yield the modules with calls that were compared with nothing, and the reference modules without partner."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtrace.config import InputsSource, RunConfig
-from qtrace.errors import UsageError
+from qtrace.config import InputsSource, ReferenceSource, RunConfig
+from qtrace.errors import SourceError, UsageError
 from qtrace.sources.inputs import load_inputs
 from qtrace.sources.models import load_model
 from qtrace.sources.placement import check_device, place_sample
@@ -47,11 +47,7 @@ class Loaded:
 
 def load_reference(config: RunConfig) -> Loaded:
     """Load the reference and the inputs alone, as `load_pair` does; raises as that does."""
-    reference_section, inputs_section = config.reference, _inputs_section(config)
-    if reference_section is None:
-        raise UsageError("there is no reference; give --reference SPEC, or a config with reference.source")
-    if inputs_section is None:
-        raise UsageError("there are no inputs; give --inputs SPEC or --text TEXT, or a config with inputs")
+    reference_section, inputs_section = _reference_section(config), _inputs_section(config)
     options = _load_options(config)
     check_device(config.device)
     if config.threads is not None:
@@ -80,19 +76,15 @@ def load_pair(config: RunConfig) -> Pair:
 
     Raises:
         UsageError: a part is not given, options do not fit, or the inputs do not fit the reference's method.
-        SourceError: a part could not be had, or making the candidate changed the reference.
+        SourceError: a part could not be had, or what makes the candidate changed the reference or returned it.
     """
-    reference_section, candidate_section = config.reference, config.candidate
-    inputs_section = _inputs_section(config)
-    if reference_section is None:
-        raise UsageError("there is no reference; give --reference SPEC, or a config with reference.source")
+    # All that is missing shows before the reference is loaded, which may take minutes.
+    reference_section, candidate_section = _reference_section(config), config.candidate
     if candidate_section is None:
         raise UsageError("there is no candidate; give --candidate SPEC or --wrap NAME, or a config with a candidate")
-    if inputs_section is None:
-        raise UsageError("there are no inputs; give --inputs SPEC or --text TEXT, or a config with inputs")
+    inputs_section = _inputs_section(config)
     wrap, args = candidate_section.wrap, candidate_section.args
     if wrap is not None:
-        # Before the reference, which may take minutes to load.
         load_wrapper(wrap, args)
         if is_trace(reference_section.source):
             raise made_from_trace(f"the wrapper {wrap}", str(reference_section.source))
@@ -105,6 +97,11 @@ def load_pair(config: RunConfig) -> Pair:
             candidate = apply_wrapper(wrap, reference, samples, args)
         else:
             candidate = load_model(made_by, args=args, reference=reference, options=_load_options(config))
+    if candidate is reference:
+        raise SourceError(
+            f"{made_by} returned the reference itself, which would be compared with itself; "
+            "give it a parameter reference, and it gets a copy"
+        )
     for sample in samples:
         check_fits(candidate, sample, config.call)
     texts = ", ".join([*map(repr, inputs_section.text), *inputs_section.image])
@@ -118,10 +115,20 @@ def load_pair(config: RunConfig) -> Pair:
     )
 
 
-def _inputs_section(config: RunConfig) -> InputsSource | None:
+def _reference_section(config: RunConfig) -> ReferenceSource:
+    if config.reference is None:
+        raise UsageError("there is no reference; give --reference SPEC, or a config with reference.source")
+    return config.reference
+
+
+def _inputs_section(config: RunConfig) -> InputsSource:
     """Return where the inputs come from; where nothing is said, a stored side has those that it was captured on."""
+    if config.inputs is not None:
+        return config.inputs
     stored = _stored(config)
-    return InputsSource(source=stored[0]) if config.inputs is None and stored else config.inputs
+    if not stored:
+        raise UsageError("there are no inputs; give --inputs SPEC or --text TEXT, or a config with inputs")
+    return InputsSource(source=stored[0])
 
 
 def _stored(config: RunConfig) -> list[str]:

@@ -69,7 +69,10 @@ def _base(tensor: torch.Tensor) -> torch.Tensor:
     if kind is torch.Tensor:
         return tensor
     if dequantizes(tensor):
-        values = tensor.dequantize()
+        try:
+            values = tensor.dequantize()
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise _no_values(tensor, f"does not dequantize ({type(error).__name__})", "return its contents") from error
         # Some stay what they are, and hold the dequantized values themselves.
         if type(values) is not kind:
             return plain(values)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import qtrace
-from qtrace.errors import ForwardError, first_line
+from qtrace.errors import ForwardError, UsageError, first_line
 from qtrace.passes import copied
 from qtrace.passes.model import Model
 from qtrace.passes.modelstate import buffers_kept
@@ -23,6 +23,7 @@ from qtrace.run.description import environment
 from qtrace.sources.samples import as_samples
 from qtrace.store.describe import described, inputs_of
 from qtrace.store.manifest import Manifest, StoredCall, StoredSample, StoredValue
+from qtrace.store.skeleton import trace_of
 from qtrace.store.target import leftovers
 from qtrace.store.writer import Form, TraceWriter
 
@@ -73,9 +74,12 @@ def capture(
     Raises:
         ForwardError: the model raised; nothing is kept.
         OutputError: the trace could not be written, or grew beyond what it may; nothing is kept.
-        UsageError: a pattern matches no module, or the inputs have no usable form.
+        UsageError: a pattern matches no module, the inputs have no usable form, or the model is a stored trace.
     """
     form = form or Form()
+    stored_as = trace_of(model)
+    if stored_as is not None:
+        raise UsageError(f"the {name} is a trace already, {stored_as.name}, and cannot run; capture the model itself")
     samples = as_samples(inputs)
     described_model = Model(name, model, source)
     paths = list(described_model.modules)

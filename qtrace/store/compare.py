@@ -7,7 +7,7 @@ fault is judged by what accumulated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from qtrace.diagnose.accumulated import accumulated
 from qtrace.diagnose.outliers import is_noisy
 from qtrace.errors import UsageError
 from qtrace.investigation import as_trial
-from qtrace.lockstep import CANDIDATE, Comparison, Meeting
+from qtrace.lockstep import CANDIDATE
 from qtrace.passes import Options, Pass
 from qtrace.passes.model import Model
 from qtrace.passes.plan import Plan
@@ -127,28 +127,9 @@ class StoredRun(Run):
         """Return the plan that compares only what every trace tells of."""
         return _stored_part(plan, self._traces)
 
-    def pass_of(
-        self,
-        sample: Any,
-        options: Options,
-        *,
-        index: int = 0,
-        own_random: bool = True,
-        progress: Callable[[], None] | None = None,
-        around: Callable[[Comparison], Meeting] | None = None,
-    ) -> StoredPass:
+    def pass_of(self, sample: Any, options: Options, **more: Any) -> StoredPass:
         """Return a pass in which a trace plays its part."""
-        return StoredPass(
-            self._models,
-            self._traces,
-            self.plan,
-            sample,
-            options,
-            index=index,
-            own_random=own_random,
-            progress=progress,
-            around=around,
-        )
+        return StoredPass(self._models, self._traces, self.plan, sample, options, **more)
 
     def look_into(self, done: Pass) -> list[Finding]:
         """Judge, by what accumulated, who is to blame for the first sample whose final outputs differ."""
@@ -176,7 +157,7 @@ class StoredRun(Run):
     def _missing(self) -> str:
         """Return why nobody can be blamed, nothing where it is all there."""
         if not all(manifest.arguments for manifest in self._manifests):
-            return "a trace holds no arguments (--outputs-only)"
+            return "a trace holds no arguments (--outputs-only, or imported)"
         if any(manifest.sketches for manifest in self._manifests):
             return "a trace holds sketches only (--stats-only)"
         if self._options.only or self._options.skip:

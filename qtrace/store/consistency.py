@@ -74,10 +74,14 @@ def _modules(modules: tuple[StoredModule, ...]) -> Iterator[str]:
 
 def _calls(place: str, sample: StoredSample, known: set[str], tensors: int) -> Iterator[str]:
     under_way: list[int] = []
+    told: set[tuple[str, int]] = set()
     for number, call in enumerate(sample.calls):
         where = f"{place}.calls.{number}"
         if call.module not in known:
             yield f"{where}: there is no module {call.module!r}"
+        if (call.module, call.call) in told:
+            yield f"{where}: call {call.call} of {call.module!r} was told before"
+        told.add((call.module, call.call))
         while under_way and under_way[-1] != call.parent:
             under_way.pop()
         if call.parent is not None and not under_way:
@@ -85,10 +89,10 @@ def _calls(place: str, sample: StoredSample, known: set[str], tensors: int) -> I
         under_way.append(number)
     values = [(number, value) for number, call in enumerate(sample.calls) for value in call.arguments.values()]
     values += [(number, call.outputs) for number, call in enumerate(sample.calls)]
-    told = [(f"{place}.calls.{number}", value) for number, value in values]
+    placed = [(f"{place}.calls.{number}", value) for number, value in values]
     if sample.returned is not None:
-        told.append((f"{place}.returned", sample.returned))
-    for where, value in told:
+        placed.append((f"{place}.returned", sample.returned))
+    for where, value in placed:
         if any(leaf.tensor is not None and not 0 <= leaf.tensor < tensors for leaf in value.leaves):
             yield f"{where}: it names a tensor that is not there"
 

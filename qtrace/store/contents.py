@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qtrace.records import TensorSpec
-from qtrace.store.manifest import Manifest, StoredCall
+from qtrace.store.manifest import Manifest, StoredCall, StoredSample
 
 
 @dataclass(slots=True)
 class ModuleContents:
     """The calls of one module over all samples, what the first of them returned, and the bytes of tensors.
 
-    A tensor counts where it comes first: one that is only handed on takes no more.
+    A tensor counts where it comes first: one that is only handed on, or on to the caller, takes no more.
     """
 
     module: str
@@ -31,16 +31,14 @@ def contents_of(manifest: Manifest) -> list[ModuleContents]:
     for sample in manifest.samples:
         for call in sample.calls:
             one = found.setdefault(call.module, ModuleContents(call.module, call.type))
-            numbers = list(_outputs(call))
             if not one.calls:
-                one.outputs = [manifest.tensors[number].spec for number in numbers]
+                one.outputs = [manifest.tensors[number].spec for number in _outputs(call)]
             one.calls += 1
-        for call in sample.calls:
-            for number in (*_arguments(call), *_outputs(call)):
-                tensor = manifest.tensors[number]
-                if tensor.digest and tensor.digest not in known:
-                    known.add(tensor.digest)
-                    found[call.module].bytes += tensor.bytes
+        for module, number in _as_stored(sample):
+            tensor = manifest.tensors[number]
+            if tensor.digest and tensor.digest not in known:
+                known.add(tensor.digest)
+                found[module].bytes += tensor.bytes
     return list(found.values())
 
 
@@ -84,6 +82,15 @@ def _stored(manifest: Manifest) -> Iterator[str]:
     modules = sum(module.alias_of is None for module in manifest.modules)
     if len(manifest.selected) < modules:
         yield f"{len(manifest.selected)} of {modules} modules"
+
+
+def _as_stored(sample: StoredSample) -> Iterator[tuple[str, int]]:
+    """Yield the module and the number of each tensor in the order in which the model had them."""
+    # A call is entered after so many have been left, and is itself the next but so many to be left.
+    handed = [((call.entry, 0), call.module, list(_arguments(call))) for call in sample.calls]
+    returned = [((call.order, 1), call.module, list(_outputs(call))) for call in sample.calls]
+    for _, module, numbers in sorted([*handed, *returned], key=lambda moment: moment[0]):
+        yield from ((module, number) for number in numbers)
 
 
 def _outputs(call: StoredCall) -> Iterator[int]:

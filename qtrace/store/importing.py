@@ -18,8 +18,8 @@ from qtrace.store.reader import Trace
 from qtrace.store.writer import Form, TraceWriter
 
 _RECOGNISED = (
-    "{} outputs of the candidate were recognised by their values when they were imported: none of them can be far off, "
-    "so what is wrong shows as missing"
+    "outputs of the candidate that were recognised by their values when they were imported: {}; none of them can be "
+    "far off, so what is wrong shows as missing"
 )
 # So many tensors are named where none is of use.
 _FEW = 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qtrace.stats import Summary
 from qtrace.store.leaf import decode
 from qtrace.store.manifest import Manifest, StoredSample, StoredTensor, StoredValue
 from qtrace.store.manifest_file import load
@@ -39,10 +40,10 @@ class Trace:
         """Read one tensor of the manifest: a sketch where only that is stored, on the meta device where nothing is."""
         entry = self.manifest.tensors[number]
         if entry.shard is None:
-            return _without_values(entry)
+            return without_values((0,) if entry.spec.shape is None else entry.spec.shape, entry.spec.dtype)
         elements = self._shards.read(entry)
         if self.manifest.sketches:
-            return as_sketch(elements, entry.spec)
+            return as_sketch(elements, entry.spec, _summary(entry))
         is_complex = (entry.spec.dtype or "").startswith("complex") and elements.is_floating_point()
         return torch.view_as_complex(elements) if is_complex and elements.dtype.itemsize > 2 else elements
 
@@ -115,8 +116,11 @@ def _tensors_of(values: Iterable[StoredValue]) -> Iterator[int]:
                 yield leaf.tensor
 
 
-def _without_values(entry: StoredTensor) -> torch.Tensor:
-    dtype = getattr(torch, entry.spec.dtype or "", None)
-    kind = dtype if isinstance(dtype, torch.dtype) else torch.float32
-    shape = (0,) if entry.spec.shape is None else entry.spec.shape
-    return torch.empty(shape, dtype=kind, device="meta")
+def _summary(entry: StoredTensor) -> Summary:
+    return Summary(entry.spec.min, entry.spec.max, entry.mean, entry.stddev, entry.non_finite or 0)
+
+
+def without_values(shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
+    """Return a tensor on the meta device; of a dtype that this version of torch does not know it is float32."""
+    known = getattr(torch, dtype or "", None)
+    return torch.empty(shape, dtype=known if isinstance(known, torch.dtype) else torch.float32, device="meta")

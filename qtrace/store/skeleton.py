@@ -9,7 +9,7 @@ import torch
 from qtrace.errors import UsageError
 from qtrace.store.leaf import decode
 from qtrace.store.manifest import StoredModule, StoredParameter
-from qtrace.store.reader import Trace
+from qtrace.store.reader import Trace, without_values
 
 
 class Skeleton(torch.nn.Module):
@@ -64,7 +64,7 @@ def _made(stored: StoredModule) -> Skeleton:
     held.update({name: decode(value) for name, value in stored.attributes.items() if name not in held})
     held.update({name: _named(function) for name, function in stored.functions.items() if name not in held})
     for mine, theirs in ((module._parameters, stored.parameters), (module._buffers, stored.buffers)):
-        mine.update({name: None if one is None else _without_values(one) for name, one in theirs.items()})
+        mine.update({name: None if one is None else _parameter(one) for name, one in theirs.items()})
     return module
 
 
@@ -76,8 +76,5 @@ def _named(qualified: str) -> Any:
     return function
 
 
-def _without_values(stored: StoredParameter) -> Any:
-    dtype = getattr(torch, stored.dtype or "", None)
-    kind = dtype if isinstance(dtype, torch.dtype) else torch.float32
-    tensor = torch.empty(stored.shape or (), dtype=kind, device="meta")
-    return torch.nn.Parameter(tensor, requires_grad=False)
+def _parameter(stored: StoredParameter) -> Any:
+    return torch.nn.Parameter(without_values(stored.shape or (), stored.dtype), requires_grad=False)

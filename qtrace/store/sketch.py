@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from qtrace.records import TensorSpec
+from qtrace.stats import Summary
 from qtrace.stats.plain import plain
 
 LENGTH = 1024
@@ -20,9 +21,10 @@ _WIDENED = {
 
 
 class Sketch(torch.Tensor):
-    """The sketch of a tensor, and in `spec` what that tensor was. Nobody writes to it, so a copy is itself."""
+    """The sketch of a tensor; `spec` and `summary` are the tensor's own. Nobody writes to it, so a copy is itself."""
 
     spec: TensorSpec
+    summary: Summary
 
     def detach(self) -> Any:
         """Return the sketch itself."""
@@ -51,8 +53,8 @@ def sketch(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat((flat[places], torch.stack(torch.aminmax(flat))))
 
 
-def as_sketch(elements: torch.Tensor, spec: TensorSpec) -> Sketch:
-    """Return elements that `sketch` returned as the sketch of a tensor of this kind."""
+def as_sketch(elements: torch.Tensor, spec: TensorSpec, summary: Summary) -> Sketch:
+    """Return elements that `sketch` returned as the sketch of a tensor of this kind, with these statistics."""
     made = elements.as_subclass(Sketch)
-    made.spec = spec
+    made.spec, made.summary = spec, summary
     return made

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from textwrap import shorten
 from typing import Any
 
 from torch import nn
@@ -106,8 +107,7 @@ def apply_wrapper(name: str, reference: nn.Module, samples: Sequence[Sample], ar
     except QtraceError:
         raise
     except (Exception, SystemExit) as error:  # a toolkit's own types
-        said = describe(error)
-        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} …"
+        said = shorten(describe(error), _LONGEST, placeholder=" …")
         raise SourceError(f"the wrapper {name} failed on {type(reference).__name__}: {said}") from error
     wrapped = unflattened(wrapped)
     if not isinstance(wrapped, nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,26 @@ def wrap(
     with toolkit("bitsandbytes", "bitsandbytes"):
         for parent, name, layer in linear_layers(reference, keep):
             setattr(parent, name, _quantized(layer, bits))
+    _LOGGER.addFilter(_ONCE)
     return reference
+
+
+class _Once(logging.Filter):
+    """Lets each message through once: what the toolkit says of a layer, it says with every call of every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
+_LOGGER = logging.getLogger("bitsandbytes.autograd._functions")
+_ONCE = _Once()
 
 
 def _quantized(layer: nn.Linear, bits: int) -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +24,9 @@ def wrap(reference: nn.Module, samples: Sequence[Sample], strict: bool = False) 
         UsageError: there is no sample.
     """
     sample = first_sample("export", samples)
-    with torch.no_grad():
+    # Where it fails it prints the whole graph as far as it came, which would bury the error.
+    printed = io.StringIO()
+    with torch.no_grad(), contextlib.redirect_stderr(printed):
         program = torch.export.export(reference, sample.args, sample.kwargs, strict=strict)
+    sys.stderr.write(printed.getvalue())
     return torch.export.unflatten(program).train(reference.training)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import nn
 
-from qtrace.errors import SourceError, UsageError, did_you_mean
+from qtrace.errors import SourceError
 from qtrace.sources.samples import Sample, named_arguments
+from qtrace.sources.wrappers.toolkit import calibrate, chosen
 
 # Bits and sign, as tico's own tracing script offers them.
 DTYPES = {"uint4": (4, False), "int4": (4, True), "int8": (8, True), "uint8": (8, False), "int16": (16, True)}
@@ -38,7 +37,8 @@ def wrap(
         SourceError: tico is missing, or does not work with the installed transformers.
         UsageError: no such dtype.
     """
-    activation, weight = _bits(dtype), _bits(weight_dtype or dtype)
+    kinds = [chosen("tico", "dtype", given, tuple(DTYPES)) for given in (dtype, weight_dtype or dtype)]
+    activation, weight = (DTYPES[kind] for kind in kinds)
     # tico reports its progress by print; stdout is for results.
     with redirect_stdout(sys.stderr):
         try:
@@ -57,22 +57,9 @@ def wrap(
             raise SourceError(_import_problem(error)) from error
         wrapped.train(reference.training)
         if quantize:
-            _calibrate(wrapped, samples)
+            calibrate(wrapped, samples)
             wrapped = convert(wrapped, inplace=True)
     return wrapped
-
-
-def _bits(dtype: str) -> tuple[int, bool]:
-    if dtype not in DTYPES:
-        raise UsageError(f"the wrapper tico has no dtype {dtype}; {did_you_mean(str(dtype), DTYPES)}")
-    return DTYPES[dtype]
-
-
-def _calibrate(wrapped: nn.Module, samples: Sequence[Sample]) -> None:
-    """Let the observers see each sample once; copies, because a forward may write into its arguments."""
-    with torch.no_grad():
-        for sample in copy.deepcopy(list(samples)):
-            wrapped(*sample.args, **sample.kwargs)
 
 
 def _model_args(reference: nn.Module, samples: Sequence[Sample], given: Mapping[str, Any]) -> dict[str, Any]:
