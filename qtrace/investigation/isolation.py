@@ -78,9 +78,9 @@ class Isolation:
         first, everywhere = self._first, self.everywhere()
         if not everywhere.roots:
             return [], True
-        rewritten = bool(rewritten_inside(everywhere, {call.module for call in everywhere.calls}))
         if is_noisy(everywhere):
             return outliers(self._everywhere_in_right_terms(everywhere)), True
+        rewritten = rewritten_inside(everywhere, {call.module for call in everywhere.calls})
         open_paths = opened(first)
         doubtful = unaccounted(everywhere, first, open_paths)
         if not rewritten and not doubtful:
@@ -159,11 +159,7 @@ class Isolation:
         """Return the trial with these containers as they are when they run alone; None if one of them cannot."""
         for path in sorted(inside):
             done = replays.run(path, self._forcing(forced, converted))
-            alone = (
-                None
-                if done is None
-                else as_trial(done.comparison, local=True, known=self._first.harmless, kept=self._runner.kept)
-            )
+            alone = None if done is None else self._trial(done)
             if alone is None or len(alone.roots) != 1:
                 return None
             trial = spliced(trial, alone)
@@ -191,6 +187,9 @@ class Isolation:
             why = f"the candidate does not take the reference's tensors ({said})"
             self.warnings.append(f"a look inside failed: {why}")
             return Trial(())
+        return self._trial(done)
+
+    def _trial(self, done: Pass) -> Trial:
         return as_trial(done.comparison, local=True, known=self._first.harmless, kept=self._runner.kept)
 
     def _first_broke_off(self) -> bool:

@@ -23,11 +23,13 @@ _MOST = 0.25
 
 
 class Quantized:
-    """Reads the quantizers of suspects; looks at what the reference takes and returns there, once each."""
+    """Reads the quantizers of suspects; looks once at what the reference takes and returns at each, if at all."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._aligned = frozenset(module for key in runner.plan.reference_keys for module in runner.partners(key))
+        # What was held against the reference's values, by (module, call); not the values, which are large.
+        self._held: dict[tuple[str, int], QuantFacts | None] = {}
 
     def evidence(self, suspect: Suspect, *, looks: bool) -> Iterator[str]:
         """Yield what is wrong with the quantizers that a suspect has, with a remedy; else how it rounds.
@@ -58,6 +60,7 @@ class Quantized:
             return False
         values = self._observed(suspect)
         facts = quant_facts(reference, partners, self._aligned, values)
+        self._held[suspect.module, suspect.call.call] = facts
         if facts is None or "output" not in values or next(facts.sentences(), None) is not None:
             return False
         expected, peak = (of(readings, reference, values) for of in (expected_error, expected_peak))
@@ -75,6 +78,9 @@ class Quantized:
         return observed.values
 
     def _facts(self, suspect: Suspect, *, looks: bool) -> QuantFacts | None:
+        key = suspect.module, suspect.call.call
+        if looks and key in self._held:
+            return self._held[key]
         module = self._runner.models[0].modules.get(suspect.module)
         partners = self._runner.partners(suspect.module)
         facts = None if module is None else quant_facts(module, partners, self._aligned)

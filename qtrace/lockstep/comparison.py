@@ -151,7 +151,8 @@ class Comparison:
             # What it keeps between its calls shows in what the method returns.
             met.kept.update(dict.fromkeys(path for path, *_ in differing))
         elif differing:
-            beside = (pair.statistics().rel_l2 for path, *_, pair in found if path not in {one[0] for one in differing})
+            own = {path for path, *_ in differing}
+            beside = (pair.statistics().rel_l2 for path, *_, pair in found if path not in own)
             met.kept.update(conventions(differing, noise=max((off for off in beside if off is not None), default=0.0)))
 
     def _written(self, met: Met) -> LeafPairs:
