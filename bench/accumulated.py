@@ -13,14 +13,14 @@ import transformers
 
 from bench.faults.case import Case
 from bench.faults.catalogue import cases
-from qtrace.diagnose.accumulated import accumulated
-from qtrace.investigation import as_trial
-from qtrace.passes import Options, Pass
-from qtrace.passes.model import Model
-from qtrace.passes.plan import make_plan
-from qtrace.run.callcounts import CallCounts
-from qtrace.run.judgement import ending, is_too_little
-from qtrace.sources.samples import as_samples
+from qtrace.diagnosis.accumulated import accumulated
+from qtrace.diagnosis.trials import as_trial
+from qtrace.engine.model import Model
+from qtrace.engine.onepass import Options, Pass
+from qtrace.engine.plan import make_plan
+from qtrace.engine.samples import as_samples
+from qtrace.tracing.callcounts import CallCounts
+from qtrace.tracing.judgement import ending, is_too_little
 
 
 def run(pattern: str = "*") -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ import qtrace
 from bench import smollm2
 from bench.engines import bare
 from bench.memory import peak_of
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 
 TOKENS = 512
 REPETITIONS = 5

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from qtrace.stats import measure
+from qtrace.numerics import measure
 
 SHAPES = ((32, 1024, 1024), (512, 1536), (512, 576), (128, 576))
 REPETITIONS = {"large": 7, "small": 40}

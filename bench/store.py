@@ -42,7 +42,7 @@ def run(repetitions: int = REPETITIONS) -> list[dict[str, Any]]:
 
 def memory(folder: Path, repetitions: int) -> dict[str, float]:
     """Return the peaks in MB of a bare forward, and of a capture over it."""
-    from qtrace.store.capture import capture
+    from qtrace.traces.capture import capture
 
     model, _ = smollm2.load_pair()
     inputs = smollm2.tokens(LENGTH)
@@ -56,8 +56,8 @@ def writing(folder: Path, repetitions: int) -> dict[str, float]:
     """Return the time that a capture adds to the forward, against a plain file of the same tensors."""
     from safetensors.torch import save_file
 
-    from qtrace.store import Trace
-    from qtrace.store.capture import capture
+    from qtrace.traces import Trace
+    from qtrace.traces.capture import capture
 
     pair = smollm2.load_pair()
     inputs = smollm2.tokens(LENGTH)
@@ -88,8 +88,8 @@ def writing(folder: Path, repetitions: int) -> dict[str, float]:
 def comparing(folder: Path, repetitions: int) -> dict[str, float]:
     """Return the speed of a comparison, in bytes of both traces, and how often a tensor of them is read."""
     import qtrace
-    from qtrace.store import Trace, skeleton
-    from qtrace.store.shards import ShardReader
+    from qtrace.traces import Trace, skeleton
+    from qtrace.traces.shards import ShardReader
 
     reads = 0
     read = ShardReader.read

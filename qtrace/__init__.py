@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qtrace.errors import ForwardError, Interrupted, QtraceError
 
 if TYPE_CHECKING:
-    from qtrace.api import Report, trace
+    from qtrace.tracing.api import Report, trace
 
 __version__ = "0.1.0"
 __all__ = ["ForwardError", "Interrupted", "QtraceError", "Report", "__version__", "trace"]
@@ -19,7 +19,7 @@ __all__ = ["ForwardError", "Interrupted", "QtraceError", "Report", "__version__"
 def __getattr__(name: str) -> Any:
     # torch is imported with the first use of what needs it: the command line's help and stored reports do not.
     if name in ("Report", "trace"):
-        from qtrace import api
+        from qtrace.tracing import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'qtrace' has no attribute {name!r}")

@@ -29,9 +29,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from qtrace.complaints import complain
+from qtrace.documents import parse_value, read_yaml
 from qtrace.errors import UsageError
-from qtrace.sources.complaints import complain
-from qtrace.sources.documents import parse_value, read_yaml
 
 
 def _number(value: Any) -> float:

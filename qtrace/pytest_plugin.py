@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from qtrace.baselinefile import LOOSEN, NOTE, UPDATE, WRITTEN
 from qtrace.errors import UsageError
-from qtrace.testing.baselinefile import LOOSEN, NOTE, UPDATE, WRITTEN
-from qtrace.testing.parity import Parity, ParityError
+from qtrace.parity import Parity, ParityError
 
 __all__ = ["Parity", "ParityError"]
 

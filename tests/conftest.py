@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qtrace.probe.side import LiveSide
+from qtrace.engine.live_side import LiveSide
 from tests.models import own_hooks_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

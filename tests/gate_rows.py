@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Side, Status, TensorSpec, Unmatched, Verdict
+from qtrace.report.records import (
+    Coverage,
+    Finding,
+    Outcome,
+    ReportData,
+    Row,
+    Side,
+    Status,
+    TensorSpec,
+    Unmatched,
+    Verdict,
+)
 
 FLOAT = TensorSpec(shape=(2, 3), dtype="float32")
 INTEGER = TensorSpec(shape=(2, 3), dtype="int64")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qtrace.records import (
+from qtrace.report.records import (
     Argument,
     Coverage,
     Finding,

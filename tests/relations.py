@@ -1,4 +1,4 @@
-"""Pairs that are related in a known way: what the tests of `qtrace.relate` are made of."""
+"""Pairs that are related in a known way: what the tests of `qtrace.numerics.relations` are made of."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from qtrace.records import Relation
-from qtrace.relate import relate
-from qtrace.stats import measure
+from qtrace.numerics import measure
+from qtrace.numerics.relations import relate
+from qtrace.report.records import Relation
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.api import Report
 from qtrace.debug import Debugger, Script, wanted
+from qtrace.tracing.api import Report
 from tests.models import Stack, hooks_of, twin
 
 IDS = torch.arange(6)[None]

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qtrace
+from qtrace.engine.comparison import Comparison
 from qtrace.errors import ForwardError, UsageError
 from qtrace.gate.reading import Context, is_void, numberless, read
-from qtrace.lockstep import Comparison
-from qtrace.records import AGREEING, Argument, Outcome, Relation, Row, Status, Verdict, dumps, loads
-from qtrace.run.aggregate import Aggregate, merged, worse
+from qtrace.report.records import AGREEING, Argument, Outcome, Relation, Row, Status, Verdict, dumps, loads
+from qtrace.tracing.aggregate import Aggregate, merged, worse
 from tests.models import Chain, twin
 
 SIZES = st.floats(0, 1e6) | st.floats(1e-9, 1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtrace.align import Alignment, ModuleInfo, align
+from qtrace.engine.align import Alignment, ModuleInfo, align
 
 
 def infos(*paths: str, **attributes: str) -> list[ModuleInfo]:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.align import ModuleInfo, align
+from qtrace.engine.align import ModuleInfo, align
 from qtrace.errors import UsageError
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import Block, Stack
 from tests.test_align import infos, pairs
 from tests.test_align_values import aligned, convolutions

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.align.weights import likeness
-from qtrace.records import Outcome
+from qtrace.engine.align.weights import likeness
+from qtrace.report.records import Outcome
 from tests.test_align import pairs
 from tests.test_align_values import aligned
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.align import Alignment, align
-from qtrace.align.weights import likeness, weight_of
+from qtrace.engine.align import Alignment, align
+from qtrace.engine.align.weights import likeness, weight_of
+from qtrace.engine.model import Model
+from qtrace.engine.plan import better_plan, make_plan
 from qtrace.errors import UsageError
-from qtrace.passes.model import Model
-from qtrace.passes.plan import better_plan, make_plan
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import Block, Chain, Stack, twin
 from tests.test_align import infos, pairs
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import qtrace
-from qtrace.records import Outcome, Verdict
-from qtrace.sources.samples import as_samples
-from qtrace.sources.wrappers import apply_wrapper
+from qtrace.engine.samples import as_samples
+from qtrace.report.records import Outcome, Verdict
+from qtrace.toolkits.wrappers import apply_wrapper
 from qtrace.zoo import llama
 
 

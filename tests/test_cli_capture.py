@@ -11,9 +11,9 @@ import torch
 
 from qtrace.cli.capture import size
 from qtrace.errors import UsageError
-from qtrace.records import loads
-from qtrace.store import Trace
-from qtrace.store.manifest_file import DIGEST, MANIFEST, digest_line
+from qtrace.report.records import loads
+from qtrace.traces import Trace
+from qtrace.traces.manifest_file import DIGEST, MANIFEST, digest_line
 from tests.test_cli_run import Ended, folder, options, process
 
 __all__ = ["folder"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import qtrace
-from qtrace.records import dumps
+from qtrace.report.records import dumps
 from tests.test_cli import loaded_after
 from tests.test_cli_run import MODELS, Ended, options, process
 
@@ -144,7 +144,7 @@ def test_a_run_that_raises_is_an_error_and_shows_what_there_was(
 def test_a_pattern_is_checked_before_anything_runs(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtrace.api.trace", lambda *models, **more: pytest.fail("the models ran"))
+    monkeypatch.setattr("qtrace.tracing.api.trace", lambda *models, **more: pytest.fail("the models ran"))
     (folder / "policy.yaml").write_text("max_peir: 1\noverrides: {layer.*: 1e-3}\n")
     ended = Ended(capsys, "check", *options("good"), "--policy", "policy.yaml")
     assert (ended.code, ended.out) == (2, "")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from qtrace.cli.report import Name
-from qtrace.records import loads
-from qtrace.render.formats import ENDINGS, NAMES
-from qtrace.render.json import json as as_json
+from qtrace.report.formats import ENDINGS, NAMES
+from qtrace.report.json import json as as_json
+from qtrace.report.records import loads
 from tests.golden_reports import clean, mask_bug
 from tests.test_cli import loaded_after
 from tests.test_cli_run import Ended, process

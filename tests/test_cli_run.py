@@ -15,8 +15,8 @@ from typing import IO
 import pytest
 
 from qtrace.cli import main
-from qtrace.records import loads
-from qtrace.render.trace_listing import HEADINGS
+from qtrace.report.records import loads
+from qtrace.report.trace_listing import HEADINGS
 from tests.test_render import statistics_of
 
 MODELS = """
@@ -417,7 +417,7 @@ def test_wrong_sources_are_one_sentence(
 def test_a_report_that_cannot_be_written_after_the_run_still_shows_the_results(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtrace.render.formats.Path.write_text", _no_space)
+    monkeypatch.setattr("qtrace.report.formats.Path.write_text", _no_space)
     ended = Ended(capsys, "run", *options(), "--report", "report.json")
     assert ended.code == 1
     assert "outcome: fault." in ended.out

@@ -11,7 +11,7 @@ from torch import nn
 import qtrace
 from qtrace.debug import Script
 from qtrace.errors import ForwardError, SourceError
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import Chain, Stack, twin, wrap_children
 from tests.scripted_prompt import IDS, INPUTS, Say, answers, line_of, masks, say
 

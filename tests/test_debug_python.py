@@ -12,7 +12,7 @@ import torch
 
 import qtrace
 from qtrace.errors import UsageError
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import Chain, Stack, twin
 from tests.scripted_prompt import INPUTS, Say, masks, say, with_raw_mask
 from tests.test_align_values import Bypassing

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import Chain, Stack, Wrapped, twin
 from tests.scripted_prompt import IDS, Say, answers, line_of, masks, say
 

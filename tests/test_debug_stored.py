@@ -15,8 +15,8 @@ from torch import nn
 
 import qtrace
 from qtrace.errors import UsageError
-from qtrace.records import Outcome
-from qtrace.store import Form
+from qtrace.report.records import Outcome
+from qtrace.traces import Form
 from tests.models import Chain, Stack, twin, wrap_children
 from tests.scripted_prompt import IDS, INPUTS, Say, answers, line_of, masks, say
 from tests.test_align_values import Bypassing

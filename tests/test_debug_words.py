@@ -11,9 +11,9 @@ import torch
 from qtrace.debug.breakpoints import parse_place, resolve, why_not_reached
 from qtrace.debug.condition import Condition, is_condition
 from qtrace.debug.masks import mask_words
+from qtrace.engine.events import Call
 from qtrace.errors import UsageError
-from qtrace.probe import Call
-from qtrace.records import Row, Status
+from qtrace.report.records import Row, Status
 
 PATHS = {path: path for path in ("", "layers", "layers.0", "layers.0.up", "layers.1", "layers.1.up", "head")}
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from qtrace.diagnose import CallRecord, Suspect, Trial, Value, opened, repeats, suspects, unaccounted, verdicts
-from qtrace.records import Finding, Relation, Verdict
+from qtrace.diagnosis.isolate import Suspect, opened, repeats, suspects, unaccounted
+from qtrace.diagnosis.trial import CallRecord, Trial, Value
+from qtrace.diagnosis.verdicts import verdicts
+from qtrace.report.records import Finding, Relation, Verdict
 
 
 def value(name: str = "", error: float = 0.0, *, forced: bool = False, relation: str | None = None) -> Value:

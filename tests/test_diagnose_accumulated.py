@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qtrace.diagnose import CallRecord, Trial, Value
-from qtrace.diagnose.accumulated import accumulated
-from qtrace.records import Relation, Status, TensorSpec
+from qtrace.diagnosis.accumulated import accumulated
+from qtrace.diagnosis.trial import CallRecord, Trial, Value
+from qtrace.report.records import Relation, Status, TensorSpec
 
 TENSOR, NONE = TensorSpec((2,), "float32"), TensorSpec(None, None, "NoneType", "None")
 

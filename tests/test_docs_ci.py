@@ -15,7 +15,7 @@ import yaml
 from junitparser import JUnitXml
 
 from qtrace.errors import ExitCode
-from qtrace.render.formats import ENDINGS, NAMES
+from qtrace.report.formats import ENDINGS, NAMES
 from tests.test_cli_run import MODELS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "ci.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from torch import nn
 from bench.faults.case import CASES, KINDS, Case, Pair
 from bench.faults.catalogue import cases
 from bench.faults.fake_quantization import FakeQuantLinear
-from qtrace.records import Outcome
-from qtrace.sources.samples import as_samples
+from qtrace.engine.samples import as_samples
+from qtrace.report.records import Outcome
 from tests.fault_bench import difference, tensors
 
 ALL = cases()

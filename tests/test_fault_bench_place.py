@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.faults.case import Case, Pair
 from bench.faults.catalogue import cases
-from qtrace.sources.samples import as_samples
+from qtrace.engine.samples import as_samples
 from tests.fault_bench import difference, tensors
 
 # In a quantized candidate every layer differs, and a wrapped one takes other arguments under other paths.

@@ -12,7 +12,7 @@ from bench.faults.case import Case
 from bench.faults.catalogue import cases
 from bench.faults.heuristics import HEURISTICS, first_leap, first_over, largest_peir
 from bench.faults.score import Result, judge
-from qtrace.records import Coverage, Finding, Outcome, ReportData, Row, Side, Status
+from qtrace.report.records import Coverage, Finding, Outcome, ReportData, Row, Side, Status
 
 SIDE = Side("", "Model", 0, ("float32",), ("cpu",), False)
 CASE = Case(

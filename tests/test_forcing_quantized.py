@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.lockstep.forcing import IN, OUT, Forcing
-from qtrace.lockstep.met import Met
-from qtrace.lockstep.pair import PairComparer
-from qtrace.probe import Call, Enter, Exit
-from qtrace.probe.arguments import Bound
+from qtrace.engine.arguments import Bound
+from qtrace.engine.events import Call, Enter, Exit
+from qtrace.engine.forcing import IN, OUT, Forcing
+from qtrace.engine.met import Met
+from qtrace.engine.pair import PairComparer
 
 CALL = Call("norm", "norm", "Norm", 0, "")
 HERE = frozenset({"norm"})

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from qtrace.lockstep.forcing import IN, OUT, Forcing, LeafPairs
-from qtrace.lockstep.met import Met
-from qtrace.lockstep.pair import PairComparer
-from qtrace.probe import Call, Enter, Exit
-from qtrace.probe.arguments import Bound
+from qtrace.engine.arguments import Bound
+from qtrace.engine.events import Call, Enter, Exit
+from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
+from qtrace.engine.met import Met
+from qtrace.engine.pair import PairComparer
 from tests.relations import FINE, RELATED, UNRELATED, Change, factors, rotated, table
 
 PATH = "block.norm"

@@ -16,7 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtrace.errors import SourceError, UsageError
-from qtrace.records import (
+from qtrace.report import save
+from qtrace.report.formats import ENDINGS, NAMES, check
+from qtrace.report.json import json as as_json
+from qtrace.report.json import verdict_in
+from qtrace.report.problems import judgement, problems, violation_text
+from qtrace.report.records import (
     Argument,
     Finding,
     GateVerdict,
@@ -30,12 +35,7 @@ from qtrace.records import (
     dumps,
     loads,
 )
-from qtrace.render import save
-from qtrace.render.formats import ENDINGS, NAMES, check
-from qtrace.render.json import json as as_json
-from qtrace.render.json import verdict_in
-from qtrace.render.problems import judgement, problems, violation_text
-from qtrace.render.visible import one_line
+from qtrace.report.visible import one_line
 from tests import golden_files
 from tests.golden_reports import REPORTS, TEXT, mask_bug, side
 
@@ -287,7 +287,7 @@ def test_a_damaged_verdict_says_where(edit: Callable[[Any], Any], words: str) ->
 
 def test_the_formats_need_no_torch() -> None:
     code = (
-        "import sys, qtrace.render.formats; print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules])"
+        "import sys, qtrace.report.formats; print([n for n in ('torch', 'transformers', 'numpy') if n in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert ended.stdout == "[]\n"

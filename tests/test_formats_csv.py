@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.records import GateVerdict, ReportData, Row
-from qtrace.render.csv import COLUMNS, csv
-from qtrace.render.visible import one_line
+from qtrace.report.csv import COLUMNS, csv
+from qtrace.report.records import GateVerdict, ReportData, Row
+from qtrace.report.visible import one_line
 from tests.golden_reports import REPORTS, mask_bug, odds
 from tests.test_formats import HOSTILE, gate, named
 

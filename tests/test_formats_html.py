@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.records import GateVerdict, ReportData
-from qtrace.render.html import html
-from qtrace.render.visible import one_line, visible
+from qtrace.report.html import html
+from qtrace.report.records import GateVerdict, ReportData
+from qtrace.report.visible import one_line, visible
 from tests.golden_reports import REPORTS, mask_bug, odds
 from tests.test_formats import HOSTILE, gate, named
 

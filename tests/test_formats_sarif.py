@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.records import GateVerdict, ReportData, Violation
-from qtrace.render.sarif import FINDINGS, sarif
-from qtrace.render.visible import visible
+from qtrace.report.records import GateVerdict, ReportData, Violation
+from qtrace.report.sarif import FINDINGS, sarif
+from qtrace.report.visible import visible
 from tests.golden_reports import REPORTS, mask_bug, side, two
 from tests.test_formats import HOSTILE, gate, named
 

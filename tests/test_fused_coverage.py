@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.records import Coverage, Outcome
-from qtrace.sources.samples import as_samples
-from qtrace.sources.wrappers import apply_wrapper
+from qtrace.engine.samples import as_samples
+from qtrace.report.records import Coverage, Outcome
+from qtrace.toolkits.wrappers import apply_wrapper
 
 
 class Net(nn.Module):

@@ -18,7 +18,7 @@ from qtrace.config import Policy
 from qtrace.errors import OutputError, UsageError
 from qtrace.gate import Baseline, BaselineRow, differences, judge, load_baseline, save_baseline, update
 from qtrace.gate.baseline import dump_baseline
-from qtrace.records import GateVerdict, ReportData, Row, Status, Verdict
+from qtrace.report.records import GateVerdict, ReportData, Row, Status, Verdict
 from tests.gate_rows import INTEGER, NUMBERLESS, equal_row, report, row
 from tests.models import Stack
 

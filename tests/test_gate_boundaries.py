@@ -10,7 +10,7 @@ import pytest
 
 from qtrace.config import Limits, Policy
 from qtrace.gate import judge
-from qtrace.records import Coverage, GateVerdict, Row
+from qtrace.report.records import Coverage, GateVerdict, Row
 from tests.gate_rows import INTEGER, alone_row, report, row
 
 # A limit in each column, and what of a row's makes it one that the column is there for.

@@ -13,7 +13,7 @@ from qtrace import __version__
 from qtrace.errors import SourceError
 from qtrace.gate import load_baseline, update
 from qtrace.gate.baseline import dump_baseline
-from qtrace.records import dumps, loads
+from qtrace.report.records import dumps, loads
 from tests.gate_rows import finding, report, row
 
 REPORT = dumps(report(row("a"), row("b", non_finite=(0, 1)), findings=(finding("a"),)))

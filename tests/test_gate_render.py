@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from qtrace.config import Limits, Policy
 from qtrace.gate import judge, update
-from qtrace.records import GateVerdict, ReportData, Violation
-from qtrace.render.gate import baseline_lines, gate_line, gate_section
-from qtrace.render.problems import observed_and_limit
+from qtrace.report.gate import baseline_lines, gate_line, gate_section
+from qtrace.report.problems import observed_and_limit
+from qtrace.report.records import GateVerdict, ReportData, Violation
 from tests import golden_files
 from tests.gate_rows import report, row
 from tests.golden_reports import REPORTS, TEXT, clean, drift, mask_bug, odds

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.records import Finding, Outcome
+from qtrace.report.records import Finding, Outcome
 from tests.models import Chain, hooks_of, twin
 
 STEP = 0.05

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 
 
 class Block(nn.Module):

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.lockstep import Lockstep, driver
-from qtrace.probe import Bound, Call, End, Enter, Event, Exit, Replacement
+from qtrace.engine import driver
+from qtrace.engine.arguments import Bound
+from qtrace.engine.driver import Lockstep
+from qtrace.engine.events import Call, End, Enter, Event, Exit, Replacement
 
 Tree = tuple[str, tuple["Tree", ...]]
 

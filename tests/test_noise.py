@@ -10,7 +10,7 @@ from torch import nn
 
 import qtrace
 from qtrace.errors import UsageError
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import Chain, twin
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from qtrace.diagnosis.operators import compare_operators
 from qtrace.errors import ForwardError, UsageError
-from qtrace.operators import compare_operators
-from qtrace.records.operators import CodePlace, Operator, OperatorView
+from qtrace.report.records.operators import CodePlace, Operator, OperatorView
 from tests.models import Chain, Wrapped, hooks_of, twin
 
 HEADS, WIDTH, TOKENS = 2, 32, 12

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from qtrace.diagnosis.operators import compare_operators
 from qtrace.errors import UsageError
-from qtrace.operators import compare_operators
 from tests.models import Chain, Stack, hooks_of, twin
 from tests.test_align_values import Bypassing
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qtrace.records import Relation, Status, TensorSpec
-from qtrace.records.operators import (
+from qtrace.report.operator_view import operator_outcome, operator_view
+from qtrace.report.records import Relation, Status, TensorSpec
+from qtrace.report.records.operators import (
     SCHEMA,
     Agreement,
     CodeLine,
@@ -19,7 +20,6 @@ from qtrace.records.operators import (
     Partner,
     Split,
 )
-from qtrace.render.operators import operator_outcome, operator_view
 from tests import golden_files
 from tests.test_cli_run import Ended, folder, options, process
 from tests.test_render import text_of

@@ -16,8 +16,8 @@ import qtrace
 from bench.faults import models
 from bench.faults.case import Case
 from bench.faults.catalogue import cases
-from qtrace.investigation.naming import Naming
-from qtrace.records import Finding
+from qtrace.diagnosis.naming import Naming
+from qtrace.report.records import Finding
 
 # Modules whose own code is changed, and the sides on which an operator stands in a changed line.
 CASES = {
@@ -80,7 +80,7 @@ def test_the_changed_line_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_leaf_whose_data_differ_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qtrace.investigation import runner
+    from qtrace.diagnosis import runner
 
     def never(*_: Any) -> None:
         raise AssertionError("what its weights explain needs no line")

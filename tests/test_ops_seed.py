@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qtrace.operators import compare_operators
+from qtrace.diagnosis.operators import compare_operators
 from qtrace.zoo import qwen3_vl
 
 pytestmark = pytest.mark.tico

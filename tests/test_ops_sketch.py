@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from qtrace.operators.code import Origin
-from qtrace.operators.graph import Kind, Recorded, Recording, Value
-from qtrace.operators.pairing import Pairing, Tier, cut_of
-from qtrace.operators.sketch import Sketch, sketch
-from qtrace.operators.split import parting
-from qtrace.tolerance import Floors
+from qtrace.diagnosis.operators.code import Origin
+from qtrace.diagnosis.operators.graph import Kind, Recorded, Recording, Value
+from qtrace.diagnosis.operators.pairing import Pairing, Tier, cut_of
+from qtrace.diagnosis.operators.sketch import Sketch, sketch
+from qtrace.diagnosis.operators.split import parting
+from qtrace.numerics.tolerance import Floors
 
 DEPTH = 15
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrace.quantization.expected import expected_error
-from qtrace.quantization.reading import Reading, levels_of
-from qtrace.quantization.rounding import rounded
+from qtrace.diagnosis.quantization.expected import expected_error
+from qtrace.diagnosis.quantization.rounding import rounded
+from qtrace.toolkits.quantizer import Reading, levels_of
 
 ROWS, WIDTH, OUT = 200, 64, 48
 

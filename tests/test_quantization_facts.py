@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from qtrace.quantization import quant_facts, with_interval
-from qtrace.records import QuantFacts, Quantizer, QuantProblemKind
+from qtrace.diagnosis.quantization import quant_facts, with_interval
+from qtrace.report.records import QuantFacts, Quantizer, QuantProblemKind
 
 
 class Scaled(nn.Module):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrace.quantization import expected_error, quant_facts, readings_of
-from qtrace.records import QuantFacts
+from qtrace.diagnosis.quantization import expected_error, quant_facts, readings_of
+from qtrace.report.records import QuantFacts
 
 OUT, WIDTH, GROUP = 24, 64, 16
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.records import loads
-from qtrace.records.codec import dumps
-from qtrace.sources.samples import Sample
-from qtrace.sources.wrappers.tico import wrap
+from qtrace.engine.samples import Sample
+from qtrace.report.records import loads
+from qtrace.report.records.codec import dumps
+from qtrace.toolkits.wrappers.tico import wrap
 
 pytest.importorskip("tico")
 

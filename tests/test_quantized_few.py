@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import twin
 
 

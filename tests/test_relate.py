@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.relate import gain_relation, mask_relation, undo_layout
-from qtrace.stats import measure
+from qtrace.numerics import measure
+from qtrace.numerics.relations import gain_relation, mask_relation, undo_layout
 
 
 @pytest.mark.parametrize(

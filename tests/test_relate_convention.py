@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.records import Relation
-from qtrace.relate import into_candidate, undo_layout
+from qtrace.numerics.relations import into_candidate, undo_layout
+from qtrace.report.records import Relation
 from tests.relations import FINE, RELATED, Change, factors, related, table
 
 _APPLICABLE = {"gain", "channel_gain", "permuted_channels", "halves"}

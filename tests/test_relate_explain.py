@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from qtrace.lockstep import pair as pair_module
-from qtrace.lockstep.pair import Pair, PairComparer
-from qtrace.records import Relation, Status
-from qtrace.relate import CONVENTIONS, DELIBERATE, DESCRIPTIONS, excuses
+from qtrace.engine import pair as pair_module
+from qtrace.engine.pair import Pair, PairComparer
+from qtrace.numerics.relations import CONVENTIONS, DELIBERATE, DESCRIPTIONS, excuses
+from qtrace.report.records import Relation, Status
 from tests.relations import FINE, RELATED, UNRELATED, Change, factors, related, rotated, table
 
 TOLERANCE = 1e-5

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.relate import channel_factors, relate
-from qtrace.stats import measure
+from qtrace.numerics import measure
+from qtrace.numerics.relations import channel_factors, relate
 from tests.relations import (
     FINE,
     REFERENCES,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qtrace.relate import where
+from qtrace.numerics.relations import where
 
 
 def test_channels_are_named_with_their_factor() -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console, RenderableType
 
-from qtrace.records import ReportData, Row
-from qtrace.render import to_html
-from qtrace.render.diagnosis import diagnosis
-from qtrace.render.numbers import number
-from qtrace.render.selection import TOP, View, select
-from qtrace.render.terminal import render, results, table
+from qtrace.report import to_html
+from qtrace.report.diagnosis import diagnosis
+from qtrace.report.numbers import number
+from qtrace.report.records import ReportData, Row
+from qtrace.report.selection import TOP, View, select
+from qtrace.report.terminal import render, results, table
 from tests import golden_files
 from tests.golden_reports import REPORTS, blameless, mask_bug, odds
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from qtrace.records import Finding, Outcome, ReportData, Verdict
-from qtrace.render.diagnosis import diagnosis
-from qtrace.render.finding import KINDS
-from qtrace.render.leap import first_leap
-from qtrace.render.outcome import outcome
-from qtrace.render.proposal import proposal
-from qtrace.render.selection import View, select
-from qtrace.render.table import rows_tables
-from qtrace.render.terminal import results
+from qtrace.report.diagnosis import diagnosis
+from qtrace.report.finding import KINDS
+from qtrace.report.leap import first_leap
+from qtrace.report.outcome import outcome
+from qtrace.report.proposal import proposal
+from qtrace.report.records import Finding, Outcome, ReportData, Verdict
+from qtrace.report.selection import View, select
+from qtrace.report.table import rows_tables
+from qtrace.report.terminal import results
 from tests.golden_reports import REPORTS, Rows, blameless, drift, leaf, mask_bug, raised, report, two, unconfirmed
 from tests.test_render import TYPED, text_of
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from qtrace.records import TensorSpec, Unmatched
-from qtrace.records.calls import CallTrace, Pairing, ValueTrace
-from qtrace.render.inputs import inputs
-from qtrace.render.modules import modules
-from qtrace.render.scatter import MISSING, scatter
-from qtrace.render.trace_listing import trace_listing
+from qtrace.report.inputs import inputs
+from qtrace.report.modules import modules
+from qtrace.report.records import TensorSpec, Unmatched
+from qtrace.report.records.calls import CallTrace, Pairing, ValueTrace
+from qtrace.report.scatter import MISSING, scatter
+from qtrace.report.trace_listing import trace_listing
 from tests import golden_files
 from tests.golden_reports import REPORTS, mask_bug, odds, tensor
 from tests.test_formats import GOLDEN

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtrace.errors import OutputError, UsageError
-from qtrace.records import Row, Status, Verdict, dumps, loads
-from qtrace.render import check, save
-from qtrace.render.bar import DECADES, bar
-from qtrace.render.leap import first_leap
-from qtrace.render.metrics import SORT_KEYS, sort_key
-from qtrace.render.numbers import apart, number, share
-from qtrace.render.paths import pattern, shorten, shorten_all
-from qtrace.render.selection import View, rank, select
+from qtrace.report import check, save
+from qtrace.report.bar import DECADES, bar
+from qtrace.report.leap import first_leap
+from qtrace.report.metrics import SORT_KEYS, sort_key
+from qtrace.report.numbers import apart, number, share
+from qtrace.report.paths import pattern, shorten, shorten_all
+from qtrace.report.records import Row, Status, Verdict, dumps, loads
+from qtrace.report.selection import View, rank, select
 from tests.golden_reports import Rows, blameless, odds
 
 NAMES = st.lists(st.text("abc_0", min_size=1, max_size=9), min_size=1, max_size=7)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.diagnose import CallRecord, Trial, spliced
-from qtrace.investigation import replay
+from qtrace.diagnosis import replay
+from qtrace.diagnosis.splice import spliced
+from qtrace.diagnosis.trial import CallRecord, Trial
 from tests.test_diagnose import call, trial
 
 AROUND = ContextVar("AROUND", default=0.0)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from qtrace.passes import Options, Pass
-from qtrace.passes.fingerprint import Fingerprint
-from qtrace.passes.model import Model
-from qtrace.passes.modelstate import SharedTensors, buffers_kept
-from qtrace.passes.plan import make_plan
-from qtrace.records import Finding
-from qtrace.selfcheck import FirstPass, SelfCheck, self_check
-from qtrace.sources.samples import as_samples
+from qtrace.diagnosis.check import FirstPass, SelfCheck, self_check
+from qtrace.engine.fingerprint import Fingerprint
+from qtrace.engine.model import Model
+from qtrace.engine.modelstate import SharedTensors, buffers_kept
+from qtrace.engine.onepass import Options, Pass
+from qtrace.engine.plan import make_plan
+from qtrace.engine.samples import as_samples
+from qtrace.report.records import Finding
 from tests.models import Stack, twin
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.records import Outcome, Verdict
+from qtrace.report.records import Outcome, Verdict
 
 WIDTH, LAYERS = 32, 4
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qtrace.config import InputsSource
+from qtrace.engine.samples import Sample
 from qtrace.errors import QtraceError, SourceError, UsageError
 from qtrace.sources.inputs import load_inputs
-from qtrace.sources.samples import Sample
 from qtrace.sources.spec import LoadOptions
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
+from qtrace.engine.placement import KEPT_BUFFERS, cast, check_device, place_model, place_sample
+from qtrace.engine.samples import Sample
 from qtrace.errors import QtraceError, SourceError, UsageError
 from qtrace.sources.models import load_model
-from qtrace.sources.placement import KEPT_BUFFERS, cast, check_device, place_model, place_sample
-from qtrace.sources.samples import Sample
 from qtrace.sources.spec import LoadOptions, parse_spec
 from qtrace.zoo import llama
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from qtrace.engine.samples import Sample, as_samples, check_fits, map_tensors, named_arguments
 from qtrace.errors import UsageError
-from qtrace.sources.samples import Sample, as_samples, check_fits, map_tensors, named_arguments
 
 X = torch.zeros(2, 3)
 
@@ -191,6 +191,6 @@ def test_tensors_are_replaced_wherever_they_are() -> None:
 
 
 def test_samples_do_not_import_transformers() -> None:
-    script = "import sys, qtrace.sources.samples; print('transformers' in sys.modules)"
+    script = "import sys, qtrace.engine.samples; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from qtrace.records import Statistics
-from qtrace.stats import device, measure
-from qtrace.stats.metrics import statistics
+from qtrace.numerics import device, measure
+from qtrace.numerics.metrics import statistics
+from qtrace.report.records import Statistics
 from tests.test_stats_oracle import near
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from qtrace.records import Statistics, Status
-from qtrace.stats import NoValues, measure
+from qtrace.numerics import NoValues, measure
+from qtrace.report.records import Statistics, Status
 
 NAN, INF = math.nan, math.inf
 COMPARED, CONSTANT, NON_FINITE = Status.COMPARED, Status.CONSTANT_REFERENCE, Status.NON_FINITE

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtrace.stats import blocks, exact, kernel, measure
+from qtrace.numerics import blocks, exact, kernel, measure
 from tests.test_stats_oracle import check, oracle
 
 N = 6 * 1024 + 64

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtrace.records import Statistics
+from qtrace.report.records import Statistics
 
 RELATIVE = 1e-6
 # What float64 itself leaves open where digits cancel: 0 dB, a right angle.

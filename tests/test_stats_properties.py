@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.records import Status
-from qtrace.stats import measure
+from qtrace.numerics import measure
+from qtrace.report.records import Status
 from tests.test_stats_oracle import check, near, oracle
 
 QUICK = settings(max_examples=40, deadline=None)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from greenlet import greenlet
 
-from qtrace.records import Statistics
-from qtrace.stats import exact, kernel, measure
+from qtrace.numerics import exact, kernel, measure
+from qtrace.report.records import Statistics
 from tests.test_stats_oracle import check, oracle
 
 SIZES = (10, 6000)

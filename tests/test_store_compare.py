@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import qtrace
+from qtrace.engine.samples import Sample
 from qtrace.errors import ForwardError, UsageError
-from qtrace.records import Outcome, Row, Status, Verdict
-from qtrace.sources.samples import Sample
-from qtrace.store import Form, Trace, skeleton
-from qtrace.store.capture import capture
-from qtrace.store.inputs import samples_of
+from qtrace.report.records import Outcome, Row, Status, Verdict
+from qtrace.traces import Form, Trace, skeleton
+from qtrace.traces.capture import capture
+from qtrace.traces.inputs import samples_of
 from tests.models import Cache, Chain, Returns, Stack, Wrapped, hooks_of, twin, wrap_children
 
 IDS = {"ids": torch.arange(12).reshape(1, 12)}

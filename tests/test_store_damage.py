@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from qtrace.errors import ForwardError, OutputError, SourceError
-from qtrace.store import shards
-from qtrace.store.capture import capture
-from qtrace.store.manifest_file import DIGEST, MANIFEST, digest_line
-from qtrace.store.reader import Trace
-from qtrace.store.writer import Form
+from qtrace.traces import shards
+from qtrace.traces.capture import capture
+from qtrace.traces.manifest_file import DIGEST, MANIFEST, digest_line
+from qtrace.traces.reader import Trace
+from qtrace.traces.writer import Form
 from tests.models import Returns, Stack
 
 IDS = {"ids": torch.arange(12).reshape(1, 12)}

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from qtrace.errors import SourceError, UsageError
-from qtrace.store import Trace
-from qtrace.store.capture import capture
-from qtrace.store.foreign import foreign_tensors
-from qtrace.store.importing import import_trace
+from qtrace.traces import Trace
+from qtrace.traces.capture import capture
+from qtrace.traces.foreign import foreign_tensors
+from qtrace.traces.importing import import_trace
 from tests.models import Chain, Stack
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(2, dtype=torch.int64)

@@ -13,17 +13,17 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from qtrace.engine.events import End, Enter, Exit
+from qtrace.engine.pair import spec_of
 from qtrace.errors import UsageError
-from qtrace.lockstep.pair import spec_of
-from qtrace.probe import End, Enter, Exit
-from qtrace.stats import plain
-from qtrace.store.capture import capture
-from qtrace.store.leaf import decode, encode
-from qtrace.store.reader import Trace
-from qtrace.store.side import StoredSide
-from qtrace.store.skeleton import skeleton
-from qtrace.store.sketch import LENGTH, sketch
-from qtrace.store.writer import Form
+from qtrace.numerics import plain
+from qtrace.traces.capture import capture
+from qtrace.traces.literals import decode, encode
+from qtrace.traces.reader import Trace
+from qtrace.traces.skeleton import skeleton
+from qtrace.traces.sketch import LENGTH, sketch
+from qtrace.traces.stored_side import StoredSide
+from qtrace.traces.writer import Form
 from qtrace.tree import leaves
 from tests.models import Cache, Chain, Pair, Returns, Stack, hooks_of
 
@@ -235,8 +235,8 @@ def test_what_is_written_in_place_is_stored_as_it_was_at_each_event(tmp_path: Pa
 
 
 def test_many_shards_and_large_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtrace.store.shards.GATHERED", 1000)
-    monkeypatch.setattr("qtrace.store.shards.LARGE", 600)
+    monkeypatch.setattr("qtrace.traces.shards.GATHERED", 1000)
+    monkeypatch.setattr("qtrace.traces.shards.LARGE", 600)
     model = Stack(width=16)
     told = model(**IDS)
     capture(model, IDS, tmp_path / "t")

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 import qtrace
 from qtrace.errors import SourceError, UsageError
-from qtrace.records import Outcome, Status
-from qtrace.store import Form, Trace, skeleton
-from qtrace.store.capture import capture
-from qtrace.store.importing import import_trace
-from qtrace.store.mapping_file import read_mapping
+from qtrace.report.records import Outcome, Status
+from qtrace.traces import Form, Trace, skeleton
+from qtrace.traces.capture import capture
+from qtrace.traces.importing import import_trace
+from qtrace.traces.mapping_file import read_mapping
 from tests.models import Stack
 from tests.test_cli_run import Ended, folder, options
 

@@ -17,11 +17,11 @@ from torch import nn
 import qtrace
 from qtrace.cli.stored_values import recorded
 from qtrace.errors import QtraceError, SourceError
-from qtrace.store import Form, Trace, skeleton
-from qtrace.store.capture import capture
-from qtrace.store.contents import contents_of, facts_of
-from qtrace.store.inputs import samples_of
-from qtrace.store.manifest_file import DIGEST, MANIFEST, digest_line
+from qtrace.traces import Form, Trace, skeleton
+from qtrace.traces.capture import capture
+from qtrace.traces.contents import contents_of, facts_of
+from qtrace.traces.inputs import samples_of
+from qtrace.traces.manifest_file import DIGEST, MANIFEST, digest_line
 from tests.models import Cache, Returns
 
 X = torch.arange(8.0).reshape(2, 4) / 3

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from qtrace.errors import OutputError
-from qtrace.store import Trace
-from qtrace.store.capture import capture
-from qtrace.store.target import check_target, leftovers
+from qtrace.traces import Trace
+from qtrace.traces.capture import capture
+from qtrace.traces.target import check_target, leftovers
 from tests.models import Returns, Stack
 
 IDS = {"ids": torch.arange(12).reshape(1, 12)}

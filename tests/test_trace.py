@@ -14,7 +14,7 @@ from torch import nn
 
 import qtrace
 from qtrace.errors import UsageError
-from qtrace.records import Outcome, Status, Verdict
+from qtrace.report.records import Outcome, Status, Verdict
 from tests.models import Block, Cache, Chain, Pair, Returns, Stack, Wrapped, hooks_of, twin, wrap_children
 
 IDS = torch.tensor([[1, 5, 2, 7, 3]])
@@ -414,7 +414,7 @@ def test_training_mode_is_kept_and_warned_about() -> None:
 
 
 def test_report_round_trips_through_json(tmp_path: Any) -> None:
-    from qtrace.records import loads
+    from qtrace.report.records import loads
 
     model = Stack()
     report = qtrace.trace(model, twin(model).half(), {"ids": IDS})

@@ -11,7 +11,7 @@ from torch import nn
 
 import qtrace
 from qtrace.errors import ForwardError, Interrupted
-from qtrace.records import Outcome
+from qtrace.report.records import Outcome
 from tests.models import hooks_of, twin
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from qtrace.engine.samples import Sample
 from qtrace.errors import QtraceError, SourceError, UsageError
-from qtrace.sources import wrappers
-from qtrace.sources.samples import Sample
-from qtrace.sources.wrappers import apply_wrapper, known_wrappers, load_wrapper
+from qtrace.toolkits import wrappers
+from qtrace.toolkits.wrappers import apply_wrapper, known_wrappers, load_wrapper
 from qtrace.zoo import llama
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)

@@ -19,8 +19,8 @@ from bench.toolkits.environments import PACKAGES
 from bench.toolkits.page import page
 from bench.toolkits.subjects import SUBJECTS, convnet
 from bench.toolkits.ways import WAYS, Way
-from qtrace.records.calls import Pairing
-from qtrace.sources.wrappers import BUILT_IN
+from qtrace.report.records.calls import Pairing
+from qtrace.toolkits.wrappers import BUILT_IN
 from tests.models import Stack
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from qtrace.engine.samples import as_samples
 from qtrace.errors import SourceError, UsageError
-from qtrace.sources.samples import as_samples
-from qtrace.sources.wrappers import apply_wrapper, toolkit
+from qtrace.toolkits.wrappers import apply_wrapper, toolkit
 from qtrace.zoo import llama
 from tests.models import Chain
 

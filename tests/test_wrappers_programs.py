@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.passes.model import Model
+from qtrace.engine.model import Model
 from tests.models import Chain
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))

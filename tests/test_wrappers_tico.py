@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from qtrace.engine.samples import Sample, as_samples
 from qtrace.errors import SourceError, UsageError
-from qtrace.sources.samples import Sample, as_samples
-from qtrace.sources.wrappers import apply_wrapper
-from qtrace.sources.wrappers.tico import DTYPES, _model_args
+from qtrace.toolkits.wrappers import apply_wrapper
+from qtrace.toolkits.wrappers.tico import DTYPES, _model_args
 from qtrace.zoo import llama, qwen3_vl
 
 pytestmark = pytest.mark.tico

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import qtrace
+from qtrace.engine.samples import Sample, as_samples
 from qtrace.errors import SourceError, UsageError
-from qtrace.records import Outcome
-from qtrace.sources import wrappers
-from qtrace.sources.samples import Sample, as_samples
-from qtrace.sources.wrappers import apply_wrapper, toolkit
+from qtrace.report.records import Outcome
+from qtrace.toolkits import wrappers
+from qtrace.toolkits.wrappers import apply_wrapper, toolkit
 from qtrace.zoo import llama
 from tests.models import Chain, Stack
 
@@ -172,7 +172,7 @@ def test_a_toolkit_that_refuses_the_model_says_so_in_one_sentence_of_bearable_le
 
 
 def test_what_bitsandbytes_says_of_every_call_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    from qtrace.sources.wrappers.bitsandbytes import _Once
+    from qtrace.toolkits.wrappers.bitsandbytes import _Once
 
     logger = logging.getLogger("tests.once")
     once = _Once()
@@ -198,5 +198,5 @@ def test_calibration_leaves_the_samples_as_they_are() -> None:
 def test_every_built_in_wrapper_is_announced_as_others_are() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     announced = project.split(f'[project.entry-points."{wrappers.GROUP}"]\n')[1].split("\n\n")[0]
-    lines = [f'{name} = "qtrace.sources.wrappers.{name}:wrap"' for name in wrappers.BUILT_IN]
+    lines = [f'{name} = "qtrace.toolkits.wrappers.{name}:wrap"' for name in wrappers.BUILT_IN]
     assert announced.splitlines() == lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qtrace.records import Row
+from qtrace.report.records import Row
 
 LEAP = 100.0
 THRESHOLD = 1e-3

@@ -11,8 +11,8 @@ import torch
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
 from bench.faults.unwrapped import unwrapped
-from qtrace.sources.samples import as_samples
-from qtrace.sources.wrappers.tico import wrap
+from qtrace.engine.samples import as_samples
+from qtrace.toolkits.wrappers.tico import wrap
 from qtrace.zoo import qwen3_vl
 
 tiny = functools.cache(qwen3_vl.tiny)

@@ -13,7 +13,7 @@ from bench.faults.case import Case, Pair
 from bench.faults.catalogue import cases
 from bench.faults.heuristics import HEURISTICS
 from bench.faults.rewrite import changes_in
-from qtrace.records import Finding, ReportData
+from qtrace.report.records import Finding, ReportData
 
 RIGHT = Path(__file__).parent / "right.txt"
 TOP = 3

@@ -10,8 +10,8 @@ from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
 from bench.faults.unwrapped import unwrapped
-from qtrace.sources.samples import as_samples
-from qtrace.sources.wrappers.tico import wrap
+from qtrace.engine.samples import as_samples
+from qtrace.toolkits.wrappers.tico import wrap
 
 
 def _one() -> dict[str, Any]:

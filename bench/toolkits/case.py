@@ -20,10 +20,10 @@ from bench.toolkits.subjects import SUBJECTS, available
 from bench.toolkits.ways import WAYS, Way
 from qtrace.cli.alignment import aligned
 from qtrace.cli.listeners import CallCounter
+from qtrace.engine.samples import as_samples
 from qtrace.errors import QtraceError
-from qtrace.records import ReportData
-from qtrace.sources.samples import as_samples
-from qtrace.sources.wrappers import apply_wrapper
+from qtrace.report.records import ReportData
+from qtrace.toolkits.wrappers import apply_wrapper
 
 
 def measure(way: Way, model: str) -> dict[str, Any]:

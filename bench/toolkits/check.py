@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qtrace.align.weights import ALIKE, sample_of
-from qtrace.records import Pairing, ReportData
+from qtrace.engine.align.weights import ALIKE, sample_of
+from qtrace.report.records import Pairing, ReportData
 
 # What a module computes on the reference's own arguments is at most so far off (as PEIR), even with few bits.
 FAR = 0.5

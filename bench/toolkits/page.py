@@ -8,8 +8,8 @@ from typing import Any
 
 from bench.toolkits.environments import NOTES
 from bench.toolkits.ways import ALL, Way
-from qtrace.render.notes import reason as words
-from qtrace.static.report import pattern_of
+from qtrace.diagnosis.static_report import pattern_of
+from qtrace.report.notes import reason as words
 
 Row = dict[str, Any]
 COMPARED = ("torchao int8 dynamic", "optimum-quanto int8 weights", "bitsandbytes 8 bits")

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from qtrace.cli.listeners import CallCounter
-from qtrace.passes.model import Model
-from qtrace.passes.plan import better_plan, make_plan
-from qtrace.records import Unmatched
-from qtrace.records.calls import Pairing
+from qtrace.engine.model import Model
+from qtrace.engine.plan import better_plan, make_plan
+from qtrace.report.records import Unmatched
+from qtrace.report.records.calls import Pairing
 
 
 def aligned(
@@ -63,7 +63,7 @@ def aligned(
 
 def alike(reference: torch.nn.Module, candidate: torch.nn.Module, pairings: Iterable[Pairing]) -> dict[str, float]:
     """Return how alike the weights of each pair are, 0 to 1, by the candidate's path; of those that can be read."""
-    from qtrace.align.weights import likeness
+    from qtrace.engine.align.weights import likeness
 
     mine, theirs = dict(reference.named_modules()), dict(candidate.named_modules())
     found = {pair.candidate: likeness(mine[pair.reference], theirs[pair.candidate]) for pair in pairings}

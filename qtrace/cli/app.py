@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import qtrace
-from qtrace.cli import capture, check, debug, diff, importing, modules, ops, report, run, show
+from qtrace.cli import capture, check, debug, diff, import_trace, modules, ops, report, run, show
 from qtrace.cli.command import command
 from qtrace.cli.exits import CommandLineError, no_more_stdout
 from qtrace.errors import ExitCode
@@ -31,7 +31,7 @@ for body in (
     capture.capture,
     diff.diff,
     show.show,
-    importing.importing,
+    import_trace.importing,
 ):
     app.command(body.__name__)(command(body))
 

@@ -94,11 +94,11 @@ def capture(
     """
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, loaded
-    from qtrace.render.trace_contents import written
+    from qtrace.report.trace_contents import written
     from qtrace.sources.pair import load_reference
-    from qtrace.store.capture import capture
-    from qtrace.store.target import check_target
-    from qtrace.store.writer import Form
+    from qtrace.traces.capture import capture
+    from qtrace.traces.target import check_target
+    from qtrace.traces.writer import Form
 
     limit = None if max_bytes is None else size(max_bytes)
     check_target(out, replaces=force)

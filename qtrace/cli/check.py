@@ -54,18 +54,17 @@ def check(
 
     qtrace check pair.yaml --baseline baseline.json --update-baseline
     """
-    from qtrace import render
     from qtrace.cli.gating import Limits, finish
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import delivered
     from qtrace.cli.subject import obtained
-    from qtrace.render import terminal
-    from qtrace.render.gate import baseline_lines, gate_line, gate_section
+    from qtrace.report import formats, terminal
+    from qtrace.report.gate import baseline_lines, gate_line, gate_section
 
     paths = reports.report or []
     if paths:
         # Without a file to write, no format is imported.
-        render.check(paths)
+        formats.check(paths)
     limits = Limits(gate)
     out = Screen(screen, only_json="-" in paths)
     report, ended = obtained(subject, compare, runtime, limits, out)

@@ -14,11 +14,11 @@ from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, Scre
 from qtrace.errors import Interrupted, QtraceError, UsageError
 
 if TYPE_CHECKING:
-    from qtrace.api import Report
     from qtrace.cli.screen import Screen
     from qtrace.config import RunConfig
     from qtrace.debug import Debugger, Script, Wanted
     from qtrace.sources.pair import Pair
+    from qtrace.tracing.api import Report
 
 STOPS = "Where to stop"
 
@@ -104,10 +104,10 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int 
     """Find who is to blame, say so, and return where to stop on which sample; nowhere where nobody is."""
     from qtrace.cli.session import finish, traced
     from qtrace.debug import Wanted, culprit, sample_of
-    from qtrace.render import terminal
-    from qtrace.render.diagnosis import diagnosis
-    from qtrace.render.outcome import outcome
-    from qtrace.render.selection import View
+    from qtrace.report import terminal
+    from qtrace.report.diagnosis import diagnosis
+    from qtrace.report.outcome import outcome
+    from qtrace.report.selection import View
 
     report, ended = traced(config, models, out)
     out.aside(terminal.warnings(report))
@@ -126,9 +126,9 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int 
 
 def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Debugger) -> Report:
     """Run one pass with the prompt: no progress bar beside it, and nobody to blame looked for after it."""
-    from qtrace.api import trace
     from qtrace.cli.session import keywords
-    from qtrace.store.onesample import with_one_sample
+    from qtrace.traces.onesample import with_one_sample
+    from qtrace.tracing.api import trace
 
     pair, samples = (models.reference, models.candidate), models.samples
     if sample is not None:
@@ -145,8 +145,8 @@ def _finish(report: Report, debugger: Debugger, out: Screen) -> None:
     """Say how the run ended; end the command by that, with an error where a breakpoint was not reached."""
     from qtrace.cli.session import finish
     from qtrace.debug import is_off
-    from qtrace.render import terminal
-    from qtrace.render.outcome import outcome
+    from qtrace.report import terminal
+    from qtrace.report.outcome import outcome
 
     if debugger.has_quit:
         out.outcome(f"The run {report.error}; no hook is left.")

@@ -52,12 +52,12 @@ def diff(
     """
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, delivered, finish, traced
-    from qtrace.render import check, terminal
-    from qtrace.render.outcome import outcome
+    from qtrace.engine.samples import Sample
+    from qtrace.report import check, terminal
+    from qtrace.report.outcome import outcome
     from qtrace.sources.pair import Pair
-    from qtrace.sources.samples import Sample
-    from qtrace.store import Trace, skeleton
-    from qtrace.store.contents import other_versions
+    from qtrace.traces import Trace, skeleton
+    from qtrace.traces.contents import other_versions
 
     reference, candidate = folder_of(reference), folder_of(candidate)
     paths = reports.report or []

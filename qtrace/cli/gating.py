@@ -11,7 +11,7 @@ import typer
 from qtrace.cli.options import GateOptions
 from qtrace.errors import ExitCode, OutputError, QtraceError, UsageError
 from qtrace.gate import Baseline, Update, differences, judge, load_baseline, save_baseline, update
-from qtrace.records import GateVerdict, ReportData
+from qtrace.report.records import GateVerdict, ReportData
 
 if TYPE_CHECKING:
     from qtrace.config import Policy, RunConfig

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from qtrace.probe import Bound, Call
-from qtrace.stats import plain
+from qtrace.engine.arguments import Bound
+from qtrace.engine.events import Call
+from qtrace.numerics import plain
 from qtrace.tree import leaves
 
 POINTS = 2000

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def need_a_model(pair: Pair, command: str) -> None:
     """Raise `UsageError` where both sides of `pair` are stored traces."""
-    from qtrace.store import trace_of
+    from qtrace.traces import trace_of
 
     if trace_of(pair.reference) is not None and trace_of(pair.candidate) is not None:
         raise UsageError(
@@ -23,7 +23,7 @@ def need_a_model(pair: Pair, command: str) -> None:
 
 def need_models(pair: Pair, command: str) -> None:
     """Raise `UsageError` where a side of `pair` is a stored trace: it holds tensors, and no code to look into."""
-    from qtrace.store import trace_of
+    from qtrace.traces import trace_of
 
     for side, model in (("reference", pair.reference), ("candidate", pair.candidate)):
         if trace_of(model) is not None:

@@ -28,9 +28,9 @@ def modules(
     from qtrace.cli.listeners import CallCounter
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, finish, loaded, traced
-    from qtrace.render import terminal
-    from qtrace.render.coverage import coverage
-    from qtrace.render.modules import modules as listing
+    from qtrace.report import terminal
+    from qtrace.report.coverage import coverage
+    from qtrace.report.modules import modules as listing
 
     config = configured(pair, compare, runtime)
     out = Screen(screen)

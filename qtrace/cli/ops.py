@@ -13,7 +13,7 @@ from qtrace.cli.options import RESULTS, CompareOptions, PairOptions, RuntimeOpti
 
 if TYPE_CHECKING:
     from qtrace.cli.screen import Screen
-    from qtrace.records.operators import OperatorView
+    from qtrace.report.records.operators import OperatorView
 
 STDOUT = "-"
 ENDING = ".json"
@@ -60,7 +60,7 @@ def ops(
     """
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, loaded
-    from qtrace.render.operators import operator_outcome, operator_view
+    from qtrace.report.operator_view import operator_outcome, operator_view
 
     paths = report or []
     _check(paths)
@@ -70,7 +70,7 @@ def ops(
         models = loaded(config, out)
         need_models(models, "ops")
         # Not before the options are known to be right: it brings torch.
-        from qtrace.operators import compare_operators, floors_of
+        from qtrace.diagnosis.operators import compare_operators, floors_of
 
         floors = floors_of(config.compare.tolerance, config.compare.noise_floor)
         with out.progress("recording"):
@@ -91,7 +91,7 @@ def ops(
 
 def _check(paths: Sequence[str]) -> None:
     from qtrace.errors import UsageError
-    from qtrace.render import check
+    from qtrace.report import check
 
     for path in paths:
         if path != STDOUT and Path(path).suffix.lower() != ENDING:
@@ -101,7 +101,7 @@ def _check(paths: Sequence[str]) -> None:
 
 def _deliver(view: OperatorView, paths: Sequence[str], out: Screen) -> None:
     from qtrace.errors import OutputError
-    from qtrace.records.operators import operators_json
+    from qtrace.report.records.operators import operators_json
 
     text = operators_json(view) if paths else ""
     for path in paths:

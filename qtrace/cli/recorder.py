@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from qtrace.engine.arguments import Bound
+from qtrace.engine.events import Call
+from qtrace.numerics import NoValues, describe, plain
 from qtrace.patterns import matches
-from qtrace.probe import Bound, Call
-from qtrace.records import TensorSpec
-from qtrace.records.calls import CallTrace, ValueTrace
-from qtrace.stats import NoValues, describe, plain
-from qtrace.store.sketch import Sketch
+from qtrace.report.records import TensorSpec
+from qtrace.report.records.calls import CallTrace, ValueTrace
+from qtrace.traces.sketch import Sketch
 from qtrace.tree import leaves
 
 DECIMALS = 6

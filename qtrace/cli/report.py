@@ -12,9 +12,8 @@ from qtrace.cli.options import RESULTS, ScreenOptions, TableOptions, view_of
 
 if TYPE_CHECKING:
     from qtrace.cli.screen import Screen
-    from qtrace.records import GateVerdict, ReportData
-    from qtrace.render.selection import View
-
+    from qtrace.report.records import GateVerdict, ReportData
+    from qtrace.report.selection import View
 
 VIOLATIONS = 20
 
@@ -69,8 +68,8 @@ def report(
     from qtrace.cli.screen import Screen
     from qtrace.cli.stored import read_judged
     from qtrace.errors import UsageError
-    from qtrace.render import check, save
-    from qtrace.render.formats import NAMES, STDOUT
+    from qtrace.report import check, save
+    from qtrace.report.formats import NAMES, STDOUT
 
     view, paths = view_of(table), to or []
     files = [path for path in paths if path != STDOUT]
@@ -90,9 +89,9 @@ def report(
 
 def _show(report: ReportData, verdict: GateVerdict | None, view: View, out: Screen) -> None:
     """Print a report as `qtrace run` does, and what the gate said of it."""
-    from qtrace.render import terminal
-    from qtrace.render.gate import gate_line, gate_section
-    from qtrace.render.outcome import outcome
+    from qtrace.report import terminal
+    from qtrace.report.gate import gate_line, gate_section
+    from qtrace.report.outcome import outcome
 
     out.aside(terminal.warnings(report))
     out.results(terminal.before(report, width=out.width))

@@ -81,9 +81,9 @@ def run(
     """
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, delivered, finish, loaded, traced
-    from qtrace.render import check, terminal
-    from qtrace.render.outcome import outcome
-    from qtrace.render.quantization import quantizer_listing
+    from qtrace.report import check, terminal
+    from qtrace.report.outcome import outcome
+    from qtrace.report.quantization import quantizer_listing
 
     view, paths = view_of(table, typed(pair, compare, runtime)), reports.report or []
     check(paths)

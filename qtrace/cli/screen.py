@@ -15,7 +15,7 @@ from rich.segment import Segment
 
 from qtrace.cli.exits import no_more_stdout
 from qtrace.cli.options import ScreenOptions
-from qtrace.render.visible import visible
+from qtrace.report.visible import visible
 
 WIDTH_OF_A_FILE = 120
 # What stands in, one character each so that columns stay, where the terminal has no such characters.

@@ -9,13 +9,13 @@ import typer
 
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, given
 from qtrace.errors import ExitCode, ForwardError, Interrupted, OutputError, QtraceError
-from qtrace.records import GateVerdict, Outcome, ReportData
+from qtrace.report.records import GateVerdict, Outcome, ReportData
 
 if TYPE_CHECKING:
-    from qtrace.api import Report
     from qtrace.cli.screen import Screen
     from qtrace.config import RunConfig
     from qtrace.sources.pair import Pair
+    from qtrace.tracing.api import Report
 
 STDOUT = "-"
 
@@ -56,7 +56,7 @@ def traced(
     config: RunConfig, pair: Pair, screen: Screen, listeners: tuple[Any, Any] = (None, None)
 ) -> tuple[Report, ForwardError | Interrupted | None]:
     """Return the report of the run, and what ended it early, if anything did: then the report is partial."""
-    from qtrace.api import Report, trace
+    from qtrace.tracing.api import Report, trace
 
     with screen.progress("comparing") as advance:
         try:
@@ -76,7 +76,7 @@ def traced(
 
 
 def _least_coverage(config: RunConfig) -> float:
-    from qtrace.passes import LEAST_COVERAGE
+    from qtrace.engine.onepass import LEAST_COVERAGE
 
     wanted = config.policy.min_coverage if config.policy is not None else None
     return LEAST_COVERAGE if wanted is None else wanted
@@ -91,8 +91,8 @@ def delivered(
     """
     if not paths:
         return None
-    from qtrace.render import save
-    from qtrace.render.json import json
+    from qtrace.report import save
+    from qtrace.report.json import json
 
     failed = None
     for path in paths:

@@ -32,12 +32,12 @@ def show(
     qtrace show reference.trace --module '**.o_proj'
     """
     from qtrace.cli.screen import Screen
-    from qtrace.render.notes import spec
-    from qtrace.render.trace_contents import Held, contents, returned
-    from qtrace.render.trace_listing import trace_listing
-    from qtrace.render.visible import one_line
-    from qtrace.store import Trace
-    from qtrace.store.contents import contents_of, facts_of
+    from qtrace.report.notes import spec
+    from qtrace.report.trace_contents import Held, contents, returned
+    from qtrace.report.trace_listing import trace_listing
+    from qtrace.report.visible import one_line
+    from qtrace.traces import Trace
+    from qtrace.traces.contents import contents_of, facts_of
 
     out = Screen(screen)
     opened = Trace(folder_of(trace))

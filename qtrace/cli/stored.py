@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from qtrace.errors import SourceError, UsageError
-from qtrace.records import GateVerdict, ReportData
-from qtrace.records.codec import check_schema, from_plain, parse
-from qtrace.records.report import SCHEMA
+from qtrace.report.records import GateVerdict, ReportData
+from qtrace.report.records.codec import check_schema, from_plain, parse
+from qtrace.report.records.report import SCHEMA
 
 ENDING = ".json"
 # What a report's text holds somewhere, and a config's does not.
@@ -38,7 +38,7 @@ def read_report(path: Path) -> ReportData:
 
 def read_judged(path: Path) -> tuple[ReportData, GateVerdict | None]:
     """Read a stored report, and the gate's verdict where it has one; raises as `read_report` does."""
-    from qtrace.render.json import verdict_in
+    from qtrace.report.json import verdict_in
 
     plain = _read(path)
     return from_plain(ReportData, plain, str(path)), verdict_in(plain, str(path))
@@ -49,7 +49,7 @@ def _read(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        from qtrace.sources.files import missing
+        from qtrace.files import missing
 
         raise UsageError(missing("report", str(path))) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from qtrace.cli.recorder import CallRecorder
+from qtrace.engine.events import End
 from qtrace.patterns import select
-from qtrace.probe import End
-from qtrace.records.calls import CallTrace
-from qtrace.store import StoredSide, Trace, skeleton
+from qtrace.report.records.calls import CallTrace
+from qtrace.traces import StoredSide, Trace, skeleton
 
 
 def recorded(trace: Trace, patterns: Sequence[str]) -> Iterator[list[CallTrace]]:

@@ -8,7 +8,7 @@ from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions
 from qtrace.cli.stored import is_report, read_report
 from qtrace.cli.typed import typed
 from qtrace.errors import ForwardError, Interrupted, UsageError
-from qtrace.records import ReportData
+from qtrace.report.records import ReportData
 
 if TYPE_CHECKING:
     from qtrace.cli.gating import Limits

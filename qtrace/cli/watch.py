@@ -11,8 +11,8 @@ from rich.text import Text
 from qtrace.cli.listeners import Everyone, FinalOutput
 from qtrace.cli.recorder import CallRecorder, differences
 from qtrace.patterns import select
-from qtrace.render.scatter import scatter
-from qtrace.render.trace_listing import trace_listing
+from qtrace.report.scatter import scatter
+from qtrace.report.trace_listing import trace_listing
 
 SIDES = ("reference", "candidate")
 

@@ -11,8 +11,9 @@ from qtrace.debug.handover import Handover
 from qtrace.debug.party import Party
 from qtrace.debug.session import Refusal
 from qtrace.debug.stop import NAMES, Stop
-from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Pair
-from qtrace.lockstep.comparison import LOCAL_DEPTH
+from qtrace.engine.comparison import LOCAL_DEPTH, Comparison
+from qtrace.engine.driver import CANDIDATE, REFERENCE
+from qtrace.engine.pair import Pair
 
 _BETWEEN = "no call is compared here: a side stands inside its own code; `continue`, or step to the next call"
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from qtrace.engine.events import Call
 from qtrace.errors import UsageError, did_you_mean
 from qtrace.patterns import select
-from qtrace.probe import Call
 
 ENTER, EXIT = "enter", "exit"
 _FORM = re.compile(r"(?P<glob>[^:#]+)(?::(?P<event>[^#]*))?(?:#(?P<call>.*))?")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qtrace.debug.session import Move, Refusal, Session
-from qtrace.lockstep import CANDIDATE, REFERENCE
+from qtrace.engine.driver import CANDIDATE, REFERENCE
 
 GISTS = (
     ("diff EXPR", "a value on both sides: what it is, how far apart, how related"),

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 from qtrace.errors import UsageError, did_you_mean
-from qtrace.records import Row, Status
+from qtrace.report.records import Row, Status
 
 NUMBERS = (
     *("peir", "peir_in", "peir_related", "mean", "min", "max", "stddev"),

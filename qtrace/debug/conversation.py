@@ -15,9 +15,12 @@ from qtrace.debug.script import Script
 from qtrace.debug.session import Move
 from qtrace.debug.stop import Stop
 from qtrace.debug.storedparty import StoredParty
-from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, EndRun
-from qtrace.probe import LiveSide, Pause, Replacement
-from qtrace.store import StoredSide
+from qtrace.engine.around import EndRun
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.driver import CANDIDATE, REFERENCE
+from qtrace.engine.events import Pause, Replacement
+from qtrace.engine.live_side import LiveSide
+from qtrace.traces import StoredSide
 
 Sides = tuple[LiveSide | StoredSide, LiveSide | StoredSide]
 

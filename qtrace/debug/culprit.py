@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from qtrace.debug.breakpoints import ENTER, EXIT, Place
 from qtrace.patterns import ROOT
-from qtrace.records import Finding, Outcome, ReportData
-from qtrace.render.leap import first_leap
+from qtrace.report.leap import first_leap
+from qtrace.report.records import Finding, Outcome, ReportData
 
 
 def culprit(report: ReportData, paths: Collection[str]) -> list[Place]:

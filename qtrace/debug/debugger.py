@@ -15,10 +15,12 @@ from qtrace.debug.handover import Handover
 from qtrace.debug.meeting import Stopping
 from qtrace.debug.script import Script
 from qtrace.debug.stop import Stop
-from qtrace.lockstep import REFERENCE, Comparison, EndRun, Meeting
-from qtrace.probe import Replacement
-from qtrace.records import Status
-from qtrace.store import StoredSide
+from qtrace.engine.around import EndRun
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.driver import REFERENCE, Meeting
+from qtrace.engine.events import Replacement
+from qtrace.report.records import Status
+from qtrace.traces import StoredSide
 
 
 class Debugger:

@@ -9,8 +9,8 @@ from typing import Any
 
 from qtrace.debug.leaves import Agrees, columns, described, judged
 from qtrace.debug.stop import NAMES
-from qtrace.lockstep import Pair, PairComparer
-from qtrace.lockstep.leaves import argument_leaves
+from qtrace.engine.leaves import argument_leaves
+from qtrace.engine.pair import Pair, PairComparer
 
 # Python's own names for an expression. `input` is what torch calls its modules' argument, never the terminal's.
 BUILTINS = {name: value for name, value in vars(builtins).items() if name != "input"}

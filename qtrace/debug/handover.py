@@ -10,8 +10,8 @@ import torch
 from qtrace.debug.breakpoints import ENTER
 from qtrace.debug.session import Refusal
 from qtrace.debug.stop import Stop
-from qtrace.lockstep.forcing import Forcing, LeafPairs
-from qtrace.probe import Enter, Exit, Replacement
+from qtrace.engine.events import Enter, Exit, Replacement
+from qtrace.engine.forcing import Forcing, LeafPairs
 
 _MOST_TOLD = 3
 

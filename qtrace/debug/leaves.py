@@ -9,13 +9,12 @@ import torch
 
 from qtrace.debug.masks import mask_words
 from qtrace.debug.stop import NAMES
-from qtrace.lockstep import Pair
-from qtrace.lockstep.leaves import MISSING
-from qtrace.lockstep.pair import spec_of
-from qtrace.records import Statistics, Status, TensorSpec
-from qtrace.render.numbers import cosine, decibels, number, share
-from qtrace.stats import NoValues, describe
-from qtrace.store.sketch import Sketch
+from qtrace.engine.leaves import MISSING
+from qtrace.engine.pair import Pair, spec_of
+from qtrace.numerics import NoValues, describe
+from qtrace.report.numbers import cosine, decibels, number, share
+from qtrace.report.records import Statistics, Status, TensorSpec
+from qtrace.traces.sketch import Sketch
 
 Agrees = Callable[[Pair], bool]
 

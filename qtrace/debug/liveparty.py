@@ -14,7 +14,8 @@ from qtrace.debug.session import Move, Session
 from qtrace.debug.sidepdb import outermost, place_of
 from qtrace.debug.stepper import SideStepper
 from qtrace.debug.stop import NAMES
-from qtrace.probe import Enter, Event, Exit, LiveSide, Pause, Replacement
+from qtrace.engine.events import Enter, Event, Exit, Pause, Replacement
+from qtrace.engine.live_side import LiveSide
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from qtrace.relate import FILL
-from qtrace.relate.mask import blocked_entries
-from qtrace.stats import NoValues, plain
+from qtrace.numerics import NoValues, plain
+from qtrace.numerics.relations import FILL
+from qtrace.numerics.relations.mask import blocked_entries
 
 _MOST = 1 << 26
 

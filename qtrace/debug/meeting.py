@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qtrace.debug.stop import Stop
-from qtrace.lockstep import Around, Comparison
-from qtrace.lockstep.met import Met
-from qtrace.probe import Enter, Exit, Replacement
+from qtrace.engine.around import Around
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.events import Enter, Exit, Replacement
+from qtrace.engine.met import Met
 from qtrace.tree import tensors
 
 

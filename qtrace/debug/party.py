@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from qtrace.debug.difference import Found
 from qtrace.debug.foreign import Standing
 from qtrace.debug.session import Move
-from qtrace.probe import Enter, Event, Exit, Pause, Replacement
+from qtrace.engine.events import Enter, Event, Exit, Pause, Replacement
 
 T = TypeVar("T")
 

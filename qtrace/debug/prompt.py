@@ -9,7 +9,7 @@ from qtrace.debug.commands import GISTS, LEAVING, Commands
 from qtrace.debug.script import Script
 from qtrace.debug.session import Refusal, Session
 from qtrace.debug.sidepdb import SidePdb
-from qtrace.probe import LiveSide
+from qtrace.engine.live_side import LiveSide
 
 
 class Prompt(Commands, SidePdb):

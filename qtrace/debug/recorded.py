@@ -12,14 +12,14 @@ import torch
 from qtrace.debug.difference import BUILTINS, Found
 from qtrace.debug.leaves import columns
 from qtrace.debug.session import Refusal
+from qtrace.engine.events import Call
 from qtrace.errors import did_you_mean
-from qtrace.probe import Call
-from qtrace.render.paths import shorten
-from qtrace.store import StoredSide
-from qtrace.store.leaf import decode
-from qtrace.store.manifest import Line, StoredLeaf, StoredSample, StoredValue
-from qtrace.store.reader import StoredObject, Values
-from qtrace.store.sketch import Sketch
+from qtrace.report.paths import shorten
+from qtrace.traces import StoredSide
+from qtrace.traces.literals import decode
+from qtrace.traces.manifest import Line, StoredLeaf, StoredSample, StoredValue
+from qtrace.traces.reader import StoredObject, Values
+from qtrace.traces.sketch import Sketch
 
 OUTPUT = "output"
 # Of one value, such as a cache, so many leaves are told.

@@ -12,8 +12,8 @@ from typing import Any
 from qtrace.debug.difference import BUILTINS, Found
 from qtrace.debug.script import Script
 from qtrace.debug.session import PROMPT, Move
+from qtrace.engine.live_side import LiveSide, is_in_hook, is_own_code
 from qtrace.errors import did_you_mean
-from qtrace.probe import LiveSide, is_in_hook, is_own_code
 
 # Modules whose code is not stepped into.
 SKIPPED = ("torch", "torch.*", "qtrace", "qtrace.*", "greenlet*")

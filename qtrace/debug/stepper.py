@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-from qtrace.probe import Event, LiveSide, Pause, Replacement
+from qtrace.engine.events import Event, Pause, Replacement
+from qtrace.engine.live_side import LiveSide
 
 
 class Tracer(Protocol):

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtrace.debug.breakpoints import ENTER, EXIT
-from qtrace.lockstep import CANDIDATE, REFERENCE, Comparison, Pair, PairComparer
-from qtrace.lockstep.forcing import IN, OUT
-from qtrace.lockstep.leaves import LeafPair, argument_leaves, match_arguments
-from qtrace.lockstep.met import Met, place
-from qtrace.probe import Call, Enter, Exit
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.driver import CANDIDATE, REFERENCE
+from qtrace.engine.events import Call, Enter, Exit
+from qtrace.engine.forcing import IN, OUT
+from qtrace.engine.leaves import LeafPair, argument_leaves, match_arguments
+from qtrace.engine.met import Met, place
+from qtrace.engine.pair import Pair, PairComparer
 
 NAMES = ("reference", "candidate")
 

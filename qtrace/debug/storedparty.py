@@ -12,9 +12,9 @@ from qtrace.debug.recorded import RecordedCall
 from qtrace.debug.script import Script
 from qtrace.debug.session import Move, Session
 from qtrace.debug.stop import NAMES
-from qtrace.debug.storedprompt import StoredPrompt
-from qtrace.probe import Call, Enter, Event, Exit, Pause, Replacement
-from qtrace.store import StoredSide
+from qtrace.debug.stored_prompt import StoredPrompt
+from qtrace.engine.events import Call, Enter, Event, Exit, Pause, Replacement
+from qtrace.traces import StoredSide
 
 T = TypeVar("T")
 

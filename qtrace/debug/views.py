@@ -11,8 +11,8 @@ from typing import Protocol
 from qtrace.debug.breakpoints import ENTER
 from qtrace.debug.leaves import columns, described, judged
 from qtrace.debug.stop import NAMES, Stop
-from qtrace.render.numbers import number
-from qtrace.store.side import StoredError
+from qtrace.report.numbers import number
+from qtrace.traces.stored_side import StoredError
 
 MOST_SHOWN = 5
 

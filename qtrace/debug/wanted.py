@@ -9,7 +9,7 @@ import torch
 
 from qtrace.debug.breakpoints import Breakpoint, Place, parse_place, resolve
 from qtrace.debug.condition import Condition, is_condition
-from qtrace.passes.model import Model
+from qtrace.engine.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from qtrace.errors import OutputError, SourceError, UsageError
-from qtrace.records import Status, to_plain
-from qtrace.records.codec import check_schema, from_plain, parse
+from qtrace.report.records import Status, to_plain
+from qtrace.report.records.codec import check_schema, from_plain, parse
 
 SCHEMA = "qtrace-baseline/1"
 FACTOR = 1.25

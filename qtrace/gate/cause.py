@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qtrace.records import Finding, ReportData, Row
+from qtrace.report.records import Finding, ReportData, Row
 
 
 class Causes:

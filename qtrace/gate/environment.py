@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from qtrace.records import ReportData, Side
+from qtrace.report.records import ReportData, Side
 
 if TYPE_CHECKING:
     from qtrace.gate.baseline import Baseline

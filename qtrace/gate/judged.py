@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from qtrace.records import Violation
+from qtrace.report.records import Violation
 
 
 @dataclass

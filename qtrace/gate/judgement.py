@@ -11,7 +11,7 @@ from qtrace.gate.environment import differences
 from qtrace.gate.judged import of_run
 from qtrace.gate.policy import check, judge_by_policy, limits_rows
 from qtrace.gate.regression import judge_by_baseline
-from qtrace.records import GateVerdict, Outcome, ReportData, Violation
+from qtrace.report.records import GateVerdict, Outcome, ReportData, Violation
 
 if TYPE_CHECKING:
     from qtrace.config import Policy

@@ -14,7 +14,7 @@ from qtrace.gate.limits import Limit, limits_of
 from qtrace.gate.reading import Context, is_excused, is_void, numberless, read
 from qtrace.gate.unmatched import ALONE, needless, unmatched
 from qtrace.patterns import matches, select
-from qtrace.records import ReportData, Row, Violation
+from qtrace.report.records import ReportData, Row, Violation
 
 if TYPE_CHECKING:
     from qtrace.config import Policy

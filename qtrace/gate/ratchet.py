@@ -9,7 +9,7 @@ from qtrace.gate.baseline import FACTOR, SLACK, Baseline, BaselineRow, rounded
 from qtrace.gate.environment import fingerprint
 from qtrace.gate.reading import column_name
 from qtrace.gate.regression import improved, is_better, measured, name_of, regressions
-from qtrace.records import ReportData
+from qtrace.report.records import ReportData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

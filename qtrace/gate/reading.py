@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from qtrace.records import Argument, ReportData, Row, Status, TensorSpec, Verdict
+from qtrace.report.records import Argument, ReportData, Row, Status, TensorSpec, Verdict
 
 # A perfect pair has these, also where their formulas divide 0 by 0.
 _OF_EQUALS: Mapping[str, float] = {

@@ -14,7 +14,7 @@ from qtrace.gate.judged import Judged
 from qtrace.gate.limits import Limit
 from qtrace.gate.reading import Context, error_of, has_integers, is_excused, numberless
 from qtrace.patterns import ROOT
-from qtrace.records import ReportData, Row, Status, Verdict, Violation
+from qtrace.report.records import ReportData, Row, Status, Verdict, Violation
 
 RULE = "baseline"
 NAMED = 5

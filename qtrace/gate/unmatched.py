@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from qtrace.gate.cause import Causes
 from qtrace.patterns import matches
-from qtrace.records import ReportData, Row, Status, Violation
+from qtrace.report.records import ReportData, Row, Status, Violation
 
 ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from qtrace.errors import QtraceError, SourceError, UsageError, did_you_mean
-from qtrace.sources.files import find_path, missing
+from qtrace.files import find_path, missing
 
 _FILES: dict[Path, ModuleType] = {}
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qtrace.engine.samples import Sample, as_samples
 from qtrace.errors import SourceError, UsageError
+from qtrace.files import find_path, missing
 from qtrace.sources.callables import call as call_user
 from qtrace.sources.callables import find_object
-from qtrace.sources.files import find_path, missing
-from qtrace.sources.samples import Sample, as_samples
 from qtrace.sources.spec import LoadOptions, parse_spec
 from qtrace.sources.traces import open_trace
-from qtrace.store.inputs import samples_of
+from qtrace.traces.inputs import samples_of
 
 if TYPE_CHECKING:
     from qtrace.config import InputsSource

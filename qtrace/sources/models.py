@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from qtrace.engine.placement import deep_copy, place_model
 from qtrace.errors import SourceError, UsageError
 from qtrace.sources import hub
 from qtrace.sources.callables import call, find_object, is_required, required, takes
-from qtrace.sources.exported import unflattened
-from qtrace.sources.placement import deep_copy, place_model
 from qtrace.sources.spec import LoadOptions, Spec, parse_spec
 from qtrace.sources.traces import load_skeleton, made_from_trace
-from qtrace.store import trace_of
+from qtrace.toolkits.exported import unflattened
+from qtrace.traces import trace_of
 
 SCHEMES: dict[str, Callable[[Spec, LoadOptions], nn.Module]] = {
     "hf": hub.load_pretrained,

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from qtrace.config import InputsSource, ReferenceSource, RunConfig
+from qtrace.engine.placement import check_device, place_sample
+from qtrace.engine.samples import Sample, check_fits
 from qtrace.errors import SourceError, UsageError
 from qtrace.sources.inputs import load_inputs
 from qtrace.sources.models import load_model
-from qtrace.sources.placement import check_device, place_sample
-from qtrace.sources.samples import Sample, check_fits
 from qtrace.sources.spec import LoadOptions
 from qtrace.sources.traces import is_trace, made_from_trace
 from qtrace.sources.untouched import process_kept, reference_untouched
-from qtrace.sources.wrappers import apply_wrapper, load_wrapper
+from qtrace.toolkits.wrappers import apply_wrapper, load_wrapper
 
 
 @dataclass(frozen=True)

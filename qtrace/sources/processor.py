@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from qtrace.engine.samples import Sample, signature_of
 from qtrace.errors import SourceError, UsageError
-from qtrace.sources.files import find_path, missing
+from qtrace.files import find_path, missing
 from qtrace.sources.hub import access_arguments, first_sentence, resolve
-from qtrace.sources.samples import Sample, signature_of
 from qtrace.sources.spec import LoadOptions, Spec, parse_spec
 
 

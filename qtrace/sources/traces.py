@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from qtrace.errors import SourceError, UsageError
-from qtrace.sources.files import find_path, missing
+from qtrace.files import find_path, missing
 from qtrace.sources.spec import LoadOptions, Spec, check_options
-from qtrace.store import Trace, skeleton
+from qtrace.traces import Trace, skeleton
 
 _SCHEME = "trace:"
 

@@ -92,8 +92,8 @@ def mask_bug(reference: nn.Module) -> nn.Module:
         UsageError: `reference` is no Qwen3-VL.
         SourceError: tico is not installed, or this version of it has no such methods.
     """
-    from qtrace.sources.samples import as_samples
-    from qtrace.sources.wrappers.tico import wrap
+    from qtrace.engine.samples import as_samples
+    from qtrace.toolkits.wrappers.tico import wrap
 
     if not isinstance(reference, Qwen3VLForConditionalGeneration):
         raise UsageError(

@@ -1,0 +1,223 @@
+"""Which suspects are the cause: heal them, and see what becomes of the final error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from qtrace.diagnosis.isolate import Suspect
+from qtrace.diagnosis.lossy import Lossy
+from qtrace.diagnosis.runner import Runner
+from qtrace.report.records import Status
+
+# An own error up to which half precision may be all there is to it; its expected rounding is capped at 0.02.
+_UNLUCKY = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """A suspect, and the final error before and after it was healed; `is_cause` says that this explains it.
+
+    `gain` is by how much it fell below the least that was reached before; see `_gains`.
+    """
+
+    suspect: Suspect
+    before: float | None
+    after: float | None
+    is_cause: bool
+    gain: float = 0.0
+
+
+def confirmed(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] = ()) -> list[Graft]:
+    """Return the suspects that matter, the one with the largest effect first.
+
+    They are healed one after the other, in execution order: nothing that comes after one is healed then, so nothing
+    hides what it does. One without any effect matters only if it errs on clean arguments, and by more than a factor.
+    Those whose effects cancel, as those of a scale that is folded in here and out there, are nobody's fault. `repeated`
+    are the modules that are called more than once.
+    """
+    found = sorted(found, key=lambda suspect: suspect.order)
+    if runner.is_coarse:
+        found = [suspect for suspect in found if not _may_be_rounding(suspect)]
+        if not found:
+            return []
+    lossy = Lossy(runner, found)
+    healed = runner.final_after(found, lossy.listeners)
+    rest = lossy.rest(found)
+    if len(rest) < len(found):
+        if not rest:
+            return []
+        found, healed = rest, runner.final_after(rest)
+    if not runner.is_healed(healed):
+        found, healed = _mended(runner, found, healed)
+    if runner.is_coarse and not runner.is_healed(healed):
+        # Between two dtypes a visible step may be rounding that fell unluckily; only a cure makes it a fault.
+        return []
+    errors = [runner.before, *(runner.final_after(found[:count]) for count in range(1, len(found))), healed]
+    cancelled = _cancelled(errors, runner.floor)
+    together = {place for place in cancelled if _is_of_one_call(found, place, cancelled)}
+    gains = _gains(errors, found, together)
+    grafts = []
+    for place, suspect in enumerate(found):
+        before, after = errors[place], errors[place + 1]
+        has_effect = not _is_same(before, after, runner.floor)
+        if (place in cancelled and (_is_convention(suspect) or place in together)) or (
+            not has_effect and len(found) > 1 and _is_explained(suspect)
+        ):
+            continue
+        # All is right with this one as it is; one healed before that runs again after it may hide it, though.
+        is_right = place > 0 and before is not None and before <= runner.floor and not has_effect
+        if is_right and not any(module in repeated for other in found[:place] for module in other.modules):
+            continue
+        is_cause = runner.is_healed(healed) and (has_effect or len(found) == 1)
+        grafts.append(Graft(suspect, before, after, is_cause, gains[place]))
+    if not grafts:
+        grafts.append(Graft(found[0], runner.before, healed, False))
+    return sorted(grafts, key=lambda graft: (-graft.gain, graft.suspect.order))
+
+
+def relieving(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
+    """Return, where differing is the rule, the outliers without which the final error is visibly smaller.
+
+    They are healed one upon the other in execution order: whoever comes late is handed what all before it should have
+    led to, and would get the credit for them. A folded scale makes the error larger.
+    """
+    kept: list[Graft] = []
+    reached = runner.before
+    for suspect in sorted(found, key=lambda suspect: suspect.order):
+        after = runner.final_after([*(graft.suspect for graft in kept), suspect])
+        if runner.is_relieved(after, reached) or suspect.kind == "non_finite":
+            kept.append(Graft(suspect, reached, after, runner.is_healed(after), _fallen(reached, after)))
+            reached = after
+    return sorted(kept, key=lambda graft: (-graft.gain, graft.suspect.order))
+
+
+def _fallen(before: float | None, after: float | None) -> float:
+    if before is None or after is None:
+        return 0.0
+    return math.inf if math.isinf(before) and not math.isinf(after) else before - after
+
+
+def _mended(runner: Runner, found: list[Suspect], healed: float | None) -> tuple[list[Suspect], float | None]:
+    """Return suspects that heal where these do not, and the final error with them healed; else these."""
+    plain = [suspect for suspect in found if not _is_related(suspect)]
+    if plain and len(plain) < len(found):
+        # A factor that somebody undoes further down must not be healed, and is no fault.
+        after = runner.final_after(plain)
+        if runner.is_healed(after):
+            return plain, after
+    whole = _at_their_exits(found)
+    if whole != found:
+        # Where several lines of one forward are wrong, only what it returns can be healed.
+        after = runner.final_after(whole)
+        if runner.is_healed(after):
+            return whole, after
+    return found, healed
+
+
+def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
+    """Return the suspects with each container's own faults in one, which is healed at the container's exit."""
+    kept: dict[object, Suspect] = {}
+    for suspect in found:
+        if not (suspect.has_children and suspect.kind in ("miscalls", "structure", "introduces")):
+            kept[id(suspect)] = suspect
+        elif suspect.module not in kept:
+            kept[suspect.module] = replace(suspect, kind="introduces", argument=None, callees=[])
+    return sorted(kept.values(), key=lambda suspect: suspect.order)
+
+
+def _gains(errors: Sequence[float | None], found: Sequence[Suspect], left_out: Collection[int] = ()) -> list[float]:
+    """Return for each suspect by how much the final error fell, for its sake, below the least reached before.
+
+    Those at the places `left_out` cancel each other, and gain nothing.
+
+    Healing one half of what is folded in here and out there breaks the model, and healing the other half mends it:
+    to undo what the healing of another one broke is no merit. What is gained by such a stretch counts for the first
+    in it that is wrong by more than a convention, or for the container around it, whose own code may be what undoes it.
+    """
+    gains = [0.0] * len(found)
+    least, start = errors[0], 0
+    for place, after in enumerate(errors[1:]):
+        if (place == start and after == least) or place in left_out:
+            start = place + 1
+        if after is None or (least is not None and not after < least):
+            continue
+        stretch = range(start, place + 1)
+        owner = next((k for k in stretch if not _is_convention(found[k])), start)
+        owner = next((k for k in stretch if _is_around(found[k], found[owner])), owner)
+        gains[owner] += math.inf if least is None or math.isinf(least) else least - after
+        least, start = after, place + 1
+    return gains
+
+
+def _is_around(container: Suspect, inner: Suspect) -> bool:
+    prefix = f"{container.module}." if container.module else ""
+    return container.has_children and container.module != inner.module and inner.module.startswith(prefix)
+
+
+def _cancelled(errors: Sequence[float | None], floor: float) -> set[int]:
+    """Return the places of suspects that undo each other: healed in turn, the final error moves away and comes back.
+
+    `errors[k]` is the final error with the first k suspects healed.
+    """
+    found: set[int] = set()
+    start = 0
+    while start < len(errors) - 1:
+        back = next(
+            (
+                end
+                for end in range(start + 2, len(errors))
+                if _is_same(errors[start], errors[end], floor)
+                and not any(_is_same(errors[k], errors[k + 1], floor) for k in range(start, end))
+            ),
+            None,
+        )
+        if back is None:
+            start += 1
+        else:
+            found.update(range(start, back))
+            start = back
+    return found
+
+
+def _is_of_one_call(found: Sequence[Suspect], place: int, cancelled: Collection[int]) -> bool:
+    """Return whether what cancels a wrong argument is another one of the same call, such as edges and their weights.
+
+    What is reordered alike in both is right as a whole.
+    """
+    one = found[place]
+    others = (found[other] for other in cancelled if other != place)
+    return one.kind == "miscalls" and any(
+        other.kind == "miscalls" and other.module == one.module and other.callees == one.callees for other in others
+    )
+
+
+def _is_same(one: float | None, other: float | None, floor: float) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one == other or abs(one - other) <= floor
+
+
+def _may_be_rounding(suspect: Suspect) -> bool:
+    """Return whether rounding in half precision that fell unluckily, or was amplified, explains what was seen there."""
+    value = suspect.value
+    if value is None or value.status is not Status.COMPARED or value.error is None:
+        return False
+    return value.error <= _UNLUCKY
+
+
+def _is_explained(suspect: Suspect) -> bool:
+    """Return whether what was seen there needs no fault: a factor may be undone, an argument not looked at."""
+    return _is_convention(suspect) or suspect.kind in ("miscalls", "structure")
+
+
+def _is_convention(suspect: Suspect) -> bool:
+    """Return whether the candidate holds the reference's values there, only in another convention."""
+    return _is_related(suspect) or (suspect.value is not None and suspect.value.deliberate)
+
+
+def _is_related(suspect: Suspect) -> bool:
+    """Return whether what is wrong there is no more than a factor or a layout, which may be undone elsewhere."""
+    relation = suspect.value.relation if suspect.value is not None else None
+    return relation is not None and relation.kind in ("gain", "layout")

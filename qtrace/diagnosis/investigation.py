@@ -1,0 +1,139 @@
+"""From "it differs" to a named fault: the suspects are isolated, healed, and named.
+
+To heal one is to hand the candidate the reference's tensors at just its boundaries; how far the final error falls then
+says whether it was the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qtrace.diagnosis.confirmation import confirmed, relieving
+from qtrace.diagnosis.isolate import Suspect, repeats, role, vanished
+from qtrace.diagnosis.isolation import Isolation, Key, Local
+from qtrace.diagnosis.naming import Naming
+from qtrace.diagnosis.outliers import coarse_dtypes
+from qtrace.diagnosis.quantization.quantized import Quantized
+from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.trials import as_trial, kept_in
+from qtrace.diagnosis.verdicts import verdicts
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.fingerprint import Fingerprint
+from qtrace.engine.model import Model
+from qtrace.engine.onepass import Options
+from qtrace.engine.plan import Plan
+from qtrace.report.records import Finding, Verdict
+
+_MOST_SUSPECTS = 12
+# A difference that is no rounding at any depth.
+_VISIBLE = 1e-3
+
+
+class Investigation:
+    """Finds who is to blame on one sample; `first` is what the pass without forcing showed of it.
+
+    `before` is the final error of a pass that did not come to its end.
+    """
+
+    def __init__(
+        self,
+        models: tuple[Model, Model],
+        plan: Plan,
+        sample: Any,
+        options: Options,
+        own_random: bool,
+        first: Comparison,
+        *,
+        before: float | None = None,
+    ) -> None:
+        self._runner = Runner(models, plan, sample, options, own_random)
+        self._first = as_trial(first, local=False)
+        self._isolation = Isolation(self._runner, self._first)
+        self._warnings: list[str] = []
+        self._runner.kept = kept_in(first)
+        self._runner.before = self._first.final_error if before is None else before
+        self._runner.computes_in(coarse_dtypes(self._first))
+
+    @property
+    def local(self) -> Mapping[Key, Local]:
+        """Return each output's own error by (module, call, output), where a pass has shown it."""
+        return self._isolation.local
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what a reader must know of the search."""
+        return self._isolation.warnings + self._warnings
+
+    def findings(self) -> list[Finding]:
+        """Return the named faults, best first."""
+        trial, runner = self._first, self._runner
+        ran = {call.module for call in trial.calls}
+        quantized = Quantized(runner)
+        naming = Naming(runner, ran.__contains__, quantized)
+        found, is_noise = self._isolation.suspects()
+        if found and not is_noise:
+            # Where only a few modules quantize, none is to blame for rounding as it was asked to.
+            found = [suspect for suspect in found if not quantized.explains(suspect)]
+            if not found:
+                return []
+        if not found and not is_noise and not runner.is_coarse:
+            found = vanished(trial, _VISIBLE)
+            if found and not runner.is_healed(runner.final_after(found)):
+                return []
+        if not found:
+            return []
+        if is_noise:
+            grafts = relieving(runner, self._worst(found))
+        else:
+            found = repeats(found, trial, lambda suspect: naming.static(suspect.module))
+            found = [self._with_silent_members(suspect, found, naming) for suspect in found]
+            repeated = {call.module for call in trial.calls if call.call}
+            grafts = confirmed(runner, self._worst(found), repeated)
+        named = [naming.finding(rank, graft) for rank, graft in enumerate(grafts, 1)]
+        first = {(finding.module, finding.kind, finding.argument): finding for finding in reversed(named)}
+        kept = [finding for finding in named if first[finding.module, finding.kind, finding.argument] is finding]
+        return [replace(finding, rank=rank) for rank, finding in enumerate(kept, 1)]
+
+    def observe(self) -> None:
+        """Measure each module's own error, and blame nobody: the final outputs agree."""
+        self._isolation.everywhere()
+
+    def reference_again(self) -> Fingerprint | None:
+        """Return what the reference returned once more, in a pass that hooked hardly any module; None without one."""
+        return self._runner.reference_again
+
+    def verdicts(self, findings: Sequence[Finding]) -> dict[Key, Verdict]:
+        """Return what each output that differs means, by (module, call, output)."""
+        found = verdicts(self._first, findings, {key: local.is_visible for key, local in self.local.items()})
+        undone = {key for key, local in self.local.items() if local.is_undone}
+        return {key: Verdict.ABSORBED if key in undone else verdict for key, verdict in found.items()}
+
+    def _worst(self, found: list[Suspect]) -> list[Suspect]:
+        """Return as many suspects as can be tried, those with the largest errors of their own."""
+        if len(found) <= _MOST_SUSPECTS:
+            return found
+        left = len(found) - _MOST_SUSPECTS
+        self._warnings.append(f"{left} more modules show an error of their own than could be tried one by one")
+        return sorted(found, key=_own_error, reverse=True)[:_MOST_SUSPECTS]
+
+    def _with_silent_members(self, suspect: Suspect, found: Sequence[Suspect], naming: Naming) -> Suspect:
+        """Return the suspect with the modules of other layers whose data differs in the same way.
+
+        What is wrong there as well may be too little to be seen behind the others.
+        """
+        static = naming.static(suspect.module) if suspect.kind == "introduces" else ()
+        # Of weights that are said to differ alike, each may differ in its own way.
+        if static and static == naming.attributes(suspect.module):
+            named = {module for other in found for module in other.modules}
+            same_role = (
+                p for p in self._runner.plan.reference_keys if role(p) == role(suspect.module) and p not in named
+            )
+            suspect.members.extend(path for path in same_role if naming.static(path) == static)
+        return suspect
+
+
+def _own_error(suspect: Suspect) -> float:
+    error = suspect.value.error if suspect.value is not None else None
+    return float("inf") if error is None else error

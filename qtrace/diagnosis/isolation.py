@@ -1,0 +1,231 @@
+"""Isolation: passes with forced boundaries, until each suspect stands alone.
+
+The first of them hands the candidate the reference's tensors at every boundary, so that each call shows the error that
+it makes itself. Where somebody shows one of whom the accumulated pass cannot tell whether the code around undoes it,
+further ones force the boundaries of the children of those containers alone that differ; what is found to differ inside
+is opened in turn, by running that container alone again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from qtrace.diagnosis.isolate import Suspect, innocents, opened, suspects, unaccounted
+from qtrace.diagnosis.outliers import is_noisy, outliers
+from qtrace.diagnosis.replay import Replays, is_inside
+from qtrace.diagnosis.rewritten import error_inside, rewritten_inside, wrong_inside
+from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.splice import spliced
+from qtrace.diagnosis.trial import Trial, Value
+from qtrace.diagnosis.trials import as_trial
+from qtrace.engine.forcing import Forcing
+from qtrace.engine.onepass import Pass
+from qtrace.errors import first_line
+from qtrace.numerics.relations import DELIBERATE
+from qtrace.report.records import Relation
+
+# Deep models nest about this many containers; each pass opens at least one level.
+_MOST_PASSES = 6
+
+Key = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The error that one output shows on the reference's arguments (a PEIR), and whether it is beyond rounding.
+
+    `relation` says how it is related to the reference's then, if that is known.
+    """
+
+    error: float | None
+    is_visible: bool
+    relation: Relation | None = None
+
+    @property
+    def is_undone(self) -> bool:
+        """Return whether it is right in a convention of the candidate's, which the modules behind it undo."""
+        return not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
+
+
+class Isolation:
+    """Finds the suspects, from what the pass without forcing showed.
+
+    `local` holds each output's own error by (module, call, output), where a pass has shown it; `warnings` what a reader
+    must know of the search.
+    """
+
+    def __init__(self, runner: Runner, first: Trial) -> None:
+        self.local: dict[Key, Local] = {}
+        self.warnings: list[str] = []
+        self._runner = runner
+        self._first = first
+        self._converted: frozenset[str] = frozenset()
+
+    def suspects(self) -> tuple[list[Suspect], bool]:
+        """Return the suspects, and whether differing is the rule, so that they only stand out."""
+        first, everywhere = self._first, self.everywhere()
+        if not everywhere.roots:
+            return [], True
+        if is_noisy(everywhere):
+            return outliers(self._everywhere_in_right_terms(everywhere)), True
+        rewritten = rewritten_inside(everywhere, {call.module for call in everywhere.calls})
+        open_paths = opened(first)
+        doubtful = unaccounted(everywhere, first, open_paths)
+        if not rewritten and not doubtful:
+            # With all boundaries inside forced, a container that folds in and undoes something comes out wrong.
+            innocent = innocents(first)
+            found = [one for one in suspects(everywhere, open_paths) if not _is_forced_wrong(one, innocent)]
+            return found, False
+        replays = Replays(self._runner, doubtful - {""})
+        trial, inside = first, set[str]()
+        for _ in range(_MOST_PASSES):
+            trial = self._in_right_terms(trial, open_paths, replays, inside)
+            more = opened(trial, open_paths) - open_paths
+            if not more:
+                break
+            open_paths = open_paths | more
+            inside = replays.covering(more)
+        return suspects(trial, open_paths), False
+
+    def everywhere(self) -> Trial:
+        """Hand over the reference's tensors at every boundary: each call shows the error that it makes itself."""
+        forced = frozenset(self._runner.plan.reference_keys)
+        return self._shown(self._pass(forced, frozenset(), self._runner.run), frozenset())
+
+    def _everywhere_in_right_terms(self, everywhere: Trial) -> Trial:
+        """Hand over at every boundary again, in the candidate's convention within containers where that leaves less.
+
+        A factor per channel that quantization folds into a norm is undone by the weights behind it: handed the
+        reference's values as they are, those would show an error of their own.
+        """
+        forced = frozenset(self._runner.plan.reference_keys)
+        found, asked = everywhere, set[str]()
+        # What a container is handed shows only once those around it are right.
+        while more := rewritten_inside(found, {call.module for call in found.calls} - asked, self._converted):
+            asked |= more
+            other = self._pass(forced, self._converted | _children_of(found, more), self._runner.run, is_noisy=True)
+            better = {path for path in more if error_inside(other, path) < error_inside(found, path)}
+            if not other.roots or not better:
+                break
+            self._converted |= _children_of(found, better)
+            found = other if better == more else self._pass(forced, self._converted, self._runner.run, is_noisy=True)
+            self._shown(found, self._converted)
+        return found
+
+    def _in_right_terms(self, trial: Trial, open_paths: set[str], replays: Replays, inside: set[str]) -> Trial:
+        """Force the boundaries of these containers' children; where `inside` names any, only those run again.
+
+        Where the candidate has rewritten some, the children are forced in the convention that leaves less wrong. A
+        rotation or a factor per channel looks the same whether it is a fault or undone by the next module. Handed
+        the reference's values as they are, that module goes wrong where it undoes it; handed them in the candidate's
+        convention, where it does not. The latter is right only if nothing comes out wrong that was right before.
+        """
+        forced = _children_of(trial, open_paths)
+
+        def shown(converted: frozenset[str]) -> Trial:
+            again = self._again(trial, forced, converted, replays, inside) if inside else None
+            if again is None:
+                again = self._pass(forced, converted, replays.during)
+            return self._shown(again, converted)
+
+        # A pass of the whole models in their place shows more, which the next round looks into.
+        looked_into = {path for path in open_paths if not inside or is_inside(path, inside)}
+        found = shown(self._converted)
+        asked: set[str] = set()
+        while more := rewritten_inside(found, looked_into, self._converted) - asked:
+            asked |= more
+            other = shown(self._converted | _children_of(found, more))
+            better = {path for path in more if wrong_inside(other, path) < wrong_inside(found, path)}
+            if better:
+                self._converted |= _children_of(found, better)
+                found = other if better == more else shown(self._converted)
+        return found
+
+    def _again(
+        self, trial: Trial, forced: frozenset[str], converted: frozenset[str], replays: Replays, inside: Collection[str]
+    ) -> Trial | None:
+        """Return the trial with these containers as they are when they run alone; None if one of them cannot."""
+        for path in sorted(inside):
+            done = replays.run(path, self._forcing(forced, converted))
+            alone = None if done is None else self._trial(done)
+            if alone is None or len(alone.roots) != 1:
+                return None
+            trial = spliced(trial, alone)
+        return trial
+
+    def _pass(
+        self,
+        forced: frozenset[str],
+        converted: frozenset[str],
+        run: Callable[[Forcing], Pass],
+        *,
+        is_noisy: bool = False,
+    ) -> Trial:
+        forcing = replace(self._forcing(forced, converted), is_noisy=is_noisy)
+        done = run(forcing)
+        if done.raised() and self._first_broke_off():
+            # What raises may be the caller, on an output of another size.
+            done = run(replace(forcing, resizes_outputs=True))
+        if done.raised():
+            # What the callee of the reference takes, that of the candidate may not.
+            done = run(replace(forcing, resizes=False, unwraps=False))
+        if done.raised():
+            raised = next(end.error for end in done.ends if end.error is not None)
+            said = f"{type(raised).__name__}: {first_line(raised)}"
+            why = f"the candidate does not take the reference's tensors ({said})"
+            self.warnings.append(f"a look inside failed: {why}")
+            return Trial(())
+        return self._trial(done)
+
+    def _trial(self, done: Pass) -> Trial:
+        return as_trial(done.comparison, local=True, known=self._first.harmless, kept=self._runner.kept)
+
+    def _first_broke_off(self) -> bool:
+        return self._runner.before is not None and math.isinf(self._runner.before)
+
+    def _forcing(self, forced: frozenset[str], converted: frozenset[str]) -> Forcing:
+        # What the root returns goes nowhere.
+        exits = forced - {""}
+        harmless = self._first.harmless
+        return Forcing(entries=forced, exits=exits, converted=converted, harmless=harmless, explains=True)
+
+    def _shown(self, trial: Trial, converted: frozenset[str]) -> Trial:
+        """Note the own errors that a trial shows."""
+        shown = _local_errors(trial)
+        # In the candidate's own convention an error shows more truly than in the reference's.
+        self.local = self.local | shown if converted else shown | self.local
+        return trial
+
+
+def _local_errors(trial: Trial) -> dict[Key, Local]:
+    """Return the own error of each output whose call went in with the reference's arguments."""
+    return {
+        (call.module, call.call, value.name): Local(
+            value.related if _is_undone(value) else value.error, not value.agrees and not value.is_gain, value.relation
+        )
+        for call in trial.calls
+        if call.side is None and trial.enters_clean(call)
+        for value in call.outputs
+    }
+
+
+def _is_undone(value: Value) -> bool:
+    """Return whether what remains under the relation is the own error: of a factor, or in a convention that holds."""
+    return value.is_gain or (value.agrees and value.deliberate and value.related is not None)
+
+
+def _is_forced_wrong(suspect: Suspect, innocent: Collection[tuple[str, int]]) -> bool:
+    is_container = suspect.has_children and suspect.kind == "introduces"
+    return is_container and (suspect.module, suspect.call.call) in innocent
+
+
+def _children_of(trial: Trial, open_paths: set[str]) -> frozenset[str]:
+    return frozenset(
+        child.module
+        for call in trial.calls
+        if call.module in open_paths
+        for child in call.children
+        if child.side is None
+    )

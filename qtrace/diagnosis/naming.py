@@ -1,0 +1,137 @@
+"""From a confirmed suspect to a finding: what differs in its data, where its code stands, what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from qtrace.diagnosis.confirmation import Graft
+from qtrace.diagnosis.differences import attribute_differences, static_differences, tensor_differences
+from qtrace.diagnosis.isolate import Suspect
+from qtrace.diagnosis.operators.code_investigation import Lines, called_elsewhere, forward_of, line_of, source_of
+from qtrace.diagnosis.quantization.quantized import Quantized
+from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.words import evidence_for, finding_of
+from qtrace.report.records import Finding, Status
+
+# The findings that a reader is told in full.
+_MOST_PINPOINTED = 3
+Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[str]]
+
+
+class Naming:
+    """Writes findings; `was_called` tells whether a reference module ran, on either side."""
+
+    def __init__(self, runner: Runner, was_called: Callable[[str], bool], quantized: Quantized) -> None:
+        self._runner = runner
+        self._was_called = was_called
+        self._static: dict[str, tuple[str, ...]] = {}
+        self._quantized = quantized
+
+    def finding(self, rank: int, graft: Graft) -> Finding:
+        """Return the finding for a suspect."""
+        suspect, static = self._placed(graft.suspect)
+        parting = self._parting(rank, suspect, graft)
+        sites = suspect.callee.sites if suspect.callee is not None else (None, None)
+        quantized = self._quantized.evidence(suspect, looks=rank <= _MOST_PINPOINTED)
+        return finding_of(
+            suspect,
+            rank,
+            static,
+            confirmed=graft.is_cause,
+            graft={"before": graft.before, "after": graft.after},
+            evidence=(*called_elsewhere(sites, parting), *evidence_for(suspect, static), *quantized),
+            source=self._source(suspect, parting),
+        )
+
+    def static(self, module: str) -> tuple[str, ...]:
+        """Return what differs between a reference module and the candidate's that answer to it, in words."""
+        # Asked for again at each step from suspect to finding, and it reads the weights.
+        if module not in self._static:
+            self._static[module] = self._said(module, static_differences)
+        return self._static[module]
+
+    def attributes(self, module: str) -> tuple[str, ...]:
+        """Return the part of `static` that is of plain attributes."""
+        return self._said(module, attribute_differences)
+
+    def _said(self, module: str, differences: Differences) -> tuple[str, ...]:
+        mine, theirs = self._runner.models[0].modules.get(module), self._runner.partners(module)
+        return tuple(differences(mine, theirs)) if mine is not None and theirs else ()
+
+    def _placed(self, suspect: Suspect) -> tuple[Suspect, tuple[str, ...]]:
+        """Return the suspect, put where its data differs if that explains it, and what differs there.
+
+        Code that is right computes something else out of other parameters: its own, or those of a module inside that
+        it only takes the weights of.
+        """
+        static = self.static(suspect.module)
+        if suspect.kind not in ("introduces", "miscalls"):
+            return suspect, static
+        for child in self._uncalled(suspect.module):
+            inside = self.static(child)
+            if inside and self._runner.relieves(child):
+                placed = replace(suspect, kind="introduces", module=child, argument=None, callees=[], members=[])
+                return replace(placed, callee=None, has_children=False), inside
+        if suspect.kind == "introduces" and suspect.has_children and not static:
+            for child in self._children(suspect.module):
+                inside = self.static(child)
+                if inside and self._runner.is_healed(self._runner.final_with_parameters(child)):
+                    placed = replace(suspect, module=child, callees=[], members=[], callee=None, has_children=False)
+                    return placed, inside
+        value = suspect.value
+        same_form = value is not None and value.status is Status.COMPARED and value.reference == value.candidate
+        if static and suspect.kind == "miscalls" and (same_form or self._said(suspect.module, tensor_differences)):
+            return replace(suspect, kind="introduces", argument=None, callees=[]), static
+        return suspect, static
+
+    def _children(self, module: str) -> list[str]:
+        modules = self._runner.models[0].modules
+        return [path for path in modules if path.rpartition(".")[0] == module and path != module]
+
+    def _uncalled(self, module: str) -> list[str]:
+        return [path for path in self._children(module) if not self._was_called(path)]
+
+    def _parting(self, rank: int, suspect: Suspect, graft: Graft) -> Lines:
+        """Return the lines in which a module's own code goes wrong, of the sides on which they are known.
+
+        They are looked for where healing the module heals everything: beside other errors there is not one place
+        where the two sides part.
+        """
+        runner = self._runner
+        is_own = suspect.kind in ("miscalls", "structure") or (
+            suspect.kind == "introduces" and (suspect.has_children or self._has_code(suspect.module))
+        )
+        if not is_own or rank > _MOST_PINPOINTED or runner.is_coarse or not runner.is_healed(graft.after):
+            return None, None
+        reference, candidate = runner.parting(suspect.module, suspect.call.call) or (None, None)
+        return line_of(reference), line_of(candidate)
+
+    def _has_code(self, module: str) -> bool:
+        """Return whether a module's forward is somebody's own, and its data are no reason to err."""
+        mine = self._runner.models[0].modules.get(module)
+        sides = [mine, *self._runner.partners(module)[:1]]
+        own = [side for side in sides if side is not None and forward_of(side) is not None]
+        return bool(own) and not self.static(module)
+
+    def _source(self, suspect: Suspect, parting: Lines) -> dict[str, Any] | None:
+        """Return the line on each side: where it parts from the other, if that is known.
+
+        Else that of the call that is made wrongly, of the last call before a container errs, or of its forward.
+        """
+        reference, candidate = self._around(suspect)
+        return source_of(parting[0] or reference, parting[1] or candidate)
+
+    def _around(self, suspect: Suspect) -> Lines:
+        """Return the lines of the call that a suspect is known by; without one, of its forward."""
+        call = suspect.callee
+        if call is None and suspect.has_children:
+            call = next((child for child in reversed(suspect.call.children) if child.side is None), None)
+        if call is not None and call.sites != (None, None):
+            return call.sites
+        mine = self._runner.models[0].modules.get(suspect.module)
+        theirs = next(iter(self._runner.partners(suspect.module)), self._runner.models[1].root)
+        return None if mine is None else forward_of(mine), forward_of(theirs)

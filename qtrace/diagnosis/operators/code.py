@@ -1,0 +1,92 @@
+"""Where an operator was asked for: the frames of the model's own code, and the lines around them."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from qtrace.engine.events import Site
+from qtrace.report.records.operators import CodeLine, CodePlace
+
+# Frames in these folders are not the model's own code.
+_FOREIGN = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parents[1]) + os.sep)
+_CALL = torch.nn.Module._call_impl.__code__
+_AROUND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where in the code an operator was asked for.
+
+    `site` is the innermost place outside of torch. `own` is the innermost place in the code of the module that is
+    looked into, which is the file that its forward stands in: `site` itself, or the line that called the module inside,
+    or the function elsewhere, in which `site` stands. `module` is the innermost module under way.
+    """
+
+    site: Site | None
+    own: Site | None
+    module: torch.nn.Module | None
+
+
+class OwnCode:
+    """The code of the modules that are looked into, a wrapper and what it wraps."""
+
+    def __init__(self, standing: Iterable[torch.nn.Module]) -> None:
+        modules = list(standing)
+        self._ids = {id(module) for module in modules}
+        codes = (getattr(inspect.unwrap(module.forward), "__code__", None) for module in modules)
+        self._files = {code.co_filename for code in codes if code is not None}
+
+    def origin(self) -> Origin:
+        """Return where the running operator was asked for."""
+        site: Site | None = None
+        passed: list[Site] = []
+        innermost: torch.nn.Module | None = None
+        crossed: object = None
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code is _CALL:
+                module = frame.f_locals["self"]
+                innermost = innermost or module
+                if id(module) in self._ids:
+                    break
+                # All that was passed so far belongs to a module inside.
+                passed, crossed = [], module
+            elif not code.co_filename.startswith(_FOREIGN):
+                found = Site(code.co_filename, frame.f_lineno or 0, code.co_name)
+                site = site or found
+                # A module's own way of calling itself, as for checkpointing, is no call of its caller's.
+                if passed or crossed is None or frame.f_locals.get("self") is not crossed:
+                    passed.append(found)
+            frame = frame.f_back
+        own = next((one for one in passed if one.file in self._files), passed[0] if passed else None)
+        return Origin(site, own, innermost)
+
+
+def short(file: str) -> str:
+    """Return a file's path within its package or below the current folder, without the machine's own folders."""
+    path = Path(file)
+    if "site-packages" in path.parts:
+        return "/".join(path.parts[path.parts.index("site-packages") + 1 :])
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
+
+
+def code_place(site: Site | None, *, around: bool = False) -> CodePlace | None:
+    """Return a site as a report tells it; with `around` also the lines of code about it."""
+    if site is None:
+        return None
+    lines: tuple[CodeLine, ...] = ()
+    if around:
+        numbers = range(max(1, site.line - _AROUND), site.line + _AROUND + 1)
+        read = ((number, linecache.getline(site.file, number)) for number in numbers)
+        lines = tuple(CodeLine(number, text.rstrip("\n")) for number, text in read if text)
+    return CodePlace(short(site.file), site.line, site.function, lines)

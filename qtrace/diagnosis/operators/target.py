@@ -1,0 +1,156 @@
+"""One call of one module of each side, and how to run the models up to it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from qtrace.diagnosis.operators.graph import place
+from qtrace.diagnosis.operators.recorder import Recorder
+from qtrace.engine.driver import CANDIDATE, REFERENCE
+from qtrace.engine.model import Model, devices_of
+from qtrace.engine.modelstate import buffers_kept
+from qtrace.engine.onepass import copied
+from qtrace.engine.plan import Plan
+from qtrace.engine.recording import run_during
+from qtrace.engine.torch_state import RandomState
+from qtrace.errors import ForwardError, QtraceError, UsageError, did_you_mean, first_line
+from qtrace.patterns import ROOT
+from qtrace.tree import join
+
+NAMES = ("reference", "candidate")
+
+
+@dataclass
+class Target:
+    """The module `path` (a reference path) on both sides, in the run of the two models on one sample.
+
+    Each side's model runs by itself, on a copy of the sample and from the same random state, and leaves no trace: no
+    hook, no written buffer.
+    """
+
+    models: tuple[Model, Model]
+    plan: Plan
+    sample: Any
+    path: str
+    call: str = "forward"
+    _random: RandomState = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._random = RandomState(devices_of(self.models))
+
+    @cached_property
+    def answering(self) -> list[str]:
+        """The candidate's paths that answer to the module, a wrapper before what is inside it."""
+        return [path for path, key in self.plan.candidate_keys.items() if key == self.path]
+
+    def standing(self, side: int) -> list[torch.nn.Module]:
+        """Return the modules of a side that stand for the module, the outermost first."""
+        paths = [self.path] if side == REFERENCE else self.answering
+        return [self.models[side].modules[path] for path in paths]
+
+    def recorded(
+        self,
+        side: int,
+        path: str,
+        index: int,
+        keeps: Collection[int] = (),
+        *,
+        most: int | None = None,
+    ) -> tuple[Recorder, int]:
+        """Run a side's model; return what was recorded of one call of the module at `path`, and how many there were.
+
+        See `Recorder` for `keeps` and `most`.
+
+        Raises `ForwardError` where the model raises.
+        """
+        model = self.models[side]
+        recorder = Recorder(self.standing(side), self._names(side), keeps, most)
+        run = model.entry(self.call, copied(self.sample))
+        self._random.restore()
+        inner = [one for one in self.standing(side) if one is not model.modules[path]]
+        try:
+            with buffers_kept([model]), _eagerly(model):
+                calls = run_during(model.modules[path], index, recorder, run, inner=inner)
+        except QtraceError:
+            raise
+        except Exception as error:
+            said = f"the {model.name} raised {type(error).__name__}: {first_line(error)}"
+            raise ForwardError(said, side=model.name, module="") from error
+        finally:
+            self._random.restore()
+        return recorder, calls
+
+    def first(self, index: int, *, most: int | None = None) -> tuple[str, tuple[Recorder, Recorder], tuple[int, int]]:
+        """Record the call on both sides; return the candidate's path, the recorders, and how many calls each side made.
+
+        `most` is as for `recorded`.
+
+        Raises `UsageError` where the module was not called (so often), or nothing in the candidate that answers was.
+        """
+        mine, calls = self.recorded(REFERENCE, self.path, index, most=most)
+        _check(calls, index, self.path, f"the reference's {self.path or ROOT}")
+        found: dict[str, int] = {}
+        for path in self.answering:
+            theirs, found[path] = self.recorded(CANDIDATE, path, index, most=most)
+            if found[path]:
+                _check(found[path], index, self.path, f"the candidate's {path or ROOT}")
+                return path, (mine, theirs), (calls, found[path])
+        _check(0, index, self.path, f"the candidate's {' or '.join(found) or self.path or ROOT}")
+        raise AssertionError
+
+    def _names(self, side: int) -> Mapping[Any, str]:
+        named: dict[Any, str] = {}
+        for path, module in self.models[side].modules.items():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        named.setdefault(place(tensor), join(path, name))
+        return named
+
+
+@contextlib.contextmanager
+def _eagerly(model: Model) -> Iterator[None]:
+    """Run without gradients, and compiled code as it was written: as a comparison of whole models does."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if model.is_compiled() or "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def target(models: tuple[Model, Model], plan: Plan, sample: Any, module: str, call: str = "forward") -> Target:
+    """Return the target for a reference path as a user writes it.
+
+    Raises `UsageError` for a path that is no module's, or to which no module of the candidate answers.
+    """
+    path = "" if module == ROOT else module
+    path = models[REFERENCE].aliases.get(path, path)
+    if path not in models[REFERENCE].modules:
+        hint = did_you_mean(module, models[REFERENCE].modules)
+        raise UsageError(f"--module {module}: the reference has no module of this path; {hint}")
+    found = Target(models, plan, sample, path, call)
+    if not found.answering:
+        raise UsageError(
+            f"--module {module}: no module of the candidate answers to it; `qtrace modules` shows which answer to which"
+        )
+    return found
+
+
+def _check(calls: int, index: int, module: str, who: str) -> None:
+    if calls == 0:
+        raise UsageError(
+            f"--module {module or ROOT}: {who} is never called on these inputs; "
+            "`qtrace modules` lists what is, choose one of those"
+        )
+    if index >= calls:
+        times = "once" if calls == 1 else f"{calls} times"
+        raise UsageError(
+            f"--call-index {index}: {who} is called {times}, and calls count from 0; give at most {calls - 1}"
+        )

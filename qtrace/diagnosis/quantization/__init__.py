@@ -1,0 +1,15 @@
+"""How the candidate quantizes: read from its modules once, whatever the toolkit; what is wrong with it, in words."""
+
+from qtrace.diagnosis.quantization.expected import expected_error, expected_peak
+from qtrace.diagnosis.quantization.facts import quant_facts, readings_of, with_interval
+from qtrace.diagnosis.quantization.model import facts_by_path, problem_notes
+
+__all__ = [
+    "expected_error",
+    "expected_peak",
+    "facts_by_path",
+    "problem_notes",
+    "quant_facts",
+    "readings_of",
+    "with_interval",
+]

@@ -1,0 +1,190 @@
+"""Runs the further passes of an investigation: the same models, the same sample, other boundaries forced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from qtrace.diagnosis.isolate import Suspect
+from qtrace.diagnosis.operators.pinpoint import Sites, pinpoint
+from qtrace.diagnosis.operators.target import Target
+from qtrace.diagnosis.trials import as_trial
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.driver import CANDIDATE, REFERENCE, Meeting
+from qtrace.engine.fingerprint import Fingerprint
+from qtrace.engine.forcing import Forcing
+from qtrace.engine.live_side import Listener
+from qtrace.engine.model import Model
+from qtrace.engine.modelstate import buffers_kept
+from qtrace.engine.onepass import Options, Pass, copied
+from qtrace.engine.plan import Plan
+from qtrace.engine.recording import During, run_during
+from qtrace.engine.samples import Sample
+from qtrace.numerics.tolerance import rounding_tolerance
+
+# A graft that takes the final error down by this factor has found the cause.
+_HEALED = 0.1
+# Where rounding in a coarse dtype stays behind, by this one.
+_HEALED_COARSE = 0.3
+# What takes the final error down by so much is a part of the cause.
+_RELIEVED = 0.9
+_COARSE = (torch.float16, torch.bfloat16)
+
+
+@dataclass(slots=True)
+class Kept:
+    """One call: the paths of what was called, what both sides were handed, and what they returned."""
+
+    paths: tuple[str, str]
+    samples: tuple[Sample, Sample]
+    returned: tuple[Fingerprint, Fingerprint] | None = None
+    is_proven: bool = False
+
+
+class Runner:
+    """`reference_again` is what the reference returned in a graft, whose hooks sit on hardly any module.
+
+    `before` is the final error with nothing healed, `kept` the outputs that are a cache in another convention; `floor`
+    is what the rounding of the whole models explains.
+
+    `is_coarse` says that the two models hold parameters of other dtypes, or of half precision: much of what differs is
+    rounding then.
+    """
+
+    def __init__(
+        self, models: tuple[Model, Model], plan: Plan, sample: Any, options: Options, own_random: bool
+    ) -> None:
+        self.models = models
+        self.plan = plan
+        self.before: float | None = None
+        self.kept: frozenset[str] = frozenset()
+        self.reference_again: Fingerprint | None = None
+        self._answering: dict[str, list[str]] = {}
+        for path, key in plan.candidate_keys.items():
+            self._answering.setdefault(key, []).append(path)
+        dtypes = [{p.dtype for p in model.root.parameters()} for model in models]
+        self.is_coarse = dtypes[0] != dtypes[1] or any(dtype in _COARSE for dtype in dtypes[0])
+        self._dtypes = dtypes[0] | dtypes[1]
+        self.floor = rounding_tolerance(sorted(self._dtypes, key=str), len(plan.reference_keys))
+        self._sample = sample
+        self._own_random = own_random
+        self._options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
+
+    def computes_in(self, coarser: Collection[str]) -> None:
+        """Take into account that the candidate computes in these dtypes as well, whatever its parameters are."""
+        if coarser:
+            self.is_coarse = True
+            self._dtypes |= {getattr(torch, name) for name in coarser}
+            self.floor = rounding_tolerance(sorted(self._dtypes, key=str), len(self.plan.reference_keys))
+
+    def run(
+        self,
+        forcing: Forcing,
+        listeners: tuple[Listener | None, Listener | None] = (None, None),
+        *,
+        plan: Plan | None = None,
+        around: Callable[[Comparison], Meeting] | None = None,
+        only: Kept | None = None,
+    ) -> Pass:
+        """Run one pass, with another plan where one is given; see `Pass` for `around`.
+
+        With `only` that one call is run, and not the whole models. What a model raises in it is in its `ends`, Ctrl-C
+        is raised.
+        """
+        done = Pass(
+            self.models,
+            plan or self.plan,
+            self._sample if only is None else only.samples[REFERENCE],
+            replace(self._options, listeners=listeners),
+            candidate_sample=None if only is None else only.samples[CANDIDATE],
+            own_random=self._own_random,
+            forcing=forcing,
+            around=around,
+            at=("", "") if only is None else only.paths,
+        )
+        done.execute()
+        for end in done.ends:
+            if isinstance(end.error, KeyboardInterrupt):
+                raise end.error
+        return done
+
+    def final_after(
+        self, found: Sequence[Suspect], listeners: tuple[Listener | None, Listener | None] = (None, None)
+    ) -> float | None:
+        """Return the final error with these suspects healed and everything else left as it is; None if it raises."""
+        miscalls = [suspect for suspect in found if suspect.kind == "miscalls"]
+        entries = {name for suspect in miscalls for name in suspect.callees}
+        names = {suspect.argument for suspect in miscalls if suspect.argument is not None}
+        exits = {module for suspect in found if suspect.kind != "miscalls" for module in suspect.modules}
+        chosen = names.__contains__ if entries else None
+        forcing = Forcing(entries=entries, exits=exits, names=chosen, resizes_outputs=True)
+        # Only the boundaries that are healed need to stand still, and the end.
+        done = self.run(forcing, listeners, plan=self.plan.restricted(entries | exits))
+        if done.raised():
+            return None
+        self.reference_again = done.fingerprints[0]
+        return as_trial(done.comparison, local=False, kept=self.kept).final_error
+
+    def relieves(self, module: str) -> bool:
+        """Return whether the final error falls visibly with the reference's data in this one module."""
+        return self.is_relieved(self.final_with_parameters(module), self.before)
+
+    def final_with_parameters(self, module: str) -> float | None:
+        """Return the final error with the reference's parameters and buffers in this one module.
+
+        They are put back whatever happens.
+        """
+        mine = self.models[0].modules[module]
+        lent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        with torch.no_grad():
+            try:
+                for theirs in self.partners(module)[-1:]:
+                    for name, tensor in (*theirs._parameters.items(), *theirs._buffers.items()):
+                        other = mine._parameters.get(name, mine._buffers.get(name))
+                        if tensor is not None and other is not None and tensor.shape == other.shape:
+                            lent.append((tensor, tensor.clone()))
+                            tensor.copy_(other)
+                after = self.final_after([])
+            finally:
+                for tensor, own in lent:
+                    tensor.copy_(own)
+        return after
+
+    def is_relieved(self, after: float | None, before: float | None) -> bool:
+        """Return whether a final error is visibly below another one."""
+        return after is not None and before is not None and after < _RELIEVED * before
+
+    def is_healed(self, after: float | None) -> bool:
+        """Return whether a final error is far below the one before, or no more than rounding explains.
+
+        Far is ten times, in a coarse dtype three; from one that no number tells, any that has one.
+        """
+        if after is None or self.before is None:
+            return False
+        if math.isinf(self.before):
+            return after < math.inf
+        return after <= max((_HEALED_COARSE if self.is_coarse else _HEALED) * self.before, self.floor)
+
+    def parting(self, module: str, call: int) -> Sites | None:
+        """Return the lines of a module's own code where the two sides part; see `operators.pinpoint`."""
+        found = Target(self.models, self.plan, self._sample, module, self._options.call)
+        return pinpoint(found, call, self._options.floors)
+
+    def during(self, module: str, call: int, during: During) -> None:
+        """Run the reference by itself and have `during` told of one call of one of its modules."""
+        reference = self.models[REFERENCE]
+        run = reference.entry(self._options.call, copied(self._sample))
+        with buffers_kept([reference]):
+            run_during(reference.modules[module], call, during, run)
+
+    def answering(self, key: str) -> list[str]:
+        """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""
+        return self._answering.get(key, [])
+
+    def partners(self, key: str) -> list[torch.nn.Module]:
+        """Return the candidate's modules of `answering`."""
+        return [self.models[1].modules[path] for path in self.answering(key)]

@@ -1,0 +1,173 @@
+"""Value types: what one pass showed, as a tree of calls, for a judgement that needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from qtrace.report.records import Relation, Status, TensorSpec
+
+_UNTOLD = (Status.NON_FINITE, Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One argument or output of one call: does it agree, was the candidate handed the reference's.
+
+    `deliberate` says that the candidate holds the reference's values in a convention that hardly comes about by
+    accident, such as rotated or reordered channels.
+    `key` identifies the pair of tensors: an argument with the key of an output is that output, passed on.
+    `error` is the PEIR; under a relation that holds there, such as a mask's other fill, what remains. `related` is what
+    remains under any verified one.
+    """
+
+    name: str
+    agrees: bool
+    forced: bool = False
+    status: Status = Status.COMPARED
+    error: float | None = None
+    related: float | None = None
+    rel_l2: float | None = None
+    relation: Relation | None = None
+    deliberate: bool = False
+    reference: TensorSpec | None = None
+    candidate: TensorSpec | None = None
+    key: int = 0
+
+    @property
+    def is_gain(self) -> bool:
+        """Return whether it is no more than one factor off."""
+        return self.relation is not None and self.relation.kind == "gain"
+
+    @property
+    def is_clean(self) -> bool:
+        """Return whether what the candidate went on with is what the reference had."""
+        return self.agrees or self.forced
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CallRecord:
+    """One call; `side` is None where both sides made it, else the side that made it alone."""
+
+    module: str
+    type: str
+    call: int
+    entry: int
+    order: int
+    arguments: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    side: str | None = None
+    has_data: bool = False
+    raised: bool = False
+    ended: bool = True
+    sites: tuple[tuple[str, int, str] | None, tuple[str, int, str] | None] = (None, None)
+    children: list[CallRecord] = field(default_factory=list)
+
+    @property
+    def differs(self) -> bool:
+        """Return whether an output does not agree."""
+        return any(not value.agrees for value in self.outputs)
+
+    @property
+    def leaves_clean(self) -> bool:
+        """Return whether whatever it returned went on as the reference's."""
+        return all(value.is_clean for value in self.outputs)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pass over one sample, by its top calls.
+
+    `known` are (class, argument) pairs of which an earlier pass showed that a difference does no harm; see `harmless`.
+    """
+
+    roots: tuple[CallRecord, ...]
+    known: frozenset[tuple[str, str]] = frozenset()
+
+    @cached_property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """Return all calls, each before those inside it."""
+        found: list[CallRecord] = []
+
+        def walk(call: CallRecord) -> Iterator[CallRecord]:
+            yield call
+            for child in call.children:
+                yield from walk(child)
+
+        for root in self.roots:
+            found.extend(walk(root))
+        return tuple(found)
+
+    @cached_property
+    def harmless(self) -> frozenset[tuple[str, str]]:
+        """Return the (class, argument) pairs that went in differently somewhere, and all the same the output agreed.
+
+        A wrapper may hand its layers position_ids that the reference leaves at None, or sines with another sign: what
+        does no harm to one layer is nobody's fault in another. Nor is it the fault of those around, who only hand on
+        the very same tensors.
+        """
+        # What is undone, by the weights of whom it goes into, was not without effect: elsewhere nobody may undo it.
+        undone = {
+            value.key
+            for call in self.calls
+            if call.side is None and call.has_data and not call.children and call.outputs and not call.differs
+            for value in call.arguments
+            if not value.is_clean and _is_floating(value)
+        }
+        odd = [
+            (call, value)
+            for call in self.calls
+            if call.side is None and call.outputs
+            for value in call.arguments
+            if not value.is_clean and not value.deliberate and value.key not in undone
+        ]
+        found = {(call.type, value.name) for call, value in odd if not call.differs}
+        handed_on = {
+            (id(call), value.key) for call, value in odd if any(value.key in _keys(child) for child in call.children)
+        }
+        used = [(call, value) for call, value in odd if (id(call), value.key) not in handed_on]
+        fine = {value.key for call, value in used if not call.differs}
+        fine -= {value.key for call, value in used if call.differs and _takes_only(call, value.key)}
+        return self.known | found | {(call.type, value.name) for call, value in odd if value.key in fine}
+
+    def enters_clean(self, call: CallRecord) -> bool:
+        """Return whether every argument that can matter was the reference's; a leftover of one side cannot."""
+        return all(
+            value.is_clean or value.status is Status.CANDIDATE_ONLY or (call.type, value.name) in self.harmless
+            for value in call.arguments
+        )
+
+    @property
+    def final_error(self) -> float | None:
+        """Return the largest error among the root's outputs, None where it returned nothing that was compared.
+
+        It is infinite where one differs in a way that no number tells (NaN, another shape, missing). One that was
+        handed over at the root's own exit has none left.
+        """
+        values = [value for root in self.roots if not root.module for value in root.outputs]
+        return max((_severity(v) for v in values if v.status is not Status.CANDIDATE_ONLY), default=None)
+
+
+def _severity(value: Value) -> float:
+    if value.forced:
+        return 0.0
+    if value.agrees:
+        return value.error or 0.0
+    told = value.rel_l2 if value.status is Status.CONSTANT_REFERENCE else value.error
+    return math.inf if told is None or value.status in _UNTOLD else told
+
+
+def _is_floating(value: Value) -> bool:
+    dtypes = [spec.dtype or "" if spec is not None else "" for spec in (value.reference, value.candidate)]
+    return value.status is Status.COMPARED and all("float" in dtype for dtype in dtypes)
+
+
+def _keys(call: CallRecord) -> set[int]:
+    return {value.key for value in call.arguments}
+
+
+def _takes_only(call: CallRecord, key: int) -> bool:
+    """Return whether everything else that goes into a call is clean, so that this is what makes it differ."""
+    return all(value.is_clean or value.key == key for value in call.arguments)

@@ -1,0 +1,159 @@
+"""Which module of the candidate answers to which of the reference: the rules, in order of trust."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from qtrace.engine.align.fused import Fusion, fusions
+from qtrace.engine.align.module_info import Alignment, ModuleInfo, Names, Tree
+from qtrace.engine.align.names import by_attribute, infixed, same_path, stripped
+from qtrace.engine.align.places import enclosing, in_order
+from qtrace.engine.align.prefix import prefix_shift
+from qtrace.engine.align.renames import doubts, outdone, renamed
+from qtrace.engine.align.renumbered import renumbered
+from qtrace.engine.align.stacked import experts, grown, projections
+from qtrace.engine.align.weights import by_weights
+from qtrace.report.records import Pairing
+
+# What is guessed from the place alone may be wrong; everything else is said by names, weights or the user.
+_LOW = ("enclosing", "order")
+_BY_PATH = ("prefix", "exact", "stripped")
+
+
+def align(
+    reference: Sequence[ModuleInfo],
+    candidate: Sequence[ModuleInfo],
+    renames: Mapping[str, str] | None = None,
+    *,
+    denied: Collection[str] = (),
+) -> Alignment:
+    """Pair the candidate's modules with the reference's; roots always answer to each other.
+
+    The first rule that applies makes the pair, the one that can be trusted most first:
+
+    1. `renamed`: the user says so.
+    2. `name_attribute`: a wrapper keeps the reference's path in an attribute.
+    3. `prefix`: the whole tree was moved, where this explains clearly more than taking names as they are; else
+       `exact`: the same path.
+    4. `stripped`: the same path without the components that only the candidate has, or without one that wraps a
+       single module each time it occurs.
+
+    Numbers in a path are not believed where a container was counted anew (see `renumbered`), nor are paths that would
+    answer to one of `denied`, and nobody else answers to what the user gave a partner.
+    By these, several candidate modules may answer to one of the reference: a wrapper and the module inside it. At
+    run time the outer one counts (the probe sees to it); those that never run never matter. Then `fused` takes back
+    what names say of modules that the candidate computes in one. What has no partner that runs is looked for by
+    `weights`, by the pairs that it holds (`enclosing`) and by its place (`order`), one partner each.
+
+    Raises `UsageError` for a pattern of `renames` that matches nothing.
+    """
+    mine, theirs = Tree(reference), Tree(candidate)
+    shifted = prefix_shift(mine, theirs)
+    found: dict[str, tuple[str, str]] = {"": ("", "exact")}
+    given = renamed(mine, theirs, renames or {})
+    for rule, names in (
+        ("renamed", given),
+        ("name_attribute", by_attribute(mine, theirs)),
+        ("prefix", shifted) if shifted else ("stripped", infixed(mine, theirs)),
+        ("exact", {} if shifted else same_path(mine, theirs)),
+        ("stripped", stripped(mine, theirs, shifted)),
+    ):
+        for path, name in names.items():
+            found.setdefault(path, (name, rule))
+    for path in outdone(given, _names(found)):
+        del found[path]
+    by_path = {path: name for path, (name, rule) in found.items() if rule in _BY_PATH}
+    for path in renumbered(mine, theirs, by_path) | {path for path, name in by_path.items() if name in denied}:
+        del found[path]
+    fused: dict[str, str] = {}
+    split: dict[str, str] = {}
+    for fusion in fusions(mine, theirs, _names(found)):
+        _apply(fusion, found, fused)
+    if _open(mine, theirs, found, fused)[0]:
+        _find_the_rest(mine, theirs, found, fused, split)
+    pairs = {
+        path: Pairing(
+            reference=found[path][0],
+            candidate=path,
+            rule=found[path][1],
+            confidence="low" if found[path][1] in _LOW else "high",
+            reference_type=mine[found[path][0]].type,
+            candidate_type=module.type,
+        )
+        for path, module in theirs.modules.items()
+        if path in found
+    }
+    taken = {pair.reference for pair in pairs.values()}
+    alone = tuple(path for path in mine.modules if path not in taken)
+    return Alignment(pairs, alone, fused, split, doubts(mine, theirs, given))
+
+
+def _find_the_rest(
+    mine: Tree, theirs: Tree, found: dict[str, tuple[str, str]], fused: dict[str, str], split: dict[str, str]
+) -> None:
+    """Pair what names left open: by value first, then by place, then by place again around what was found by it."""
+    open_reference, open_candidate = _open(mine, theirs, found, fused)
+    by_value = by_weights([mine[p] for p in open_reference], [theirs[p] for p in open_candidate])
+    _add("weights", by_value, found)
+    for fusion in fusions(mine, theirs, _names(found)) if by_value else ():
+        _apply(fusion, found, fused)
+    _stacked(mine, theirs, found, fused, split)
+    for _ in range(2):
+        open_reference, open_candidate = _open(mine, theirs, found, fused)
+        _add("enclosing", enclosing(mine, theirs, _names(found), open_reference), found)
+        open_reference, open_candidate = _open(mine, theirs, found, fused)
+        _add("order", in_order(mine, theirs, _names(found), open_reference, open_candidate), found)
+
+
+def _stacked(
+    mine: Tree, theirs: Tree, found: dict[str, tuple[str, str]], fused: dict[str, str], split: dict[str, str]
+) -> None:
+    """Note whose weights stand on top of each other, on either side; of such a pair the name is that of a part."""
+    open_reference, open_candidate = _open(mine, theirs, found, fused)
+    by_path = {path: name for path, (name, rule) in found.items() if rule in _BY_PATH}
+    larger = grown(mine, theirs, by_path, open_reference)
+    parts, wholes = {*open_reference, *larger.values()}, [*open_candidate, *larger]
+    for members, path in projections(mine, theirs, parts, wholes):
+        found.pop(path, None)
+        fused |= dict.fromkeys(members, path)
+    for members, path in experts(mine, theirs, _open(mine, theirs, found, fused)[0]):
+        fused |= dict.fromkeys(members, path)
+    for members, path in projections(theirs, mine, open_candidate, _open(mine, theirs, found, fused)[0]):
+        split[path] = members[0]
+
+
+def _apply(fusion: Fusion, found: dict[str, tuple[str, str]], fused: dict[str, str]) -> None:
+    """Let the group's last module be answered by what returns its output, and the others by nobody.
+
+    Of norms that were folded away, only those are noted that nothing is left of.
+    """
+    *others, last = fusion.members
+    if fusion.folds:
+        answered = {name for name, _ in found.values()}
+        fused |= {name: fusion.candidate for name in fusion.members if name not in answered}
+        return
+    for path, (name, _) in list(found.items()):
+        if name in fusion.members:
+            del found[path]
+    found[fusion.last] = (last, "fused")
+    fused |= dict.fromkeys(others, fusion.candidate)
+
+
+def _add(rule: str, names: Names, found: dict[str, tuple[str, str]]) -> None:
+    for path, name in names.items():
+        found.setdefault(path, (name, rule))
+
+
+def _names(found: Mapping[str, tuple[str, str]]) -> Names:
+    return {path: name for path, (name, _) in found.items()}
+
+
+def _open(
+    mine: Tree, theirs: Tree, found: Mapping[str, tuple[str, str]], fused: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return the reference paths that nobody who runs answers to, and the candidate paths that answer to nobody."""
+    taken = {name for path, (name, _) in found.items() if theirs[path].runs}
+    return (
+        [path for path, module in mine.modules.items() if module.runs and path not in taken and path not in fused],
+        [path for path, module in theirs.modules.items() if module.runs and path not in found],
+    )

@@ -1,0 +1,133 @@
+"""Rules by place, for what no name and no weight tells: around pairs that are known, and between them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from qtrace.engine.align.module_info import ModuleInfo, Names, Tree
+from qtrace.engine.align.weights import ALIKE, likeness, weight_of
+
+# These are never called.
+_LISTS = ("ModuleList", "ModuleDict")
+# The reference paths of the pairs right before and behind; None at an end.
+Anchors = tuple[str | None, str | None]
+
+
+def enclosing(reference: Tree, candidate: Tree, names: Mapping[str, str], open_reference: Collection[str]) -> Names:
+    """Return the containers that hold the same pairs: the nearest around them all on either side.
+
+    A container answers only where all that is paired inside it has its partner inside the other, and the other way
+    round.
+    """
+    found: Names = {}
+    # Of each container: who is paired inside the reference's, by the candidate's paths, and the other way round.
+    held: dict[str, list[str]] = {}
+    holds: dict[str, set[str]] = {}
+    for path, name in names.items():
+        if path and candidate[path].runs:
+            for around in _ancestors(name):
+                held.setdefault(around, []).append(path)
+            for around in _ancestors(path):
+                holds.setdefault(around, set()).add(name)
+    # The innermost first: the nearest container around the same pairs is the one that is meant.
+    for name in sorted(open_reference, key=lambda path: -path.count(".")):
+        inside = held.get(name, [])
+        if len(inside) < 2 or reference[name].type in _LISTS:
+            continue
+        around = _common(inside)
+        is_free = around in candidate.below and around not in names and around not in found
+        if not is_free or not candidate[around].runs or candidate[around].type in _LISTS:
+            continue
+        if all(known.startswith(f"{name}.") for known in holds[around]):
+            found[around] = name
+    return found
+
+
+def in_order(
+    reference: Tree,
+    candidate: Tree,
+    names: Mapping[str, str],
+    open_reference: Collection[str],
+    open_candidate: Collection[str],
+) -> Names:
+    """Return pairs of open modules that stand between the same anchors, as many on both sides, of one type each.
+
+    Also the one open module of its type in a container on either side, where others in there are paired. Order alone
+    lies: two models may call k, v, q and q, k, v. So a pair whose weights can be read and are not alike is none, and
+    where they cannot be read, both must at least be as large. The order is that of calls, where that is known.
+    """
+    found: Names = {}
+    answered = {name: name for name in names.values()}
+    for path, name in names.items():
+        mine = _gaps(reference.called(name), answered, open_reference)
+        theirs = _gaps(candidate.called(path), names, open_candidate)
+        # Without anchors there is nothing to stand between.
+        mine.pop((None, None), None)
+        theirs.pop((None, None), None)
+        for anchors, ones in mine.items():
+            others = theirs.get(anchors, [])
+            if len(ones) == len(others) and all(map(_may_be_one, ones, others)):
+                found |= {other.path: one.path for one, other in zip(ones, others, strict=True)}
+        taken = set(found.values())
+        mine_left = [one for ones in mine.values() for one in ones if one.path not in taken]
+        theirs_left = [other for others in theirs.values() for other in others if other.path not in found]
+        for one in mine_left:
+            matches = [other for other in theirs_left if _may_be_one(one, other)]
+            if len(matches) == 1 and sum(_may_be_one(again, matches[0]) for again in mine_left) == 1:
+                found[matches[0].path] = one.path
+    return found
+
+
+def _gaps(
+    children: Sequence[ModuleInfo], names: Mapping[str, str], is_open: Collection[str]
+) -> dict[Anchors, list[ModuleInfo]]:
+    """Return the open children by the reference paths of the paired ones right before and behind them."""
+    gaps: dict[Anchors, list[ModuleInfo]] = {}
+    before: str | None = None
+    waiting: list[ModuleInfo] = []
+    for child in children:
+        name = names.get(child.path)
+        if name is not None:
+            if waiting:
+                gaps[before, name] = waiting
+            before, waiting = name, []
+        elif child.path in is_open:
+            waiting.append(child)
+    if waiting:
+        gaps[before, None] = waiting
+    return gaps
+
+
+def _may_be_one(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
+    if reference.type in _LISTS or reference.type.lower() not in candidate.type.lower():
+        return False
+    alike = likeness(reference.module, candidate.module)
+    if alike is not None:
+        return alike >= ALIKE
+    mine, theirs = weight_of(reference.module), weight_of(candidate.module)
+    if mine is not None and theirs is not None and mine.shape[0] > 1 and mine.shape != theirs.shape:
+        return _sizes(reference) == _sizes(candidate) != ()
+    return True
+
+
+def _sizes(module: ModuleInfo) -> tuple[int, ...]:
+    """Return what a module says of its own size, as a linear layer does of its features."""
+    names = ("in_features", "out_features", "in_channels", "out_channels")
+    sizes = (getattr(module.module, name, None) for name in names)
+    return tuple(size for size in sizes if isinstance(size, int))
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    while path := path.rpartition(".")[0]:
+        yield path
+
+
+def _common(paths: Sequence[str]) -> str:
+    """Return the nearest path around all of these."""
+    parts = [path.split(".")[:-1] for path in paths]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return ".".join(shared)

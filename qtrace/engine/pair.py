@@ -1,0 +1,269 @@
+"""Two leaves that stand against each other, compared: what could be measured, and under which relation."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from qtrace.engine.leaves import MISSING
+from qtrace.numerics import Measurement, Metrics, NoValues, describe, measure, plain
+from qtrace.numerics.relations import FILL, VISIBLE, excuses, explanation, relate, undo_layout, with_layout_undone
+from qtrace.report.records import Relation, Statistics, Status, TensorSpec
+
+
+@dataclass(slots=True)
+class Pair:
+    """The comparison of two leaves; `measurement` is None where nothing could be measured, and `status` says why.
+
+    `layout` is what was undone before anything was measured, `relation` all that is known of how the two are
+    related; its parameters have the layout's among them.
+    """
+
+    reference: TensorSpec | None
+    candidate: TensorSpec | None
+    measurement: Measurement | None = None
+    relation: Relation | None = None
+    layout: Relation | None = None
+    status: Status | None = None
+    dtypes: tuple[torch.dtype, ...] = ()
+    empty: bool = False
+    non_finite_same: torch.Tensor | None = None
+    explained: bool = False
+    _statistics: Statistics | None = None
+
+    def is_brief(self) -> bool:
+        """Return whether only the range and the PEIR were measured."""
+        return self.measurement is not None and self.measurement.metrics == "range"
+
+    def measure(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
+        """Measure all metrics of tensors whose range alone was measured before."""
+        self.measurement, self._statistics = measure(reference, candidate), None
+
+    def has_same_non_finite(self) -> bool | None:
+        """Return whether NaN, Inf and -Inf stand at the same places on both sides; None where there are none."""
+        if self.statistics().non_finite is None:
+            return None
+        return self.non_finite_same is not None and bool(self.non_finite_same)
+
+    @property
+    def convention(self) -> Relation | None:
+        """Return the relation under which the candidate holds the reference's values; None where it does not.
+
+        A clipped, rounded or shifted tensor, or one that differs in places, is in the layout that was undone.
+        """
+        return self.relation if excuses(self.relation) else self.layout
+
+    def peir_related(self) -> float | None:
+        """Return the PEIR that remains under the convention, None where there is none."""
+        if self.convention is None:
+            return None
+        return self.statistics().peir if self.convention.kind == "layout" else self.convention.error
+
+    def statistics(self) -> Statistics:
+        """Return the numbers; the status is the pair's own where nothing was measured."""
+        if self._statistics is None:
+            if self.measurement is None:
+                self._statistics = Statistics(status=self.status or Status.STRUCTURE_MISMATCH)
+            else:
+                self._statistics = self.measurement.result()
+        return self._statistics
+
+
+class PairComparer:
+    """Compares leaves, and a pair of tensors that were compared before, unchanged since, not again.
+
+    Tensors are recognised by identity and version counter; weak references guard against an id that is used again.
+    Inference tensors have no version counter and are compared each time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Any, Any, int, int, Pair]] = {}
+        # To measure twice what is visibly different anyway would cost more than brevity saves.
+        self._may_be_brief = True
+
+    def compare(self, reference: Any, candidate: Any, *, brief: bool = False) -> Pair | None:
+        """Return the comparison, or None where two plain values are equal: there is nothing to tell.
+
+        A brief one of tensors that hardly differ has no more than their range and PEIR, which cost half the time.
+        """
+        if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
+            brief = brief and self._may_be_brief
+            known = self._known_pair(reference, candidate)
+            if known is not None and (brief or not known.is_brief()):
+                return known
+            return self._compared(reference, candidate, brief)
+        if _is_number(reference) and _is_number(candidate):
+            if reference == candidate:
+                return None
+            pair = _measured(torch.tensor(reference), torch.tensor(candidate))
+            return replace(pair, reference=spec_of(reference), candidate=spec_of(candidate))
+        if _same_plain(reference, candidate):
+            return None
+        status = Status.STRUCTURE_MISMATCH
+        if candidate is MISSING:
+            status = Status.REFERENCE_ONLY
+        elif reference is MISSING:
+            status = Status.CANDIDATE_ONLY
+        return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
+
+    def is_explicable(self, pair: Pair, reference: Any, candidate: Any) -> bool:
+        """Return whether `explain` has anything to look at: two tensors at hand whose relation was not sought yet.
+
+        Of the pairs of which this holds, the numbers can be read without waiting for an accelerator.
+        """
+        tensors = isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor)
+        return tensors and pair.measurement is not None and not pair.explained and _is_at_hand(reference, candidate)
+
+    def explain(self, pair: Pair, reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) -> None:
+        """Look for how a pair that does not agree is related, and leave what is found in `pair.relation`.
+
+        Args:
+            pair: what `compare` returned for these two tensors.
+            reference: as it was then.
+            candidate: as it was then.
+            tolerance: the PEIR up to which elements agree.
+
+        A pair is looked at once; one that is not explicable, that is related already, or that holds NaN or Inf is
+        left as it is. Takes as long as 10 to 40 measurements, so it is for pairs that matter.
+        """
+        if not self.is_explicable(pair, reference, candidate):
+            return
+        pair.explained = True
+        if pair.empty or (pair.relation is not None and pair.relation.kind != "layout"):
+            return
+        how = pair.layout.parameters if pair.layout is not None else {}
+        first, second = plain(reference), plain(candidate)
+        relaid = with_layout_undone(second, first.shape, how)
+        if relaid is None:
+            return
+        if pair.is_brief():
+            pair.measure(first, relaid)
+        relation = explanation(first, relaid, pair.statistics(), tolerance)
+        if relation is not None:
+            pair.relation = replace(relation, parameters={**how, **relation.parameters})
+
+    def _known_pair(self, reference: torch.Tensor, candidate: torch.Tensor) -> Pair | None:
+        entry = self._known.get((id(reference), id(candidate)))
+        if entry is None or entry[0]() is not reference or entry[1]() is not candidate:
+            return None
+        if entry[2] != reference._version or entry[3] != candidate._version:
+            return None
+        return entry[4]
+
+    def _compared(self, reference: torch.Tensor, candidate: torch.Tensor, brief: bool) -> Pair:
+        pair = _measured(reference, candidate, "range" if brief else "all")
+        if brief and not pair.is_brief():
+            self._may_be_brief = False
+        if not (reference.is_inference() or candidate.is_inference()):
+            self._known[id(reference), id(candidate)] = (
+                weakref.ref(reference),
+                weakref.ref(candidate),
+                reference._version,
+                candidate._version,
+                pair,
+            )
+        return pair
+
+
+def spec_of(leaf: Any, *, values: bool = False) -> TensorSpec | None:
+    """Return what a leaf is; with `values` also the smallest and largest element, at the cost of reading it."""
+    if leaf is MISSING:
+        return None
+    if not isinstance(leaf, torch.Tensor):
+        return TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:200])
+    if leaf.is_nested:
+        return TensorSpec(None, None, type(leaf).__name__, "nested tensor")
+    spec = _tensor_spec(leaf.shape, leaf.dtype, type(leaf))
+    if values:
+        with contextlib.suppress(NoValues):
+            summary = describe(leaf)
+            spec = replace(spec, min=summary.min, max=summary.max)
+    return spec
+
+
+@lru_cache(maxsize=4096)
+def _tensor_spec(shape: torch.Size, dtype: torch.dtype, kind: type) -> TensorSpec:
+    name = "Tensor" if kind in (torch.Tensor, torch.nn.Parameter) else kind.__name__
+    return TensorSpec(tuple(shape), str(dtype).removeprefix("torch."), name)
+
+
+def _same_plain(reference: Any, candidate: Any) -> bool:
+    """Return whether two plain values ask for the same; None and False both say "no" (`use_cache=None`)."""
+    if isinstance(reference, torch.Tensor) or isinstance(candidate, torch.Tensor):
+        return False
+    off = (None, False)
+    both_nan = reference != reference and candidate != candidate
+    return bool(reference == candidate) or both_nan or (reference in off and candidate in off)
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63  # NaN is none either
+
+
+def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics = "all") -> Pair:
+    """Compare two tensors; where the range alone shows that they may matter, all metrics are measured after all."""
+    dtypes = (reference.dtype, candidate.dtype)
+    try:
+        first, second = plain(reference), plain(candidate)
+    except NoValues:
+        return Pair(spec_of(reference), spec_of(candidate), status=Status.STRUCTURE_MISMATCH, dtypes=dtypes)
+    layout = None
+    if first.shape != second.shape:
+        undone = undo_layout(first, second)
+        if undone is None:
+            specs = spec_of(reference, values=True), spec_of(candidate, values=True)
+            return Pair(*specs, status=Status.SHAPE_MISMATCH, dtypes=dtypes)
+        second, layout = undone
+    floating = first.is_floating_point() and second.is_floating_point()
+    at_hand = _is_at_hand(first)
+    if not (floating and at_hand):
+        metrics = "all"
+    measurement = measure(first, second, metrics=metrics)
+    pair = Pair(spec_of(reference), spec_of(candidate), measurement, layout, layout, dtypes=dtypes)
+    pair.empty = first.numel() == 0
+    if not floating:
+        if at_hand and second.numel() and measurement.sums().max:
+            # Of positions and ids the values say more than the shape.
+            pair.reference, pair.candidate = spec_of(reference, values=True), spec_of(candidate, values=True)
+        return pair
+    if not at_hand:
+        # The numbers are not there yet, and waiting for them would stop the accelerator at every module.
+        pair.non_finite_same = _same_non_finite(first, second)
+        return pair
+    sums = measurement.sums()
+    visible = not sums.max <= VISIBLE * (sums.high - sums.low)
+    filled = sums.max > 0 and sums.low < FILL
+    if visible or filled or sums.bad_reference or sums.bad_candidate:
+        if metrics != "all":
+            pair.measure(first, second)
+        _relate(pair, first, second)
+    return pair
+
+
+def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Look for a relation that explains a visible difference, or values that are not finite."""
+    found = pair.statistics()
+    if found.non_finite is not None:
+        pair.non_finite_same = _same_non_finite(first, second)
+    relation = relate(first, second, found, thorough=False)
+    if relation is not None:
+        how = pair.layout.parameters if pair.layout is not None else {}
+        pair.relation = replace(relation, parameters={**how, **relation.parameters})
+
+
+def _is_at_hand(*tensors: torch.Tensor) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return, as a tensor of one bool, whether both hold the same of NaN, Inf and -Inf at the same places."""
+    codes = []
+    for tensor in (first, second.to(first.device)):
+        code = torch.isnan(tensor).to(torch.int8) * 3
+        codes.append(code + torch.isposinf(tensor).to(torch.int8) + torch.isneginf(tensor).to(torch.int8) * 2)
+    return (codes[0] == codes[1]).all()

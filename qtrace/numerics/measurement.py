@@ -1,0 +1,72 @@
+"""`measure`: the statistics of a pair of tensors, by whichever path fits them."""
+
+from __future__ import annotations
+
+import torch
+
+from qtrace.numerics import device, exact, kernel
+from qtrace.numerics.dense import plain
+from qtrace.numerics.dtypes import INTEGERS, NARROW
+from qtrace.numerics.metrics import Metrics, statistics
+from qtrace.numerics.sums import Sums
+from qtrace.report.records import Statistics
+
+# Below so many elements the float64 path is as fast as the kernel.
+SMALL = 1 << 11
+
+
+class Measurement:
+    """Sums of one pair; on an accelerator they are still there, unread, until `result` is called."""
+
+    __slots__ = ("_counted", "_sums", "metrics")
+
+    def __init__(self, sums: Sums | torch.Tensor, metrics: Metrics, counted: bool) -> None:
+        self._sums = sums
+        self.metrics: Metrics = metrics
+        self._counted = counted
+
+    def sums(self) -> Sums:
+        """Return the sums; the first call waits for the accelerator, if they are on one."""
+        if isinstance(self._sums, torch.Tensor):
+            self._sums = device.read(self._sums)
+        return self._sums
+
+    def result(self) -> Statistics:
+        """Return the metrics; see `qtrace.numerics.metrics.statistics` for the formulas and their edges."""
+        return statistics(self.sums(), metrics=self.metrics, counted=self._counted)
+
+
+def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metrics = "all") -> Measurement:
+    """Measure |reference - candidate| and what belongs to it, over two tensors of one shape.
+
+    Any dtypes (also two different ones), any strides, any devices: a candidate on another device is moved to
+    the reference's. Nothing is written to and no state of torch is changed. On an accelerator the work is
+    queued and nothing waits for it before `Measurement.result`.
+
+    `metrics="seed"` leaves out SQNR, cosine and relative L2, which need two more sums, and `"range"` mean and stddev
+    as well: what is left is min, max and PEIR.
+
+    Raises `ValueError` when the shapes differ and `NoValues` when a tensor has none (the meta device).
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(
+            f"reference has shape {list(reference.shape)} and candidate {list(candidate.shape)}; "
+            "measure takes tensors of one shape, so bring them into one layout first"
+        )
+    if reference.is_complex() != candidate.is_complex():
+        pair = (reference, candidate)
+        reference, candidate = (x if x.is_complex() else plain(x).to(torch.complex128) for x in pair)
+    reference, candidate = plain(reference), plain(candidate)
+    full = metrics == "all"
+    counted = reference.dtype in INTEGERS or candidate.dtype in INTEGERS
+    if not (reference.is_cpu and candidate.is_cpu):
+        if not (reference.is_cpu or reference.is_mps):
+            return Measurement(device.sums(reference, candidate, full=full), metrics, counted)
+        # No float64 on mps: right numbers are worth the wait.
+        reference, candidate = reference.cpu(), candidate.cpu()
+    found = None
+    if reference.dtype in NARROW and candidate.dtype in NARROW and reference.numel() >= SMALL:
+        found = kernel.sums(reference, candidate, metrics)
+    if found is None:
+        found = exact.sums(reference, candidate, full=full)
+    return Measurement(found, metrics, counted)

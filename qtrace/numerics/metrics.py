@@ -1,0 +1,113 @@
+"""From sums to metrics: pure formulas on Python numbers, with every edge spelled out."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from qtrace.numerics.sums import Sums
+from qtrace.report.records import Statistics, Status
+
+# What to measure: the extremes alone, with them the mean and stddev, with those SQNR, cosine and relative L2.
+Metrics = Literal["range", "seed", "all"]
+
+
+def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -> Statistics:
+    """Return the metrics of a pair.
+
+    With r, c, e = |r - c| over the pairs where both are finite, n their number:
+
+        mean = sum(e) / n    stddev = sqrt(sum((e - mean)²) / n)    peir = max(e) / (max(r) - min(r))
+        sqnr_db = 10 log10(sum(r²) / sum((r - c)²))    rel_l2 = sqrt(sum((r - c)²) / sum(r²))
+        cosine = sum(r·c) / sqrt(sum(r²) sum(c²))
+
+    Edges: an equal pair has peir 0 and rel_l2 0, sqnr_db None (infinite), cosine 1 (None if it is zero
+    everywhere). A constant reference that is not met has peir None and the status `constant_reference`; a
+    zero one has rel_l2 and sqnr_db None too. Without any finite pair all are None; an empty pair is
+    `compared`. What is beyond float64 is None.
+    `mismatch`, the fraction of all elements that are unequal, is there if `counted`. Metrics that were not asked for
+    are None.
+    """
+    bad = (int(sums.bad_reference), int(sums.bad_candidate))
+    non_finite = bad if any(bad) else None
+    mismatch = sums.unequal / sums.pairs if counted and sums.pairs else None
+    if not sums.finite:
+        status = Status.NON_FINITE if non_finite else Status.COMPARED
+        return Statistics(status=status, mismatch=mismatch, non_finite=non_finite)
+    on_reference, _, on_noise = sums.exponents
+    equal = sums.max == 0
+    interval, on_interval = _interval(sums)
+    status = Status.COMPARED if equal or interval else Status.CONSTANT_REFERENCE
+    if non_finite:
+        status = Status.NON_FINITE
+    peir = 0.0 if equal else None
+    if not equal and interval:
+        peir = _number(_ratio(sums.max, on_noise, interval, on_interval))
+    # The mean of equal numbers may be off by a rounding, which would leave a trace here.
+    stddev = 0.0 if sums.min == sums.max else math.sqrt(sums.squares / sums.finite)
+    summed = equal or metrics != "range"
+    sqnr_db = cosine = rel_l2 = None
+    if metrics == "all":
+        norm = math.sqrt(sums.reference)
+        if equal:
+            rel_l2, cosine = 0.0, 1.0 if norm else None
+        else:
+            if norm:
+                rel_l2 = _number(_ratio(math.sqrt(sums.noise), on_noise, norm, on_reference))
+            if norm and sums.noise:
+                sqnr_db = _number(_decibel(sums.reference, on_reference, sums.noise, on_noise))
+            if norm and sums.candidate:
+                cosine = _number(sums.product / norm / math.sqrt(sums.candidate))
+                cosine = cosine and max(-1.0, min(1.0, cosine))
+    return Statistics(
+        status=status,
+        mean=_number(_ldexp(sums.mean, -on_noise)) if summed else None,
+        min=_number(_ldexp(sums.min, -on_noise)),
+        max=_number(_ldexp(sums.max, -on_noise)),
+        stddev=_number(_ldexp(stddev, -on_noise)) if summed else None,
+        peir=peir,
+        sqnr_db=sqnr_db,
+        cosine=cosine,
+        rel_l2=rel_l2,
+        mismatch=mismatch,
+        non_finite=non_finite,
+        reference_min=float(sums.low),
+        reference_max=float(sums.high),
+        elements=int(sums.finite),
+    )
+
+
+def _interval(sums: Sums) -> tuple[float, int]:
+    """Return (m, k) with max(r) - min(r) = m·2^-k; halved first where float64 could not hold it."""
+    interval = sums.high - sums.low
+    return (interval, 0) if math.isfinite(interval) else (sums.high / 2 - sums.low / 2, -1)
+
+
+def _ratio(above: float, on_above: int, below: float, on_below: int) -> float:
+    """Return (above·2^-on_above) / (below·2^-on_below) without passing through a number out of range."""
+    m_above, k_above = math.frexp(above)
+    m_below, k_below = math.frexp(below)
+    return _ldexp(m_above / m_below, k_above - on_above - k_below + on_below)
+
+
+def _decibel(signal: float, on_signal: int, noise: float, on_noise: int) -> float:
+    """Return 10 log10 of the ratio of two sums of squares, each multiplied by its 2^(2·exponent)."""
+    m_signal, k_signal = math.frexp(signal)
+    m_noise, k_noise = math.frexp(noise)
+    exponent = k_signal - k_noise + 2 * (on_noise - on_signal)
+    return 10 * (math.log10(m_signal / m_noise) + exponent * math.log10(2))
+
+
+def _number(x: float) -> float | None:
+    """Return x, or None where the result is beyond float64: a record holds no Inf and no NaN."""
+    return x if math.isfinite(x) else None
+
+
+def _ldexp(x: float, exponent: int) -> float:
+    """Return x·2^exponent, infinite where that is beyond float64."""
+    if not exponent:
+        return x
+    try:
+        return math.ldexp(x, exponent)
+    except OverflowError:
+        return math.inf

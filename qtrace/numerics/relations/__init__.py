@@ -1,0 +1,28 @@
+"""How a candidate's tensor is related to the reference's; every relation is verified by value, never guessed."""
+
+from qtrace.numerics.relations.channels import channel_factors
+from qtrace.numerics.relations.convention import into_candidate
+from qtrace.numerics.relations.extent import where
+from qtrace.numerics.relations.gain import VISIBLE, gain_relation
+from qtrace.numerics.relations.kinds import CONVENTIONS, DELIBERATE, DESCRIPTIONS, excuses
+from qtrace.numerics.relations.layout import undo_layout, with_layout_undone
+from qtrace.numerics.relations.mask import FILL, mask_relation
+from qtrace.numerics.relations.search import explanation, relate
+
+__all__ = [
+    "CONVENTIONS",
+    "DELIBERATE",
+    "DESCRIPTIONS",
+    "FILL",
+    "VISIBLE",
+    "channel_factors",
+    "excuses",
+    "explanation",
+    "gain_relation",
+    "into_candidate",
+    "mask_relation",
+    "relate",
+    "undo_layout",
+    "where",
+    "with_layout_undone",
+]

@@ -1,0 +1,125 @@
+"""A pair that differs, prepared once for all who ask how: comparable dtypes, and what counts as explained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qtrace.numerics.dense import plain
+from qtrace.numerics.relations.elements import MOST, loose, near, picks, typical
+from qtrace.numerics.relations.gain import VISIBLE
+from qtrace.numerics.tolerance import rounding_tolerance
+from qtrace.report.records import Statistics
+
+# What remains under a relation must be rounding, of a depth that any model has...
+_DEPTH = 100
+# ...and at most this share of what there was: coarse dtypes have tolerances that a small fault fits into as well.
+_EXPLAINED = 0.1
+# float64 holds integers up to here.
+_WHOLE = 2.0**53
+# Relations are sought on at most this many elements before the whole pair is read.
+SAMPLE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two contiguous, finite tensors of one shape, dtype and device that are not equal.
+
+    `dtypes` are those that the sides came in. `interval` is max(r) - min(r) of the reference and `peir` the
+    difference in units of it; `limit` is the PEIR that rounding may leave. Pairs of integers are `exact`: nothing
+    may remain. `typical` is the size of an ordinary element of the reference.
+    """
+
+    reference: torch.Tensor
+    candidate: torch.Tensor
+    dtypes: tuple[torch.dtype, torch.dtype]
+    interval: float
+    peir: float
+    limit: float
+    typical: float
+    exact: bool
+
+    @property
+    def visible(self) -> bool:
+        """Whether more differs than rounding could explain."""
+        return self.peir > (0 if self.exact else max(VISIBLE, self.limit))
+
+    def remains(self, predicted: torch.Tensor, found: torch.Tensor) -> float:
+        """Return max|predicted - found| in units of the reference's interval; two tensors of one shape."""
+        return float((predicted - found).abs_().max()) / self.interval
+
+    def explained(self, error: float, before: float | None = None) -> bool:
+        """Return whether a relation that leaves this PEIR explains the pair, or a part that had `before`."""
+        whole = self.peir if before is None else before
+        return error <= self.limit and error <= _EXPLAINED * whole
+
+    def improves(self, reference: torch.Tensor, predicted: torch.Tensor, found: torch.Tensor) -> bool:
+        """Return whether most elements that were off agree one by one with what a relation predicts.
+
+        All three have one shape: the reference's part, what the relation makes of it, and the candidate's part.
+        """
+        if self.exact:
+            return torch.equal(predicted, found)
+        share = loose(self.limit)
+        off = ~near(reference, found, share, self.typical)
+        well = near(predicted, found, share, self.typical)
+        count = int(off.sum())
+        return int((off & well).sum()) >= MOST * count and int((~off & ~well).sum()) <= (1 - MOST) * count
+
+    def differing(self, reference: torch.Tensor, candidate: torch.Tensor) -> int:
+        """Count the elements that are visibly apart; only they tell a relation from none."""
+        least = 0 if self.exact else max(VISIBLE, self.limit) * self.interval
+        return int(((reference - candidate).abs_() > least).sum())
+
+    def lines(self, axis: int, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return up to `most` lines along an axis, [lines, n] of each side, spread over the other axes."""
+        return _lines(self.reference, axis, most), _lines(self.candidate, axis, most)
+
+    def rows(self, most: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return up to `most` rows of the last axis of each side, and at least 2, as many as a sample may hold."""
+        return self.lines(-1, max(2, min(most, SAMPLE // self.reference.shape[-1])))
+
+
+def difference_of(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics) -> Difference | None:
+    """Return the pair ready for the search, None where no relation is sought.
+
+    That is where the pair is equal, holds NaN or Inf, is complex, or where the reference is constant: it has no
+    interval in which an error could be told. `found` are the pair's statistics.
+    """
+    dtypes = reference.dtype, candidate.dtype
+    if found.non_finite is not None or not found.peir or reference.shape != candidate.shape or not reference.dim():
+        return None
+    if found.reference_min is None or found.reference_max is None or found.max is None:
+        return None
+    if reference.is_complex() or candidate.is_complex():
+        return None
+    exact = not (reference.is_floating_point() or candidate.is_floating_point())
+    largest = max(abs(found.reference_min), abs(found.reference_max)) + found.max
+    reference, candidate = plain(reference), plain(candidate)
+    narrow = reference.is_floating_point() and candidate.is_floating_point()
+    working = (
+        torch.promote_types(torch.promote_types(reference.dtype, candidate.dtype), torch.float32) if narrow else None
+    )
+    if working is None:
+        working = torch.float64
+        if largest >= _WHOLE:
+            return None
+    elif not 4 * largest < torch.finfo(working).max:
+        return None
+    interval = found.reference_max - found.reference_min
+    limit = 0.0 if exact else rounding_tolerance(dtypes, _DEPTH)
+    # mps knows no float64.
+    device = torch.device("cpu") if reference.device.type == "mps" else reference.device
+    first, second = (x.detach().to(device=device, dtype=working).contiguous() for x in (reference, candidate))
+    return Difference(first, second, dtypes, interval, found.peir, limit, typical(first), exact)
+
+
+def _lines(tensor: torch.Tensor, axis: int, most: int) -> torch.Tensor:
+    moved = tensor.movedim(axis, -1)
+    if moved.dim() == 1:
+        return moved[None]
+    outer = moved.shape[:-1]
+    chosen = picks(outer.numel(), most, tensor.device)
+    lines: torch.Tensor = moved[torch.unravel_index(chosen, outer)]
+    return lines

@@ -1,0 +1,133 @@
+"""Where a difference lives: from one position on, or in some rows, tokens, heads or channels only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from qtrace.numerics.measurement import measure
+from qtrace.numerics.tolerance import rounding_tolerance
+from qtrace.report.records import Relation
+
+# More than half of an axis is no place; "from here on" may be more.
+_MOST = 0.5
+# exp(-6) is the chance that as many scattered elements all lie at these indices.
+_EVIDENCE = 6.0
+# Without a gap to the rest it is the tolerance that draws the border, not the difference.
+_GAP = 4.0
+_MOST_RANGES = 16
+_DEPTH = 100
+
+
+def where(reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) -> Relation | None:
+    """Return the relation "where" of a pair that differs at some indices of one axis only, else None.
+
+    Args:
+        reference: any shape, finite.
+        candidate: the same shape, finite.
+        tolerance: the PEIR up to which elements agree; integers and bools must be equal.
+
+    It is no agreement but evidence. The axis is the one on which the smallest part is touched: at most half of
+    the indices or, on any but the last of several axes, all from one position on. `parameters` are
+
+        axis      -1 for the last, else counted from 0
+        size      of the axis
+        count     of the indices at which anything differs
+        indices   these, as [first, last] ranges, at most 16 of them
+        from      the first one, where everything from there on differs
+        share     of all elements that differ
+        factor    where the touched part of the candidate is one factor times the reference's
+
+    `error` is the PEIR of the untouched rest. None too where the pair agrees, where a side holds NaN or Inf, and
+    where the elements that differ are few and scattered, or where the least of these places stands out from the
+    others by less than four times.
+    """
+    if reference.shape != candidate.shape or not reference.dim() or reference.is_complex() or candidate.is_complex():
+        return None
+    found = measure(reference, candidate).result()
+    if found.non_finite is not None or not found.max or found.reference_min is None or found.reference_max is None:
+        return None
+    exact = not (reference.is_floating_point() or candidate.is_floating_point())
+    interval = found.reference_max - found.reference_min
+    first, second = reference.detach(), candidate.detach().to(reference.device)
+    apart = first != second if exact else _distances(first, second) > tolerance * interval
+    touched = int(apart.sum())
+    best: tuple[float, int, torch.Tensor] | None = None
+    for axis in range(apart.dim()):
+        hit = apart.movedim(axis, 0).flatten(1).any(1) if apart.dim() > 1 else apart
+        size, count = len(hit), int(hit.sum())
+        if not 0 < count < size or not _telling(hit, count, touched, ordered=axis < apart.dim() - 1 or axis == 0):
+            continue
+        if best is None or count / size <= best[0]:
+            best = count / size, axis, hit
+    if best is None:
+        return None
+    _, axis, hit = best
+    peaks = (
+        _distances(first, second).movedim(axis, 0).flatten(1).amax(1) if first.dim() > 1 else _distances(first, second)
+    )
+    outside = float(peaks[~hit].max())
+    if float(peaks[hit].min()) < _GAP * outside:
+        return None
+    indices = hit.nonzero().flatten()
+    parameters: dict[str, Any] = {
+        "axis": axis if axis < apart.dim() - 1 else -1,
+        "size": len(hit),
+        "count": len(indices),
+        "indices": _ranges(indices.tolist())[:_MOST_RANGES],
+        "share": touched / apart.numel(),
+    }
+    if len(hit) - len(indices) == int(indices[0]):
+        parameters["from"] = int(indices[0])
+    factor = None if exact else _factor(first.index_select(axis, indices), second.index_select(axis, indices))
+    if factor is not None:
+        parameters["factor"] = factor
+    return Relation("where", parameters, outside / interval if interval else 0.0)
+
+
+def _telling(hit: torch.Tensor, count: int, touched: int, *, ordered: bool) -> bool:
+    """Return whether these indices are a place, rather than where a few scattered elements happen to lie."""
+    size = len(hit)
+    within = touched * math.log(count / size)
+    # From one position on: of channels that would mean nothing.
+    if ordered and bool(hit[size - count :].all()) and within + math.log(size) <= -_EVIDENCE:
+        return True
+    choices = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
+    return count <= _MOST * size and within + choices <= -_EVIDENCE
+
+
+def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    narrow = first.is_floating_point() and second.is_floating_point()
+    dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+    working = dtype if narrow else torch.float64
+    return (first.to(working) - second.to(working)).abs_()
+
+
+def _factor(reference: torch.Tensor, candidate: torch.Tensor) -> float | None:
+    """Return the one factor that turns the reference's part into the candidate's, None if there is none."""
+    first, second = reference.double(), candidate.double()
+    energy, most = float((first * first).sum()), float(first.abs().max())
+    if first.numel() < 2 or not energy:
+        return None
+    factor = float((first * second).sum()) / energy
+    missed = float((second - factor * first).abs().max())
+    limit = rounding_tolerance((reference.dtype, candidate.dtype), _DEPTH)
+    changed = float((second - first).abs().max())
+    return factor if missed <= limit * abs(factor) * most and missed <= 0.1 * changed else None
+
+
+def _ranges(indices: list[int]) -> list[list[int]]:
+    """Return sorted indices as inclusive ranges.
+
+    >>> _ranges([0, 1, 2, 7, 9, 10])
+    [[0, 2], [7, 7], [9, 10]]
+    """
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ranges

@@ -1,0 +1,165 @@
+"""The same values in another layout: axes permuted, dropped, repeated, or another shape in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice, permutations
+from typing import Any
+
+import torch
+
+from qtrace.report.records import Relation
+
+# A layout explains a pair when the two correlate: correlation^2 above this. Wrong layouts give about 0; the
+# right one gives nearly 1, also where the candidate is coarsely quantized or scaled by a folded factor.
+# Integers must be equal.
+_AGREEMENT = 0.75
+_MOST_PERMUTATIONS = 720
+# Layouts are ranked on at most this many elements, spread over the whole tensor.
+_SAMPLE = 65_536
+# What `undo_layout` tells; a relation found after a layout was undone carries these too.
+_KEYS = frozenset({"permute", "reshape", "squeeze", "unsqueeze", "expand", "repeated"})
+
+
+def undo_layout(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch.Tensor, Relation] | None:
+    """Return the candidate in the reference's layout, and the relation; None where no layout explains it.
+
+    Args:
+        reference: any shape.
+        candidate: the same number of elements in another shape, or one that broadcasts to the reference's, or the other
+            way round.
+
+    The layouts tried are every permutation of the axes larger than 1 that gives the reference's shape, and the
+    plain reshape. The one with the largest squared correlation is taken if that is above 0.75 (integers: if the
+    values are equal); equal ones are told apart by ||reference - candidate||. Parameters say what to do to the
+    candidate: `permute` (over its axes larger than 1), `reshape` (to this shape); `squeeze` and `unsqueeze`
+    name the axes of size 1 that it has more or less. A candidate that serves several batch rows at once, as a mask may,
+    is `expand`ed to this shape, or it is `repeated` where the reference is not; what is repeated must be so exactly.
+    `error` is left to the caller.
+    """
+    if reference.numel() == 0 or candidate.numel() == 0:
+        return None
+    first, second = reference.detach(), candidate.detach()
+    picks = _picks(reference.numel(), reference.device)
+    wanted = first.reshape(-1)[picks].to(torch.float64)
+    best: tuple[tuple[float, float], torch.Tensor, dict[str, Any]] | None = None
+    exact = not (first.is_floating_point() or second.is_floating_point())
+    for view, parameters in _layouts(first, second):
+        found = view.reshape(-1)[picks].to(device=wanted.device, dtype=torch.float64)
+        rank = _agreement(wanted, found)
+        if (rank[1] == 0 if exact else rank[0] > _AGREEMENT) and (best is None or rank > best[0]):
+            best = (rank, view, parameters)
+            if rank[1] == 0:
+                break
+    if best is None:
+        return None
+    return best[1], Relation("layout", best[2])
+
+
+def with_layout_undone(
+    candidate: torch.Tensor, shape: torch.Size, parameters: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Return the candidate in the reference's layout, as a relation's parameters say.
+
+    None where they do not fit the tensor, or where they name no layout and the shapes differ.
+    """
+    if not _KEYS & parameters.keys():
+        return candidate if candidate.shape == shape else None
+    if "expand" in parameters:
+        return candidate.expand(shape) if _broadcasts(candidate.shape, shape) else None
+    if "repeated" in parameters:
+        return _once(candidate, shape) if _broadcasts(shape, candidate.shape) else None
+    if candidate.numel() != shape.numel():
+        return None
+    order = parameters.get("permute")
+    if order is None:
+        return candidate.reshape(shape)
+    given = [n for n in candidate.shape if n != 1]
+    if len(given) != len(order):
+        return None
+    return candidate.reshape(given).permute(order).reshape(shape)
+
+
+def with_layout(values: torch.Tensor, shape: torch.Size, parameters: Mapping[str, Any]) -> torch.Tensor:
+    """Return values that are in the reference's layout in the candidate's, of this shape."""
+    if "expand" in parameters:
+        return _once(values, shape)
+    if "repeated" in parameters:
+        return values.expand(shape)
+    order = parameters.get("permute")
+    if order is None:
+        return values.reshape(shape)
+    given = [n for n in shape if n != 1]
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return values.reshape([given[axis] for axis in order]).permute(inverse).reshape(shape)
+
+
+def _agreement(wanted: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
+    """Return correlation^2 (rounded, so that ties are ties) and the negative distance; larger is better."""
+    distance = float((wanted - found).norm())
+    if distance == 0:
+        return 1.0, 0.0
+    first, second = wanted - wanted.mean(), found - found.mean()
+    squares = float(first.dot(first) * second.dot(second))
+    correlation2 = float(first.dot(second)) ** 2 / squares if squares > 0 else 0.0
+    return round(correlation2, 9), -distance
+
+
+def _layouts(reference: torch.Tensor, candidate: torch.Tensor) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    if reference.numel() != candidate.numel():
+        if _broadcasts(candidate.shape, reference.shape):
+            if torch.equal(_once(reference, candidate.shape).expand(reference.shape), reference):
+                yield candidate.expand(reference.shape), {"expand": list(reference.shape)}
+        elif _broadcasts(reference.shape, candidate.shape):
+            once = _once(candidate, reference.shape)
+            if torch.equal(once.expand(candidate.shape), candidate):
+                yield once, {"repeated": list(candidate.shape)}
+        return
+    wanted = [n for n in reference.shape if n != 1]
+    given = [n for n in candidate.shape if n != 1]
+    ones = _ones(reference, candidate)
+    if wanted == given:
+        yield candidate.reshape(reference.shape), ones or {"reshape": list(reference.shape)}
+    else:
+        yield candidate.reshape(reference.shape), {"reshape": list(reference.shape)}
+    if sorted(wanted) == sorted(given):
+        inner = candidate.reshape(given)
+        identity = tuple(range(len(given)))
+        fitting = (
+            order for order in permutations(identity) if order != identity and [given[axis] for axis in order] == wanted
+        )
+        for order in islice(fitting, _MOST_PERMUTATIONS):
+            yield inner.permute(order).reshape(reference.shape), {"permute": list(order), **ones}
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    aligned = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(n in (1, wanted) for n, wanted in aligned)
+
+
+def _once(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return values in a shape that broadcasts to theirs: the first of what is repeated."""
+    missing = values.dim() - len(shape)
+    for axis, size in enumerate(values.shape):
+        if size != 1 and (axis < missing or shape[axis - missing] == 1):
+            values = values.narrow(axis, 0, 1)
+    return values.reshape(shape)
+
+
+def _ones(reference: torch.Tensor, candidate: torch.Tensor) -> dict[str, Any]:
+    """Name the axes of size 1 that the candidate has and the reference lacks in number, or the other way round."""
+    extra = [axis for axis, n in enumerate(candidate.shape) if n == 1]
+    lacking = [axis for axis, n in enumerate(reference.shape) if n == 1]
+    if len(extra) > len(lacking):
+        return {"squeeze": extra}
+    if len(lacking) > len(extra):
+        return {"unsqueeze": lacking}
+    return {}
+
+
+def _picks(count: int, device: torch.device) -> torch.Tensor:
+    if count <= _SAMPLE:
+        return torch.arange(count, device=device)
+    # An odd stride near the golden ratio of the length visits all axes evenly, whatever their sizes.
+    stride = int(count * 0.618_033_988_749) | 1
+    return torch.arange(_SAMPLE, device=device).mul_(stride).remainder_(count)

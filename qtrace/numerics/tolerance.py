@@ -1,0 +1,65 @@
+"""How far apart two tensors may be and still agree: the rounding noise of a correct candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+# Rounding errors of many calls add up like a random walk; each is about a quarter of eps against the interval of
+# its tensor. Sixteen times that leaves room for layers that amplify.
+_STEPS = 4.0
+# Beyond this no number of roundings is an excuse.
+_MOST = 0.02
+# What was measured is one run's noise, where the candidate has one of its own, of another size at each element.
+_MARGIN = 4.0
+# One tensor of one call: module path, call index, and "in:" or "out:" with the path of the value.
+Place = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Floors:
+    """The PEIR up to which tensors agree, place by place.
+
+    `tolerance` is the reader's own limit and stands above all; `least` is one that is taken for rounding noise in any
+    case. `measured` is the reference's own noise at each place, as a PEIR, where a second run of it was made
+    (see `qtrace.tracing.noise_floor`); it stands in for the estimate of `rounding_tolerance`.
+    """
+
+    tolerance: float | None = None
+    least: float = 0.0
+    measured: Mapping[Place, float] = field(default_factory=dict)
+
+    def of(self, dtypes: tuple[torch.dtype, ...], depth: int, place: Place | None = None) -> float:
+        """Return the limit for tensors of these dtypes, `depth` calls after the inputs.
+
+        Where the noise was measured it is max(4 eps, 4 n e / eps32), with n the noise of the reference, eps that of the
+        coarsest dtype and e / eps32 how much coarser than float32 that is; else `rounding_tolerance`.
+        """
+        if self.tolerance is not None:
+            return self.tolerance
+        noise = self.measured.get(place) if place is not None else None
+        if noise is None:
+            return max(rounding_tolerance(dtypes, depth), self.least)
+        eps = coarsest_eps(dtypes)
+        coarser = max(1.0, eps / torch.finfo(torch.float32).eps)
+        return max(_STEPS * eps, _MARGIN * noise * coarser, self.least)
+
+
+def rounding_tolerance(dtypes: Iterable[torch.dtype], depth: int) -> float:
+    """Return the PEIR up to which tensors of these dtypes agree, `depth` calls after the inputs.
+
+    4 eps sqrt(1 + depth), eps that of the coarsest floating dtype among them, at most 0.02; without any
+    floating dtype that of float32, since integers (token ids, masks) are made from exact values or from float32
+    ones.
+    """
+    return min(_STEPS * coarsest_eps(tuple(dtypes)) * math.sqrt(1 + depth), _MOST)
+
+
+@lru_cache(maxsize=256)
+def coarsest_eps(dtypes: tuple[torch.dtype, ...]) -> float:
+    """Return eps of the coarsest floating dtype among these; that of float32 where there is none."""
+    return max((torch.finfo(t).eps for t in dtypes if t.is_floating_point), default=torch.finfo(torch.float32).eps)

@@ -1,5 +1,0 @@
-"""What one call of a module computes on both sides, operator by operator, and where the two part."""
-
-from qtrace.operators.view import compare_operators, floors_of
-
-__all__ = ["compare_operators", "floors_of"]

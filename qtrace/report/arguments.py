@@ -1,0 +1,110 @@
+"""The arguments that differ: what the candidate's code hands down otherwise than the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from qtrace.report.metrics import METRICS
+from qtrace.report.notes import STATUS_WORDS, spec
+from qtrace.report.numbers import ABSENT, bound, count, number
+from qtrace.report.paths import shorten, shorten_all, shown
+from qtrace.report.records import Argument, Status, TensorSpec
+from qtrace.report.table import plain_table
+
+NUMBER_WIDTH = 9
+NARROWEST = 12
+TOP = 8
+BY = "  by "
+
+
+def arguments_table(arguments: Sequence[Argument], *, width: int, top: int | None) -> tuple[Table, int]:
+    """Return the table in `width` columns, and how many arguments it leaves out.
+
+    What is handed from call to call in one shape is one line, that of the first call, and `top` lines are
+    shown (`TOP` for None). With 0 every argument of every call has its line.
+    """
+    groups = grouped(arguments) if top != 0 else [[argument] for argument in arguments]
+    listed = groups[: top or (TOP if top is None else None)]
+    firsts = [group[0] for group in listed]
+    columns = [Column(side, firsts) for side in ("reference", "candidate")]
+    names = max([len("argument"), *(len(first.argument) for first in firsts)])
+    rest = width - names - sum(column.width for column in columns) - NUMBER_WIDTH - len(columns) - 2
+    callers = max([len("caller"), *(len(shown(first.caller)) for first in firsts)])
+    said = [text for first in firsts for text in (_called(first, shown(first.module)), _sample(first))]
+    called = max(map(len, ["called module", *said]))
+    beside = called + 1 + callers <= rest
+    room = called if beside else min(max(rest, NARROWEST), max(called, callers + len(BY)))
+    modules = shorten_all(dict.fromkeys(first.module for first in firsts), room)
+    table = plain_table()
+    table.add_column("called module", width=room, overflow="fold")
+    table.add_column("argument", width=names)
+    if beside:
+        table.add_column("caller", width=callers)
+    for column in columns:
+        table.add_column(column.side, width=column.width)
+    table.add_column(METRICS["peir"].heading, justify="right", width=NUMBER_WIDTH)
+    for group, first in zip(listed, firsts, strict=True):
+        lines = [_called(first, modules[first.module])]
+        lines += [] if beside else [BY + shorten(first.caller, room - len(BY))]
+        lines += [f"  and {count(len(group) - 1, 'more call')}"] if len(group) > 1 else []
+        lines += [_sample(first)] if first.samples > 1 else []
+        module = Text(lines[0]).append("".join("\n" + line for line in lines[1:]), style="dim")
+        cells = [module, Text(first.argument, style="bold"), *([Text(shown(first.caller))] if beside else [])]
+        table.add_row(*cells, *(Text(column.cell(first)) for column in columns), Text(_judged(group)))
+    return table, len(arguments) - sum(map(len, listed))
+
+
+class Column:
+    """What one side was handed, over lines of their own: dtype, shape, range."""
+
+    def __init__(self, side: str, arguments: Sequence[Argument]) -> None:
+        self.side = side
+        self.width = max([len(side), *(len(line) for one in arguments for line in self.cell(one).split("\n"))])
+
+    def cell(self, argument: Argument) -> str:
+        """Return the cell's text."""
+        value: TensorSpec | None = getattr(argument, self.side)
+        return _described(value)
+
+
+def grouped(arguments: Sequence[Argument]) -> list[list[Argument]]:
+    """Return the arguments, in execution order, with those of one name, shape and type in one group."""
+    groups: dict[object, list[Argument]] = {}
+    for argument in sorted(arguments, key=lambda a: a.order):
+        specs = _described(argument.reference), _described(argument.candidate)
+        groups.setdefault((argument.argument, argument.status, specs), []).append(argument)
+    return list(groups.values())
+
+
+def _called(argument: Argument, path: str) -> str:
+    return f"{path}#{argument.call}" if argument.call else path
+
+
+def _sample(argument: Argument) -> str:
+    """Return which sample was the worst, of how many in which the argument differs."""
+    return f"  sample {argument.sample} of {argument.samples}" if argument.samples > 1 else ""
+
+
+def _described(value: TensorSpec | None) -> str:
+    """Return dtype, shape and range over lines of their own, so that a narrow column can hold them."""
+    if value is None:
+        return "not passed"
+    lines = spec(value).split(" ") if value.shape is not None else [spec(value)]
+    if value.min is not None and value.max is not None:
+        low, high = bound(value.min), bound(value.max)
+        lines.append(f"all {low}" if low == high else f"{low} … {high}")
+    return "\n".join(lines)
+
+
+def _judged(group: Sequence[Argument]) -> str:
+    """Return the largest PEIR of the group, or why there is none."""
+    peirs = [argument.peir for argument in group if argument.peir is not None]
+    if peirs:
+        return number(max(peirs))
+    status = group[0].status
+    if status in (Status.COMPARED, Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY):
+        return ABSENT
+    return STATUS_WORDS[status].replace(" ", "\n")

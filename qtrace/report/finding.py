@@ -1,0 +1,152 @@
+"""One named fault for a reader: what it is, where else it is, how sure that is, in which lines, what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from qtrace.report.numbers import count, number
+from qtrace.report.paths import pattern, shown
+from qtrace.report.proposal import proposal
+from qtrace.report.records import Finding, ReportData
+from qtrace.report.selection import View
+
+KINDS = {
+    "introduces": "introduces an error",
+    "miscalls": "hands on a wrong argument",
+    "non_finite": "makes NaN or Inf",
+    "structure": "makes other calls",
+    "raises": "raises an exception",
+}
+# Of a module with others inside, these say that its own code is at fault.
+OWN_CODE = ("introduces", "miscalls", "structure")
+MOST_EVIDENCE = 4
+INDENT = 3
+# What takes the final error down to so much of it is a part of the cause.
+_HELPS = 0.9
+LABEL_WIDTH = 14
+
+
+def headline(finding: Finding) -> str:
+    """Return what is wrong, in a few words."""
+    if finding.kind == "miscalls" and finding.argument:
+        return f"hands on a wrong {finding.argument}"
+    return KINDS.get(finding.kind, finding.kind.replace("_", " "))
+
+
+def finding_lines(finding: Finding, report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
+    """Yield all that there is to say of one finding, for `width` columns."""
+    yield Text.assemble(f"{finding.rank}. ", (_place(finding), "bold"), f" {headline(finding)}")
+    grid = Table.grid(padding=0)
+    grid.add_column(width=LABEL_WIDTH, style="dim")
+    grid.add_column(overflow="fold")
+    for label, text in _facts(finding):
+        grid.add_row(Text(label), Text(text))
+    yield _indented(Text(_sentence(finding.summary)))
+    yield _indented(grid)
+    what, command, options = _next(finding, report)
+    if view.command:
+        yield _indented(Text(f"To see {what}:"))
+        yield _indented(proposal(command, view.command, *options, width=width - INDENT))
+        if finding.rank == 1 and finding.kind != "raises" and not report.has_stored_side:
+            yield _indented(Text("To stop both models there:"))
+            yield _indented(proposal("debug", view.command, width=width - INDENT))
+
+
+def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
+    """Yield labelled facts: where else, which callees, how sure, which lines, on what evidence."""
+    if finding.callee is not None:
+        more = [callee for callee in finding.callees if callee != finding.callee]
+        yield "callee", finding.callee + (f" and {_more(finding.callee, more, len(more))}" if more else "")
+    members = [member for member in finding.members if member != finding.module]
+    amount = max(len(members), finding.count - 1)
+    if amount:
+        yield "also in", _more(finding.module, members, amount)
+    yield _sure(finding), _sureness(finding)
+    for side, site in (finding.source or {}).items():
+        if site is not None:
+            yield side, _line(site)
+    for place, line in enumerate(finding.evidence[:MOST_EVIDENCE]):
+        yield "" if place else "evidence", line
+    if len(finding.evidence) > MOST_EVIDENCE:
+        yield "", f"and {len(finding.evidence) - MOST_EVIDENCE} more in the report"
+
+
+def _more(first: str, others: Sequence[str], amount: int) -> str:
+    """Return how many more there are than the first, and the pattern of their paths."""
+    if not others:
+        return f"{amount} more"
+    return f"{amount} more: {others[0] if amount == 1 else pattern([first, *others])}"
+
+
+def _sure(finding: Finding) -> str:
+    """Return whether it is the cause, a part of it, or a guess."""
+    if finding.confirmed:
+        return "confirmed"
+    before, after = (finding.graft or {}).get("before"), (finding.graft or {}).get("after")
+    helps = before is not None and after is not None and after < _HELPS * before
+    return "in part" if helps else "not confirmed"
+
+
+def _sureness(finding: Finding) -> str:
+    """Return what handing over the reference's tensors does to the final outputs."""
+    graft = finding.graft
+    if graft is None:
+        return "the reference runs on the same inputs" if finding.kind == "raises" else "no graft was made"
+    before, after = graft.get("before"), graft.get("after")
+    done = "handing on the reference's tensors in its place"
+    if finding.kind == "miscalls":
+        done = f"handing the callee the reference's {finding.argument or 'arguments'}"
+    if after is None:
+        return f"{done} leaves the final outputs without a PEIR"
+    if before is None:
+        return f"{done} takes the final outputs from no PEIR at all to {number(after)}"
+    if finding.confirmed:
+        return f"{done} takes the final PEIR from {number(before)} to {number(after)}"
+    return f"{done} takes the final PEIR from {number(before)} only to {number(after)}"
+
+
+def _line(place: dict[str, Any]) -> str:
+    text = f"{place.get('file')}:{place.get('line')}"
+    return f"{text}, in {place['function']}" if place.get("function") else text
+
+
+def _next(finding: Finding, report: ReportData) -> tuple[str, str, Sequence[str]]:
+    """Return what to look at next, the command that shows it, and the options for that."""
+    if finding.kind == "miscalls" and finding.callee:
+        return "what the callee is handed on each side", "run", ("--inspect", finding.callee)
+    inside = f"{finding.module}." if finding.module else ""
+    # Of a stored side no operator is known.
+    in_code = finding.kind in OWN_CODE and not report.has_stored_side
+    if in_code and any(row.module.startswith(inside) and row.module for row in report.rows):
+        call = ("--call-index", str(finding.call)) if finding.call else ()
+        return "the operators inside it, side by side", "ops", ("--module", shown(finding.module), *call)
+    if not finding.module:
+        return "every call of both sides", "run", ("--show-trace", "both")
+    return "what goes in and what comes out on each side", "run", ("--inspect", finding.module)
+
+
+def _place(finding: Finding) -> str:
+    return shown(finding.module) + (f"#{finding.call}" if finding.call else "")
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _indented(part: RenderableType) -> Padding:
+    return Padding(part, (0, 0, 0, INDENT), expand=False)
+
+
+def briefly(findings: Sequence[Finding], *, most: int) -> Iterator[Text]:
+    """Yield one line for each finding after the first `most`."""
+    for finding in findings[most:]:
+        yield Text(f"{finding.rank}. {_place(finding)} {headline(finding)}")
+    if len(findings) > most:
+        yield Text(f"{count(len(findings) - most, 'finding')} in brief; --all says everything", style="dim")

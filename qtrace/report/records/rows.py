@@ -1,0 +1,229 @@
+"""Value types for what was compared: one tensor of one call, one argument of one call.
+
+Frozen and free of torch, so that a stored report is read, rendered and gated without importing it. Numbers
+are Python floats; a number that does not exist (NaN, a ratio over a zero interval) is None, and `status` says
+why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from qtrace.report.records.quantizers import QuantFacts
+
+
+class Status(str, Enum):
+    """Could this pair be compared, and if not, why."""
+
+    COMPARED = "compared"
+    SHAPE_MISMATCH = "shape_mismatch"
+    STRUCTURE_MISMATCH = "structure_mismatch"
+    NON_FINITE = "non_finite"
+    CONSTANT_REFERENCE = "constant_reference"
+    REFERENCE_ONLY = "reference_only"
+    CANDIDATE_ONLY = "candidate_only"
+
+
+class Verdict(str, Enum):
+    """What a row means: agreement, agreement under a relation, or how a difference came to be there.
+
+    `EQUAL` is up to rounding, or up to the fill of a mask; `LAYOUT` and `GAIN` are equal in another layout or up to a
+    factor. `ABSORBED` differs, but the call around it gives the right output again. `INTRODUCED` is made in this
+    module, `MISCALLED` comes of an argument that its caller hands over wrongly, `INHERITED` came in with the arguments
+    or from inside, and `AMPLIFIED` left much larger than it came in.
+    """
+
+    EQUAL = "equal"
+    LAYOUT = "layout"
+    GAIN = "gain"
+    ABSORBED = "absorbed"
+    INHERITED = "inherited"
+    AMPLIFIED = "amplified"
+    INTRODUCED = "introduced"
+    MISCALLED = "miscalled"
+    NON_FINITE = "non_finite"
+    STRUCTURE = "structure"
+    UNMATCHED = "unmatched"
+
+
+# Whoever calls a model takes what it returns in these as it is; of any other convention it would have to know.
+_TAKEN_AS_THEY_ARE = ("layout", "mask")
+# With one of these a row's two tensors were taken as the same.
+AGREEING = frozenset({Verdict.EQUAL, Verdict.LAYOUT})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a value is without its elements: `dtype` as in "float32"; for a plain value `shape` is None.
+
+    `type` names the class where it is no plain tensor ("int", "NoneType", "QTensor"); `value` is the repr of
+    a plain value; `min` and `max` are over the finite elements, where they were measured.
+    """
+
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    type: str = "Tensor"
+    value: str | None = None
+    min: float | None = None
+    max: float | None = None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return self.value if self.value is not None else self.type
+        return f"{self.dtype} [{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of |reference - candidate|, over the pairs where both are finite; see `qtrace.numerics` for the formulas.
+
+    `mean` to `stddev` are in the tensor's own unit (population stddev), `peir` and `rel_l2` are ratios,
+    `sqnr_db` is in dB (None where the noise is zero: infinite), `cosine` is in [-1, 1], `mismatch` is the
+    fraction of unequal elements (integers and bools only), `non_finite` counts elements per side, `elements` the pairs
+    that `mean` to `stddev` are over.
+    """
+
+    status: Status = Status.COMPARED
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+    stddev: float | None = None
+    peir: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    rel_l2: float | None = None
+    mismatch: float | None = None
+    non_finite: tuple[int, int] | None = None
+    reference_min: float | None = None
+    reference_max: float | None = None
+    elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How the candidate's tensor is related to the reference's; verified by value.
+
+    `kind` "layout" has `parameters` such as {"squeeze": [2, 3], "permute": [0, 2, 1, 3]}; `error` is the PEIR that
+    remains under the relation.
+    """
+
+    kind: str
+    parameters: dict[str, Any]
+    error: float | None = None
+
+    def __str__(self) -> str:
+        """Return the kind with its parameters.
+
+        >>> str(Relation("layout", {"squeeze": [0], "permute": [0, 2, 1]}))
+        'layout: squeeze 0, permute 0 2 1'
+        >>> str(Relation("gain", {"factor": 0.17677669, "name": "1/sqrt(32)"}))
+        'gain: factor 0.1768 = 1/sqrt(32)'
+        >>> str(Relation("where", {"axis": 1, "size": 24, "count": 7, "indices": [[17, 23]], "from": 17}))
+        'differs at 7 of 24 along axis 1: from 17 on'
+        """
+        if self.kind == "where":
+            return self._place()
+        parts = ", ".join(
+            f"{name} {_plain(value)}".strip() for name, value in self.parameters.items() if name != "name"
+        )
+        parts += f" = {self.parameters['name']}" if self.parameters.get("name") else ""
+        kind = self.kind.replace("_", " ")
+        return f"{kind}: {parts}" if parts else kind
+
+    def _place(self) -> str:
+        told = self.parameters
+        ranges = [f"{first}" if first == last else f"{first} to {last}" for first, last in told.get("indices", ())]
+        where = f"from {told['from']} on" if "from" in told and told["count"] > 1 else ", ".join(ranges)
+        factor = f", by the factor {told['factor']:.4g}" if "factor" in told else ""
+        return f"differs at {told.get('count')} of {told.get('size')} along axis {told.get('axis')}: {where}{factor}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One tensor of one call: (module, call, output). Paths are the reference's names.
+
+    `module` is the path as in `named_modules` ("" is the root), `call` counts that module's calls from 0,
+    `output` is the path within a nested output ("" for a single tensor), `order` the place in the reference's
+    execution order. `peir` is raw (after undoing the layout), `peir_related` what remains under the verified
+    relation; `peir_in` is the largest PEIR among the call's arguments (received), `peir_local` the error that this
+    module makes on the reference's arguments (introduced), `peir` itself what accumulated. `floor` is the PEIR up to
+    which the row counts as rounding noise. `non_finite_same` says whether the non-finite values are the same on both
+    sides, at the same places.
+
+    A run over several samples leaves one row for all those of them, `samples`, in which the call was made: `mean` to
+    `stddev` are over their `elements` together, the verdict and each ratio the worst; the PEIR's with its status,
+    relation and floor is from the sample with the index `sample`. See `qtrace.tracing.aggregate.merged`. `peir_local`
+    is from the sample that was looked into. `quantization` is how the candidate's module quantizes, where that is
+    known.
+    """
+
+    module: str
+    call: int
+    output: str
+    type: str
+    order: int
+    status: Status
+    verdict: Verdict | None = None
+    sample: int = 0
+    samples: int = 1
+    reference: TensorSpec | None = None
+    candidate: TensorSpec | None = None
+    relation: Relation | None = None
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+    stddev: float | None = None
+    peir: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    rel_l2: float | None = None
+    mismatch: float | None = None
+    non_finite: tuple[int, int] | None = None
+    non_finite_same: bool | None = None
+    peir_related: float | None = None
+    peir_in: float | None = None
+    peir_local: float | None = None
+    floor: float | None = None
+    elements: int = 0
+    quantization: QuantFacts | None = None
+
+    @property
+    def error(self) -> float | None:
+        """Return the PEIR that counts: what remains under a relation that is undone somewhere, else the raw one.
+
+        What the model itself returns (module "") nobody undoes, but for a layout or a mask's fill.
+        """
+        undone = self.module != "" or self.relation is None or self.relation.kind in _TAKEN_AS_THEY_ARE
+        return self.peir_related if self.peir_related is not None and undone else self.peir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One argument of one call that differs between the sides.
+
+    `argument` is the reference's parameter name, with the path inside a nested value ("position_embeddings.0");
+    `caller` is the path of the module whose code made the call. A side that did not pass it has None. Of several
+    samples in which it differs, `samples`, this is the worst one, `sample`.
+    """
+
+    module: str
+    call: int
+    argument: str
+    caller: str
+    status: Status
+    order: int
+    sample: int = 0
+    samples: int = 1
+    reference: TensorSpec | None = None
+    candidate: TensorSpec | None = None
+    relation: Relation | None = None
+    peir: float | None = None
+    max: float | None = None

@@ -1,0 +1,103 @@
+"""torch.ao: fake quantizers, and quantized modules, whose weight and output hold their own scales.
+
+Bare observers round nothing and are passed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from qtrace.toolkits.quantizer import Reading, as_tensor, dtype_name, holders, levels_of, own_weight
+
+TOOLKIT = "torch.ao"
+# Its kernels add in 16 bits, so that inputs get 7.
+_DYNAMIC = Reading(name="input", of="input", dtype="uint8", scale=None, levels=(0.0, 127.0), symmetric=False)
+
+
+def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
+    """Yield the fake quantizers of a module; of a quantized one its weight's quantizer and the output's."""
+    for name, child in holders(module, aligned):
+        if bool(getattr(child, "fake_quant_enabled", False)) and hasattr(child, "activation_post_process"):
+            yield _fake(name, child, module)
+        for reading in _converted(child) if not child._modules else ():
+            yield replace(reading, name=f"{name}.{reading.name}", of="inside")
+    yield from _converted(module)
+
+
+def _converted(module: torch.nn.Module) -> Iterator[Reading]:
+    """Yield what a module rounds that was converted: its weight, and its output, or its input where that is dynamic."""
+    weight = _weight(module)
+    if weight is not None:
+        yield weight
+    if not _is_converted(module):
+        return
+    if ".dynamic." in type(module).__module__:
+        if weight is not None:
+            yield _DYNAMIC
+        return
+    dtype = dtype_name(getattr(module, "dtype", torch.quint8))
+    scale, zero = as_tensor(getattr(module, "scale", None)), as_tensor(getattr(module, "zero_point", None))
+    if scale is not None and levels_of(dtype) is not None:
+        yield Reading(
+            name="output",
+            of="output",
+            dtype=dtype,
+            scale=scale,
+            zero_point=zero,
+            levels=levels_of(dtype),
+            symmetric=False,
+            rectified="ReLU" in type(module).__name__,
+        )
+
+
+def _fake(name: str, child: Any, module: torch.nn.Module) -> Reading:
+    observer = child.activation_post_process
+    scheme = str(getattr(child, "qscheme", ""))
+    observed = getattr(observer, "min_val", None), getattr(observer, "max_val", None)
+    known = isinstance(observed[0], torch.Tensor) and isinstance(observed[1], torch.Tensor)
+    is_channel = "channel" in scheme
+    return Reading(
+        name=name,
+        of="weight" if name.startswith("weight") else "output",
+        dtype=dtype_name(getattr(child, "dtype", observer.dtype)),
+        scale=child.scale,
+        zero_point=child.zero_point,
+        rectified=not name.startswith("weight") and "ReLU" in type(module).__name__,
+        levels=(float(child.activation_post_process.quant_min), float(child.activation_post_process.quant_max)),
+        symmetric="symmetric" in scheme,
+        axis=int(child.ch_axis) if is_channel else None,
+        weight=own_weight(module) if name.startswith("weight") else None,
+        observed=(observed[0], observed[1]) if known else None,  # type: ignore[arg-type]
+    )
+
+
+def _is_converted(module: torch.nn.Module) -> bool:
+    return ".quantized." in f"{type(module).__module__}." and hasattr(module, "zero_point")
+
+
+def _weight(module: torch.nn.Module) -> Reading | None:
+    """Return the quantizer of a quantized module's weight, which it hands out by a method."""
+    method = getattr(module, "weight", None)
+    if not _is_converted(module) or not callable(method) or isinstance(method, torch.Tensor):
+        return None
+    weight = method()
+    if not isinstance(weight, torch.Tensor) or not weight.is_quantized:
+        return None
+    dtype, channel = dtype_name(weight.dtype), "channel" in str(weight.qscheme())
+    scale = weight.q_per_channel_scales() if channel else as_tensor(weight.q_scale())
+    zero = weight.q_per_channel_zero_points() if channel else as_tensor(weight.q_zero_point())
+    return Reading(
+        name="weight",
+        of="weight",
+        dtype=dtype,
+        scale=scale,
+        zero_point=zero,
+        levels=levels_of(dtype),
+        symmetric=zero is None or not bool(zero.any()),
+        axis=weight.q_per_channel_axis() if channel else None,
+        stored=weight,
+    )
