@@ -14,13 +14,12 @@ import transformers
 from bench.faults.case import Case
 from bench.faults.catalogue import cases
 from qtrace.diagnosis.accumulated import accumulated
-from qtrace.diagnosis.trials import as_trial
+from qtrace.diagnosis.runner import as_trial
+from qtrace.engine.lockstep_pass import Options, Pass
 from qtrace.engine.model import Model
-from qtrace.engine.onepass import Options, Pass
 from qtrace.engine.plan import make_plan
 from qtrace.engine.samples import as_samples
-from qtrace.tracing.callcounts import CallCounts
-from qtrace.tracing.judgement import ending, is_too_little
+from qtrace.tracing.outcome import CallCounts, ending, is_too_little
 
 
 def run(pattern: str = "*") -> list[dict[str, Any]]:

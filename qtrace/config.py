@@ -29,8 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from qtrace.complaints import complain
-from qtrace.documents import parse_value, read_yaml
+from qtrace.documents import complain, parse_value, read_yaml
 from qtrace.errors import UsageError
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from qtrace.baselinefile import LOOSEN, NOTE, UPDATE, WRITTEN
 from qtrace.errors import UsageError
-from qtrace.parity import Parity, ParityError
+from qtrace.testing import LOOSEN, NOTE, UPDATE, WRITTEN, Parity, ParityError
 
 __all__ = ["Parity", "ParityError"]
 

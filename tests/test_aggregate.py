@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import qtrace
 from qtrace.engine.comparison import Comparison
 from qtrace.errors import ForwardError, UsageError
-from qtrace.gate.reading import Context, is_void, numberless, read
+from qtrace.gate.limits import Context, is_void, numberless, read
 from qtrace.report.records import AGREEING, Argument, Outcome, Relation, Row, Status, Verdict, dumps, loads
 from qtrace.tracing.aggregate import Aggregate, merged, worse
 from tests.models import Chain, twin

@@ -11,9 +11,9 @@ from torch import nn
 
 from qtrace.cli.alignment import aligned, alike
 from qtrace.cli.listeners import CallCounter
-from qtrace.report.modules import RULES, modules
+from qtrace.report.coverage import RULES, modules
 from qtrace.report.records import Unmatched
-from qtrace.report.records.calls import Pairing
+from qtrace.report.records.rows import Pairing
 from tests.models import Chain, Wrapped, twin
 from tests.test_align_values import convolutions
 from tests.test_render import WIDTHS, text_of

@@ -11,7 +11,7 @@ import torch
 import qtrace
 from qtrace.engine.samples import as_samples
 from qtrace.report.records import Outcome, Verdict
-from qtrace.toolkits.wrappers import apply_wrapper
+from qtrace.sources.wrappers import apply_wrapper
 from qtrace.zoo import llama
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import qtrace
 from qtrace.cli import main
-from qtrace.cli.command import command
+from qtrace.cli.app import command
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, ScreenOptions, given
-from qtrace.cli.typed import typed
+from qtrace.cli.session import typed
 from qtrace.errors import ForwardError, Interrupted, OutputError, QtraceError, SourceError, UsageError
 from tests.test_cli_run import MODELS, Ended, options, process
 

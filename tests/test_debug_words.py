@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from qtrace.debug.breakpoints import parse_place, resolve, why_not_reached
-from qtrace.debug.condition import Condition, is_condition
-from qtrace.debug.masks import mask_words
+from qtrace.debug.breakpoints import Condition, is_condition, parse_place, resolve, why_not_reached
+from qtrace.debug.values import mask_words
 from qtrace.engine.events import Call
 from qtrace.errors import UsageError
 from qtrace.report.records import Row, Status

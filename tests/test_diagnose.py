@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qtrace.diagnosis.isolate import Suspect, opened, repeats, suspects, unaccounted
+from qtrace.diagnosis.suspects import Suspect, opened, repeats, suspects, unaccounted
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
 from qtrace.diagnosis.verdicts import verdicts
 from qtrace.report.records import Finding, Relation, Verdict

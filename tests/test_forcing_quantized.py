@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.engine.arguments import Bound
-from qtrace.engine.events import Call, Enter, Exit
+from qtrace.engine.call_pair import Met
+from qtrace.engine.events import Bound, Call, Enter, Exit
 from qtrace.engine.forcing import IN, OUT, Forcing
-from qtrace.engine.met import Met
 from qtrace.engine.pair import PairComparer
 
 CALL = Call("norm", "norm", "Norm", 0, "")

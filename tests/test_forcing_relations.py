@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from qtrace.engine.arguments import Bound
-from qtrace.engine.events import Call, Enter, Exit
+from qtrace.engine.call_pair import Met
+from qtrace.engine.events import Bound, Call, Enter, Exit
 from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
-from qtrace.engine.met import Met
 from qtrace.engine.pair import PairComparer
 from tests.relations import FINE, RELATED, UNRELATED, Change, factors, rotated, table
 

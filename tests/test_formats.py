@@ -35,7 +35,7 @@ from qtrace.report.records import (
     dumps,
     loads,
 )
-from qtrace.report.visible import one_line
+from qtrace.report.text import one_line
 from tests import golden_files
 from tests.golden_reports import REPORTS, TEXT, mask_bug, side
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qtrace.report.annotations import MOST, TITLE_LENGTH, workflow_commands
 from qtrace.report.records import GateVerdict, ReportData, Violation
-from qtrace.report.visible import visible
+from qtrace.report.text import visible
 from tests.golden_reports import REPORTS, mask_bug, two
 from tests.test_formats import HOSTILE, gate, named
 

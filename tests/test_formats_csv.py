@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qtrace.report.csv import COLUMNS, csv
 from qtrace.report.records import GateVerdict, ReportData, Row
-from qtrace.report.visible import one_line
+from qtrace.report.text import one_line
 from tests.golden_reports import REPORTS, mask_bug, odds
 from tests.test_formats import HOSTILE, gate, named
 

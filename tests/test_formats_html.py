@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qtrace.report.html import html
 from qtrace.report.records import GateVerdict, ReportData
-from qtrace.report.visible import one_line, visible
+from qtrace.report.text import one_line, visible
 from tests.golden_reports import REPORTS, mask_bug, odds
 from tests.test_formats import HOSTILE, gate, named
 

@@ -14,7 +14,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 
 from qtrace.report.junit import BLAMED, junit
 from qtrace.report.records import GateVerdict, Outcome, ReportData, Status, Verdict, Violation
-from qtrace.report.visible import one_line
+from qtrace.report.text import one_line
 from tests.golden_reports import REPORTS, TEXT, leaf, mask_bug, odds, partial
 from tests.test_formats import HOSTILE, gate, named
 

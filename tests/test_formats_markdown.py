@@ -13,7 +13,7 @@ from markdown_it.token import Token
 
 from qtrace.report.markdown import LIMIT, OPEN, code, escaped, markdown
 from qtrace.report.records import Argument, GateVerdict, ReportData, Row, Status, TensorSpec, Unmatched, Violation
-from qtrace.report.visible import one_line
+from qtrace.report.text import one_line
 from tests.golden_reports import REPORTS, mask_bug, odds
 from tests.test_formats import HOSTILE, gate, named
 

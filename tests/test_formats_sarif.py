@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qtrace.report.records import GateVerdict, ReportData, Violation
 from qtrace.report.sarif import FINDINGS, sarif
-from qtrace.report.visible import visible
+from qtrace.report.text import visible
 from tests.golden_reports import REPORTS, mask_bug, side, two
 from tests.test_formats import HOSTILE, gate, named
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import qtrace
 from qtrace.engine.samples import as_samples
 from qtrace.report.records import Coverage, Outcome
-from qtrace.toolkits.wrappers import apply_wrapper
+from qtrace.sources.wrappers import apply_wrapper
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qtrace.config import Limits, Policy
 from qtrace.gate import judge, update
-from qtrace.report.gate import baseline_lines, gate_line, gate_section
+from qtrace.report.gate_verdict import baseline_lines, gate_line, gate_section
 from qtrace.report.problems import observed_and_limit
 from qtrace.report.records import GateVerdict, ReportData, Violation
 from tests import golden_files

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtrace.engine import driver
-from qtrace.engine.arguments import Bound
-from qtrace.engine.driver import Lockstep
-from qtrace.engine.events import Call, End, Enter, Event, Exit, Replacement
+from qtrace.engine import lockstep
+from qtrace.engine.events import Bound, Call, End, Enter, Event, Exit, Replacement
+from qtrace.engine.lockstep import Lockstep
 
 Tree = tuple[str, tuple["Tree", ...]]
 
@@ -89,13 +88,13 @@ def run(reference: list[Tree], candidate: list[Tree]) -> tuple[Recorder, Scripte
 def frozen_entries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Collect the calls whose arguments were copied to a shelf."""
     names: list[str] = []
-    original = driver._frozen_entry
+    original = lockstep._frozen_entry
 
     def remember(event: Enter) -> Enter:
         names.append(str(event.call.key))
         return original(event)
 
-    monkeypatch.setattr(driver, "_frozen_entry", remember)
+    monkeypatch.setattr(lockstep, "_frozen_entry", remember)
     return names
 
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from qtrace.baselinefile import baseline_path
 from qtrace.errors import ForwardError, OutputError, SourceError, UsageError
-from qtrace.parity import Parity, ParityError
+from qtrace.testing import Parity, ParityError, baseline_path
 
 pytest_plugins = ["pytester"]
 # Without what takes time and is not asked for.

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qtrace.diagnosis.quantization.expected import expected_error
-from qtrace.diagnosis.quantization.rounding import rounded
+from qtrace.diagnosis.quantization.expected_error import expected_error, rounded
 from qtrace.toolkits.quantizer import Reading, levels_of
 
 ROWS, WIDTH, OUT = 200, 64, 48

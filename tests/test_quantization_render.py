@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from rich.console import Group
 
+from qtrace.report.diagnosis_panel import plain
 from qtrace.report.notes import notes
-from qtrace.report.plain import plain
-from qtrace.report.quantization import quantizer_listing
 from qtrace.report.records import QuantFacts, Quantizer, QuantProblem, QuantProblemKind, Row, Status, TensorSpec
+from qtrace.report.trace_listing import quantizer_listing
 
 PROBLEM = QuantProblem(QuantProblemKind.CLIPPED, "40.00% lie outside", "widen the range")
 OUTPUT = Quantizer(

@@ -14,7 +14,7 @@ import qtrace
 from qtrace.engine.samples import Sample
 from qtrace.report.records import loads
 from qtrace.report.records.codec import dumps
-from qtrace.toolkits.wrappers.tico import wrap
+from qtrace.toolkits.tico import wrap
 
 pytest.importorskip("tico")
 

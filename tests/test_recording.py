@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from qtrace.engine.arguments import Bound
-from qtrace.engine.recording import run_during
+from qtrace.engine.events import Bound
+from qtrace.engine.hooks import run_during
 from tests.models import Chain, hooks_of
 
 

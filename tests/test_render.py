@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console, RenderableType
 
 from qtrace.report import to_html
-from qtrace.report.diagnosis import diagnosis
-from qtrace.report.numbers import number
+from qtrace.report.diagnosis_panel import diagnosis
 from qtrace.report.records import ReportData, Row
-from qtrace.report.selection import TOP, View, select
+from qtrace.report.table import TOP, View, select
 from qtrace.report.terminal import render, results, table
+from qtrace.report.text import number
 from tests import golden_files
 from tests.golden_reports import REPORTS, blameless, mask_bug, odds
 

@@ -9,14 +9,11 @@ from typing import Any
 
 import pytest
 
-from qtrace.report.diagnosis import diagnosis
-from qtrace.report.finding import KINDS
-from qtrace.report.leap import first_leap
-from qtrace.report.outcome import outcome
-from qtrace.report.proposal import proposal
+from qtrace.report.columns import first_leap
+from qtrace.report.diagnosis_panel import diagnosis, outcome
+from qtrace.report.finding import KINDS, proposal
 from qtrace.report.records import Finding, Outcome, ReportData, Verdict
-from qtrace.report.selection import View, select
-from qtrace.report.table import rows_tables
+from qtrace.report.table import View, rows_tables, select
 from qtrace.report.terminal import results
 from tests.golden_reports import REPORTS, Rows, blameless, drift, leaf, mask_bug, raised, report, two, unconfirmed
 from tests.test_render import TYPED, text_of

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qtrace.report.inputs import inputs
-from qtrace.report.modules import modules
+from qtrace.report.arguments import inputs
+from qtrace.report.coverage import modules
 from qtrace.report.records import TensorSpec, Unmatched
-from qtrace.report.records.calls import CallTrace, Pairing, ValueTrace
+from qtrace.report.records.rows import CallTrace, Pairing, ValueTrace
 from qtrace.report.scatter import MISSING, scatter
 from qtrace.report.trace_listing import trace_listing
 from tests import golden_files

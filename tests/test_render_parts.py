@@ -14,13 +14,10 @@ from hypothesis import strategies as st
 
 from qtrace.errors import OutputError, UsageError
 from qtrace.report import check, save
-from qtrace.report.bar import DECADES, bar
-from qtrace.report.leap import first_leap
-from qtrace.report.metrics import SORT_KEYS, sort_key
-from qtrace.report.numbers import apart, number, share
-from qtrace.report.paths import pattern, shorten, shorten_all
+from qtrace.report.columns import SORT_KEYS, first_leap, sort_key
 from qtrace.report.records import Row, Status, Verdict, dumps, loads
-from qtrace.report.selection import View, rank, select
+from qtrace.report.table import View, rank, select
+from qtrace.report.text import DECADES, apart, bar, number, pattern, share, shorten, shorten_all
 from tests.golden_reports import Rows, blameless, odds
 
 NAMES = st.lists(st.text("abc_0", min_size=1, max_size=9), min_size=1, max_size=7)

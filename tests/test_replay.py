@@ -13,8 +13,7 @@ from torch import nn
 
 import qtrace
 from qtrace.diagnosis import replay
-from qtrace.diagnosis.splice import spliced
-from qtrace.diagnosis.trial import CallRecord, Trial
+from qtrace.diagnosis.trial import CallRecord, Trial, spliced
 from tests.test_diagnose import call, trial
 
 AROUND = ContextVar("AROUND", default=0.0)

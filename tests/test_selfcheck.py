@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from qtrace.diagnosis.check import FirstPass, SelfCheck, self_check
-from qtrace.engine.fingerprint import Fingerprint
-from qtrace.engine.model import Model
-from qtrace.engine.modelstate import SharedTensors, buffers_kept
-from qtrace.engine.onepass import Options, Pass
+from qtrace.diagnosis.self_check import FirstPass, SelfCheck, self_check
+from qtrace.engine.lockstep_pass import Fingerprint, Options, Pass
+from qtrace.engine.model import Model, SharedTensors, buffers_kept
 from qtrace.engine.plan import make_plan
 from qtrace.engine.samples import as_samples
 from qtrace.report.records import Finding

@@ -13,7 +13,7 @@ from torch import nn
 from qtrace.config import RunConfig, load_config, load_policy, merge
 from qtrace.errors import QtraceError, SourceError, UsageError
 from qtrace.sources.pair import Pair, load_pair
-from qtrace.toolkits.wrappers import known_wrappers
+from qtrace.sources.wrappers import known_wrappers
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtrace.numerics import blocks, exact, kernel, measure
+from qtrace.numerics import exact, kernel, measure
 from tests.test_stats_oracle import check, oracle
 
 N = 6 * 1024 + 64
@@ -211,7 +211,7 @@ def test_blocks_cover_every_element_once() -> None:
         views = [numbered, numbered.mT, numbered.unsqueeze(0), numbered.expand(3, *shape)[1:2]]
         for reference in views:
             for candidate in (reference, reference.contiguous()):
-                pairs = list(blocks.blocks(reference, candidate, 512))
+                pairs = list(kernel.blocks(reference, candidate, 512))
                 assert max(one.numel() for one, _ in pairs) <= 512
                 seen = torch.cat([one.reshape(-1) for one, _ in pairs])
                 assert seen.sort().values.equal(torch.arange(numbered.numel()))
@@ -220,10 +220,10 @@ def test_blocks_cover_every_element_once() -> None:
 
 def test_alike_transposed_tensors_are_not_copied() -> None:
     reference = normal(8, 30, 40).transpose(0, 2)
-    pair = blocks.flat(reference, reference.clone())
+    pair = kernel.flat(reference, reference.clone())
     assert pair is not None
     assert pair[0].data_ptr() == reference.data_ptr()
-    assert blocks.flat(reference, reference.contiguous()) is None
+    assert kernel.flat(reference, reference.contiguous()) is None
 
 
 @pytest.mark.parametrize("direction", ["random", "along", "against", "across"])

@@ -177,7 +177,7 @@ def test_describe_leaves_out_what_is_not_finite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int32])
 def test_describe_in_several_blocks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr("qtrace.numerics.summary._BLOCK", 1000)
+    monkeypatch.setattr("qtrace.numerics.measurement._BLOCK", 1000)
     x = (1000 + 10 * torch.randn(40, 77)).to(dtype).T
     wide = x.double()
     expected = (wide.min(), wide.max(), wide.mean(), wide.std(correction=0))

@@ -18,7 +18,7 @@ from qtrace.errors import ForwardError, UsageError
 from qtrace.report.records import Outcome, Row, Status, Verdict
 from qtrace.traces import Form, Trace, skeleton
 from qtrace.traces.capture import capture
-from qtrace.traces.inputs import samples_of
+from qtrace.traces.reader import samples_of
 from tests.models import Cache, Chain, Returns, Stack, Wrapped, hooks_of, twin, wrap_children
 
 IDS = {"ids": torch.arange(12).reshape(1, 12)}

@@ -18,10 +18,10 @@ from qtrace.engine.pair import spec_of
 from qtrace.errors import UsageError
 from qtrace.numerics import plain
 from qtrace.traces.capture import capture
+from qtrace.traces.excerpt import LENGTH, sketch
 from qtrace.traces.literals import decode, encode
 from qtrace.traces.reader import Trace
 from qtrace.traces.skeleton import skeleton
-from qtrace.traces.sketch import LENGTH, sketch
 from qtrace.traces.stored_side import StoredSide
 from qtrace.traces.writer import Form
 from qtrace.tree import leaves

@@ -18,8 +18,8 @@ from qtrace.errors import SourceError, UsageError
 from qtrace.report.records import Outcome, Status
 from qtrace.traces import Form, Trace, skeleton
 from qtrace.traces.capture import capture
-from qtrace.traces.importing import import_trace
-from qtrace.traces.mapping_file import read_mapping
+from qtrace.traces.foreign import import_trace
+from qtrace.traces.mapping import read_mapping
 from tests.models import Stack
 from tests.test_cli_run import Ended, folder, options
 

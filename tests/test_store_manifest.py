@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.cli.stored_values import recorded
+from qtrace.cli.recorder import recorded
 from qtrace.errors import QtraceError, SourceError
 from qtrace.traces import Form, Trace, skeleton
 from qtrace.traces.capture import capture
-from qtrace.traces.contents import contents_of, facts_of
-from qtrace.traces.inputs import samples_of
 from qtrace.traces.manifest_file import DIGEST, MANIFEST, digest_line
+from qtrace.traces.reader import contents_of, facts_of, samples_of
 from tests.models import Cache, Returns
 
 X = torch.arange(8.0).reshape(2, 4) / 3

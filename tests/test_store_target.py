@@ -13,7 +13,7 @@ import torch
 from qtrace.errors import OutputError
 from qtrace.traces import Trace
 from qtrace.traces.capture import capture
-from qtrace.traces.target import check_target, leftovers
+from qtrace.traces.writer import check_target, leftovers
 from tests.models import Returns, Stack
 
 IDS = {"ids": torch.arange(12).reshape(1, 12)}

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from qtrace import toolkits
 from qtrace.engine.samples import Sample
 from qtrace.errors import QtraceError, SourceError, UsageError
-from qtrace.toolkits import wrappers
-from qtrace.toolkits.wrappers import apply_wrapper, known_wrappers, load_wrapper
+from qtrace.sources import wrappers
+from qtrace.sources.wrappers import apply_wrapper, known_wrappers, load_wrapper
 from qtrace.zoo import llama
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
@@ -56,13 +57,13 @@ def announce(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_built_in_and_announced_wrappers_are_known() -> None:
     assert known_wrappers() == sorted(
-        {"absent", "anything", "broken", "leaves", "negate", "nothing", *wrappers.BUILT_IN}
+        {"absent", "anything", "broken", "leaves", "negate", "nothing", *toolkits.TOOLKITS}
     )
 
 
 def test_the_built_in_ones_need_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrappers, "entry_points", lambda group: [])
-    assert known_wrappers() == list(wrappers.BUILT_IN)
+    assert known_wrappers() == list(toolkits.TOOLKITS)
     assert isinstance(apply_wrapper("dtype", nn.Linear(4, 4), [], {}), nn.Linear)
 
 
@@ -78,7 +79,7 @@ def test_a_wrapper_with_open_arguments_takes_any() -> None:
     assert isinstance(apply_wrapper("anything", nn.Linear(2, 2), [], {"a": 1, "b": 2}), nn.Linear)
 
 
-EVERY = ", ".join(sorted({"absent", "anything", "broken", "leaves", "negate", "nothing", *wrappers.BUILT_IN}))
+EVERY = ", ".join(sorted({"absent", "anything", "broken", "leaves", "negate", "nothing", *toolkits.TOOLKITS}))
 SOME = ", ".join(EVERY.split(", ")[:12])
 
 

@@ -19,8 +19,8 @@ from bench.toolkits.environments import PACKAGES
 from bench.toolkits.page import page
 from bench.toolkits.subjects import SUBJECTS, convnet
 from bench.toolkits.ways import WAYS, Way
-from qtrace.report.records.calls import Pairing
-from qtrace.toolkits.wrappers import BUILT_IN
+from qtrace.report.records.rows import Pairing
+from qtrace.toolkits import TOOLKITS
 from tests.models import Stack
 
 
@@ -154,7 +154,7 @@ def test_three_toolkits_are_ranked_by_the_largest_error_that_they_introduce() ->
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_every_way_names_a_wrapper_models_and_an_environment(way: Way) -> None:
-    assert way.wrapper in BUILT_IN
+    assert way.wrapper in TOOLKITS
     assert set(way.models) <= set(SUBJECTS)
     assert way.environment in ("", *PACKAGES)
     assert set(way.own) <= set(SUBJECTS)

@@ -17,7 +17,8 @@ from transformers import AutoConfig
 
 from qtrace.engine.samples import as_samples
 from qtrace.errors import SourceError, UsageError
-from qtrace.toolkits.wrappers import apply_wrapper, toolkit
+from qtrace.sources.wrappers import apply_wrapper
+from qtrace.toolkits import calibration
 from qtrace.zoo import llama
 from tests.models import Chain
 
@@ -27,7 +28,7 @@ TOKENS = {**llama.tokens(length=8), "use_cache": False}
 
 def installed(monkeypatch: pytest.MonkeyPatch, **modules: dict[str, Any]) -> None:
     """Let modules of these names (a dot is two underscores) be found, holding what is given."""
-    monkeypatch.setattr(toolkit, "find_spec", lambda module: module)
+    monkeypatch.setattr(calibration, "find_spec", lambda module: module)
     for name, content in modules.items():
         module = types.ModuleType(name.replace("__", "."))
         vars(module).update(content)
@@ -144,7 +145,7 @@ def test_llmcompressor_refuses_what_it_does_not_take_in_one_sentence(oneshot: On
 def test_without_the_toolkit_or_a_sample_one_sentence_says_so(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolkit, "find_spec", lambda module: None)
+    monkeypatch.setattr(calibration, "find_spec", lambda module: None)
     with pytest.raises(SourceError, match=f"^the wrapper {name} needs the package {package}, which is missing: "):
         apply_wrapper(name, llama.tiny(), as_samples(TOKENS), {})
     with pytest.raises(UsageError, match=f"^the wrapper {name} follows the model on a sample, and there is none"):

@@ -11,8 +11,8 @@ from torch import nn
 
 from qtrace.engine.samples import Sample, as_samples
 from qtrace.errors import SourceError, UsageError
-from qtrace.toolkits.wrappers import apply_wrapper
-from qtrace.toolkits.wrappers.tico import DTYPES, _model_args
+from qtrace.sources.wrappers import apply_wrapper
+from qtrace.toolkits.tico import DTYPES, _model_args
 from qtrace.zoo import llama, qwen3_vl
 
 pytestmark = pytest.mark.tico

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 import qtrace
+from qtrace import toolkits
 from qtrace.engine.samples import Sample, as_samples
 from qtrace.errors import SourceError, UsageError
 from qtrace.report.records import Outcome
-from qtrace.toolkits import wrappers
-from qtrace.toolkits.wrappers import apply_wrapper, toolkit
+from qtrace.sources import wrappers
+from qtrace.sources.wrappers import apply_wrapper
+from qtrace.toolkits import calibration
 from qtrace.zoo import llama
 from tests.models import Chain, Stack
 
@@ -102,7 +104,7 @@ MISSING = {
 def test_a_missing_toolkit_is_one_sentence_with_its_package(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolkit, "find_spec", lambda module: None)
+    monkeypatch.setattr(calibration, "find_spec", lambda module: None)
     with pytest.raises(SourceError) as caught:
         wrapped(name, Chain(), X)
     assert str(caught.value) == (
@@ -113,19 +115,19 @@ def test_a_missing_toolkit_is_one_sentence_with_its_package(
 def test_a_toolkit_inside_a_package_that_is_missing_is_missing() -> None:
     with (
         pytest.raises(SourceError, match="needs the package p, which is missing"),
-        toolkit.toolkit("w", "nowhere.x", "p"),
+        calibration.toolkit("w", "nowhere.x", "p"),
     ):
         pass
 
 
 def test_a_toolkit_that_cannot_be_imported_says_why() -> None:
-    with pytest.raises(SourceError) as caught, toolkit.toolkit("w", "torch"):
+    with pytest.raises(SourceError) as caught, calibration.toolkit("w", "torch"):
         raise ImportError("needs CUDA\n 12")
     assert str(caught.value) == "the installed torch cannot be used by the wrapper w: needs CUDA 12"
 
 
 def test_what_a_toolkit_prints_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with toolkit.toolkit("w", "torch"):
+    with calibration.toolkit("w", "torch"):
         print("Inserted 3 quantizers")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "Inserted 3 quantizers\n")
@@ -172,7 +174,7 @@ def test_a_toolkit_that_refuses_the_model_says_so_in_one_sentence_of_bearable_le
 
 
 def test_what_bitsandbytes_says_of_every_call_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    from qtrace.toolkits.wrappers.bitsandbytes import _Once
+    from qtrace.toolkits.bitsandbytes import _Once
 
     logger = logging.getLogger("tests.once")
     once = _Once()
@@ -191,12 +193,12 @@ def test_calibration_leaves_the_samples_as_they_are() -> None:
             return x.zero_()
 
     sample = Sample((X.clone(),))
-    toolkit.calibrate(Writes(), [sample])
+    calibration.calibrate(Writes(), [sample])
     assert torch.equal(sample.args[0], X)
 
 
 def test_every_built_in_wrapper_is_announced_as_others_are() -> None:
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     announced = project.split(f'[project.entry-points."{wrappers.GROUP}"]\n')[1].split("\n\n")[0]
-    lines = [f'{name} = "qtrace.toolkits.wrappers.{name}:wrap"' for name in wrappers.BUILT_IN]
+    lines = [f'{name} = "qtrace.toolkits.{name}:wrap"' for name in toolkits.TOOLKITS]
     assert announced.splitlines() == lines

@@ -11,7 +11,7 @@ from torch import nn
 
 from qtrace.engine.samples import as_samples
 from qtrace.errors import SourceError, UsageError
-from qtrace.toolkits.wrappers import apply_wrapper
+from qtrace.sources.wrappers import apply_wrapper
 from qtrace.zoo import llama, qwen3_vl
 
 O_PROJ = "layers.0.self_attn.o_proj"
@@ -142,7 +142,7 @@ def test_the_bug_is_one_of_qwen3_vl() -> None:
 
 
 def test_the_bug_says_when_tico_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtrace.toolkits.wrappers.tico.wrap", lambda reference, samples, **args: reference)
+    monkeypatch.setattr("qtrace.toolkits.tico.wrap", lambda reference, samples, **args: reference)
     with pytest.raises(SourceError) as caught:
         qwen3_vl.mask_bug(qwen3_vl.tiny())
     assert str(caught.value) == (

@@ -37,7 +37,7 @@ def reference():
     return model
 
 def wrapped(reference):
-    from qtrace.toolkits.wrappers.tico import wrap
+    from qtrace.toolkits.tico import wrap
     return wrap(reference, [], quantize=False)
 """
 

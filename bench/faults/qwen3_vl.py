@@ -12,7 +12,7 @@ from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
 from bench.faults.unwrapped import unwrapped
 from qtrace.engine.samples import as_samples
-from qtrace.toolkits.wrappers.tico import wrap
+from qtrace.toolkits.tico import wrap
 from qtrace.zoo import qwen3_vl
 
 tiny = functools.cache(qwen3_vl.tiny)

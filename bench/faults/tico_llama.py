@@ -11,7 +11,7 @@ from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
 from bench.faults.unwrapped import unwrapped
 from qtrace.engine.samples import as_samples
-from qtrace.toolkits.wrappers.tico import wrap
+from qtrace.toolkits.tico import wrap
 
 
 def _one() -> dict[str, Any]:

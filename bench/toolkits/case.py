@@ -23,7 +23,7 @@ from qtrace.cli.listeners import CallCounter
 from qtrace.engine.samples import as_samples
 from qtrace.errors import QtraceError
 from qtrace.report.records import ReportData
-from qtrace.toolkits.wrappers import apply_wrapper
+from qtrace.sources.wrappers import apply_wrapper
 
 
 def measure(way: Way, model: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from qtrace.cli.listeners import CallCounter
 from qtrace.engine.model import Model
 from qtrace.engine.plan import better_plan, make_plan
 from qtrace.report.records import Unmatched
-from qtrace.report.records.calls import Pairing
+from qtrace.report.records.rows import Pairing
 
 
 def aligned(

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 import qtrace
 from qtrace.cli import capture, check, debug, diff, import_trace, modules, ops, report, run, show
-from qtrace.cli.command import command
-from qtrace.cli.exits import CommandLineError, no_more_stdout
+from qtrace.cli.options import ScreenOptions
+from qtrace.cli.screen import CommandLineError, errors_end_the_command, no_more_stdout
 from qtrace.errors import ExitCode
+
+
+def command(body: Callable[..., None]) -> Callable[..., None]:
+    """Return `body` as typer wants it: option groups spread out, and errors turned into exit codes."""
+    hints = get_type_hints(body, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(body).parameters.items():
+        if name in groups:
+            parameters += _parameters(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+
+    @functools.wraps(body)
+    def spread(**values: Any) -> None:
+        filled = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        screen = next((group for group in filled.values() if isinstance(group, ScreenOptions)), ScreenOptions())
+        with errors_end_the_command(traceback=screen.traceback):
+            body(**filled, **values)
+
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return spread
+
+
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]
+
 
 app = typer.Typer(
     name="qtrace",

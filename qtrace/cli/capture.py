@@ -94,11 +94,10 @@ def capture(
     """
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, loaded
-    from qtrace.report.trace_contents import written
+    from qtrace.report.trace_listing import written
     from qtrace.sources.pair import load_reference
     from qtrace.traces.capture import capture
-    from qtrace.traces.target import check_target
-    from qtrace.traces.writer import Form
+    from qtrace.traces.writer import Form, check_target
 
     limit = None if max_bytes is None else size(max_bytes)
     check_target(out, replaces=force)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qtrace.cli.exits import no_more_stdout
-from qtrace.cli.live import need_a_model
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
+from qtrace.cli.screen import no_more_stdout
+from qtrace.cli.session import need_a_model
 from qtrace.errors import Interrupted, QtraceError, UsageError
 
 if TYPE_CHECKING:
@@ -105,9 +105,8 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int 
     from qtrace.cli.session import finish, traced
     from qtrace.debug import Wanted, culprit, sample_of
     from qtrace.report import terminal
-    from qtrace.report.diagnosis import diagnosis
-    from qtrace.report.outcome import outcome
-    from qtrace.report.selection import View
+    from qtrace.report.diagnosis_panel import diagnosis, outcome
+    from qtrace.report.table import View
 
     report, ended = traced(config, models, out)
     out.aside(terminal.warnings(report))
@@ -127,7 +126,7 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int 
 def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Debugger) -> Report:
     """Run one pass with the prompt: no progress bar beside it, and nobody to blame looked for after it."""
     from qtrace.cli.session import keywords
-    from qtrace.traces.onesample import with_one_sample
+    from qtrace.traces.skeleton import with_one_sample
     from qtrace.tracing.api import trace
 
     pair, samples = (models.reference, models.candidate), models.samples
@@ -146,7 +145,7 @@ def _finish(report: Report, debugger: Debugger, out: Screen) -> None:
     from qtrace.cli.session import finish
     from qtrace.debug import is_off
     from qtrace.report import terminal
-    from qtrace.report.outcome import outcome
+    from qtrace.report.diagnosis_panel import outcome
 
     if debugger.has_quit:
         out.outcome(f"The run {report.error}; no hook is left.")

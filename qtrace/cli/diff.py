@@ -19,8 +19,8 @@ from qtrace.cli.options import (
     view_of,
 )
 from qtrace.cli.run import Failing
-from qtrace.cli.traces import folder_of
-from qtrace.cli.typed import typed
+from qtrace.cli.session import typed
+from qtrace.cli.stored_files import folder_of
 from qtrace.errors import UsageError
 
 
@@ -54,10 +54,10 @@ def diff(
     from qtrace.cli.session import configured, delivered, finish, traced
     from qtrace.engine.samples import Sample
     from qtrace.report import check, terminal
-    from qtrace.report.outcome import outcome
+    from qtrace.report.diagnosis_panel import outcome
     from qtrace.sources.pair import Pair
     from qtrace.traces import Trace, skeleton
-    from qtrace.traces.contents import other_versions
+    from qtrace.traces.reader import other_versions
 
     reference, candidate = folder_of(reference), folder_of(candidate)
     paths = reports.report or []

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qtrace.cli.options import RESULTS, ScreenOptions
-from qtrace.cli.traces import folder_of
+from qtrace.cli.stored_files import folder_of
 
 
 def importing(
@@ -46,11 +46,11 @@ def importing(
     qtrace diff reference.trace onnx.trace
     """
     from qtrace.cli.screen import Screen
-    from qtrace.report.trace_contents import imported
+    from qtrace.report.trace_listing import imported
     from qtrace.traces import Trace
-    from qtrace.traces.importing import import_trace
-    from qtrace.traces.mapping_file import read_mapping
-    from qtrace.traces.target import check_target
+    from qtrace.traces.foreign import import_trace
+    from qtrace.traces.mapping import read_mapping
+    from qtrace.traces.writer import check_target
 
     shown = Screen(screen)
     check_target(out, replaces=force)

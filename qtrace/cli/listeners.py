@@ -1,15 +1,21 @@
-"""What a command hears of the models while they run: how often each module is called, the final output."""
+"""What a command hears of the models while they run, for `modules`, `--show-trace`, `--inspect` and `--plot`."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from rich.console import RenderableType
+from rich.text import Text
 
-from qtrace.engine.arguments import Bound
-from qtrace.engine.events import Call
+from qtrace.cli.recorder import CallRecorder, differences
+from qtrace.engine.events import Bound, Call
 from qtrace.numerics import plain
+from qtrace.patterns import select
+from qtrace.report.scatter import scatter
+from qtrace.report.trace_listing import trace_listing
 from qtrace.tree import leaves
 
 POINTS = 2000
@@ -69,3 +75,52 @@ class Everyone:
         """Tell all."""
         for listener in self._listeners:
             listener.leave(call, module, value)
+
+
+SIDES = ("reference", "candidate")
+
+
+class Watch:
+    """The listeners of `qtrace run`: whose calls to list, of which modules all values, and whether to plot.
+
+    `sides` are the names of the sides to list; without any, the inspected modules of both are listed.
+    Raises `UsageError` for a pattern of `inspect` that matches no module of either model.
+    """
+
+    def __init__(
+        self, models: Sequence[torch.nn.Module], sides: Sequence[str], inspect: Sequence[str], *, plot: bool
+    ) -> None:
+        paths = dict.fromkeys(path for model in models for path, _ in model.named_modules())
+        select(inspect, paths, option="--inspect")
+        listed = sides or (SIDES if inspect else ())
+        self._recorders = [CallRecorder(side, inspect, only_inspected=not sides) for side in listed]
+        self._finals = [FinalOutput(), FinalOutput()] if plot else []
+
+    @property
+    def listeners(self) -> tuple[Everyone | None, Everyone | None]:
+        """Return what listens to the reference and to the candidate; None where nothing does."""
+        reference, candidate = (
+            [one for one in self._recorders if one.side == side] + self._finals[number : number + 1]
+            for number, side in enumerate(SIDES)
+        )
+        return Everyone(*reference) if reference else None, Everyone(*candidate) if candidate else None
+
+    def listing(self, width: int) -> Iterator[RenderableType]:
+        """Yield the calls of each side that is listed, then the differences of what is inspected."""
+        for recorder in self._recorders:
+            yield from trace_listing(recorder.calls, recorder.side, width=width)
+        if len(self._recorders) == len(SIDES):
+            reference, candidate = self._recorders
+            found = list(differences(reference.values, candidate.values))
+            if found:
+                yield from trace_listing(found, "difference", width=width)
+
+    def plot(self, width: int) -> Iterator[RenderableType]:
+        """Yield the scatter plot of the final outputs, where it was asked for."""
+        if not self._finals:
+            return
+        reference, candidate = self._finals
+        if reference.numel != candidate.numel:
+            yield Text(f"No scatter plot: final outputs have {reference.numel} and {candidate.numel} elements.")
+        else:
+            yield scatter(reference.points, candidate.points, width=width)

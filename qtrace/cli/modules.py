@@ -30,7 +30,7 @@ def modules(
     from qtrace.cli.session import configured, finish, loaded, traced
     from qtrace.report import terminal
     from qtrace.report.coverage import coverage
-    from qtrace.report.modules import modules as listing
+    from qtrace.report.coverage import modules as listing
 
     config = configured(pair, compare, runtime)
     out = Screen(screen)

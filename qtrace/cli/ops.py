@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qtrace.cli.live import need_models
 from qtrace.cli.options import RESULTS, CompareOptions, PairOptions, RuntimeOptions, ScreenOptions
+from qtrace.cli.session import need_models
 
 if TYPE_CHECKING:
     from qtrace.cli.screen import Screen

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from qtrace.report.selection import View
+    from qtrace.report.table import View
 
 MODELS = "Models and inputs"
 COMPARE = "Comparison"
@@ -297,8 +297,8 @@ def view_of(table: TableOptions, typed: Sequence[str] = ()) -> View:
 
     `typed` are the words of the command line that say what was run.
     """
-    from qtrace.report.metrics import sort_key
-    from qtrace.report.selection import View
+    from qtrace.report.columns import sort_key
+    from qtrace.report.table import View
 
     sort = None if table.sort is None else sort_key(table.sort)
     return View(sort, table.order is Order.EXECUTION, table.top, table.everything, tuple(typed))

@@ -1,7 +1,8 @@
-"""The calls of one side as `--show-trace` lists them: arguments and outputs, and on request every value."""
+"""The calls of one side as `--show-trace` and `qtrace show` list them: arguments, outputs, on request every value."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from qtrace.engine.arguments import Bound
-from qtrace.engine.events import Call
+from qtrace.engine.events import Bound, Call, End
 from qtrace.numerics import NoValues, describe, plain
-from qtrace.patterns import matches
+from qtrace.patterns import matches, select
 from qtrace.report.records import TensorSpec
-from qtrace.report.records.calls import CallTrace, ValueTrace
-from qtrace.traces.sketch import Sketch
+from qtrace.report.records.rows import CallTrace, ValueTrace
+from qtrace.traces import StoredSide, Trace, skeleton
+from qtrace.traces.excerpt import Sketch
 from qtrace.tree import leaves
 
 DECIMALS = 6
@@ -135,3 +136,21 @@ def _full_text(tensor: torch.Tensor) -> str:
     if values.dtype is torch.bfloat16:
         values = values.float()
     return np.array2string(values.numpy(), threshold=sys.maxsize, precision=DECIMALS, separator=", ")
+
+
+def recorded(trace: Trace, patterns: Sequence[str]) -> Iterator[list[CallTrace]]:
+    """Yield, for each sample, the calls of the modules that are meant, with all values.
+
+    Raises `UsageError` for a pattern that matches no module.
+    """
+    chosen = select(patterns, trace.manifest.selected, option="--module", listed_by="qtrace show TRACE")
+    modules = {path: module for path, module in skeleton(trace).named_modules() if path in chosen}
+    for number in range(len(trace.manifest.samples)):
+        recorder = CallRecorder("trace", patterns)
+        side = StoredSide(trace, number, {}, listener=recorder, modules=modules)
+        # Without keys nothing stands still: the listener hears of all, and then comes the end.
+        end = side.start(lambda: None)
+        assert isinstance(end, End)
+        side.close()
+        name = "trace" if len(trace.manifest.samples) == 1 else f"sample {number}"
+        yield [dataclasses.replace(call, side=name) for call in recorder.calls]

@@ -13,7 +13,7 @@ from qtrace.cli.options import RESULTS, ScreenOptions, TableOptions, view_of
 if TYPE_CHECKING:
     from qtrace.cli.screen import Screen
     from qtrace.report.records import GateVerdict, ReportData
-    from qtrace.report.selection import View
+    from qtrace.report.table import View
 
 VIOLATIONS = 20
 
@@ -66,7 +66,7 @@ def report(
     qtrace report report.json --format markdown >> "$GITHUB_STEP_SUMMARY"
     """
     from qtrace.cli.screen import Screen
-    from qtrace.cli.stored import read_judged
+    from qtrace.cli.stored_files import read_judged
     from qtrace.errors import UsageError
     from qtrace.report import check, save
     from qtrace.report.formats import NAMES, STDOUT
@@ -90,8 +90,8 @@ def report(
 def _show(report: ReportData, verdict: GateVerdict | None, view: View, out: Screen) -> None:
     """Print a report as `qtrace run` does, and what the gate said of it."""
     from qtrace.report import terminal
-    from qtrace.report.gate import gate_line, gate_section
-    from qtrace.report.outcome import outcome
+    from qtrace.report.diagnosis_panel import outcome
+    from qtrace.report.gate_verdict import gate_line, gate_section
 
     out.aside(terminal.warnings(report))
     out.results(terminal.before(report, width=out.width))

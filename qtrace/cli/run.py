@@ -17,7 +17,7 @@ from qtrace.cli.options import (
     TableOptions,
     view_of,
 )
-from qtrace.cli.typed import typed
+from qtrace.cli.session import typed
 
 
 class TraceSide(str, Enum):
@@ -82,8 +82,8 @@ def run(
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, delivered, finish, loaded, traced
     from qtrace.report import check, terminal
-    from qtrace.report.outcome import outcome
-    from qtrace.report.quantization import quantizer_listing
+    from qtrace.report.diagnosis_panel import outcome
+    from qtrace.report.trace_listing import quantizer_listing
 
     view, paths = view_of(table, typed(pair, compare, runtime)), reports.report or []
     check(paths)
@@ -92,7 +92,7 @@ def run(
     with out.models_print_aside():
         models = loaded(config, out)
         # Not before the options are known to be right: it brings torch.
-        from qtrace.cli.watch import Watch
+        from qtrace.cli.listeners import Watch
 
         watch = Watch((models.reference, models.candidate), _sides(show_trace), inspect or (), plot=plot)
         report, ended = traced(config, models, out, watch.listeners)

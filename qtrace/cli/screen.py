@@ -1,4 +1,4 @@
-"""Results on stdout, all else on stderr; the width of both, the progress bar, readers who leave."""
+"""Results on stdout, all else on stderr: widths, the progress bar, and errors as one sentence with an exit code."""
 
 from __future__ import annotations
 
@@ -6,16 +6,57 @@ import codecs
 import contextlib
 import os
 import sys
+import traceback as tracebacks
 from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO
+from typing import TextIO, cast
 
+import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 
-from qtrace.cli.exits import no_more_stdout
 from qtrace.cli.options import ScreenOptions
-from qtrace.report.visible import visible
+from qtrace.errors import ExitCode, OutputError, QtraceError
+from qtrace.report.text import visible
+
+# The base of what typer raises for a wrong command line; it comes from click, or from typer's own copy of it.
+CommandLineError = cast("type[Exception]", typer.BadParameter.__mro__[2])
+
+
+@contextlib.contextmanager
+def errors_end_the_command(*, traceback: bool) -> Iterator[None]:
+    """Turn what is raised inside into an exit code; with `traceback` show where it was raised first."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, CommandLineError):
+        raise
+    except QtraceError as error:
+        _end(str(error), error.exit_code, traceback)
+    except KeyboardInterrupt:
+        _end("interrupted", ExitCode.INTERRUPTED, traceback)
+    except Exception as error:
+        said = str(error).strip().split("\n")[0]
+        name = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        hint = "" if traceback else "; --traceback shows where, please report it"
+        _end(f"{name}; this is a bug in qtrace{hint}", ExitCode.ERROR, traceback)
+
+
+def no_more_stdout(error: OSError) -> OutputError:
+    """Return, in a sentence, that stdout takes nothing more, and see that nothing more is written to it.
+
+    What is still buffered would be flushed there again when the process ends.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OutputError(f"stdout: {error.strerror or type(error).__name__}; the results could not be printed")
+
+
+def _end(message: str, code: ExitCode, traceback: bool) -> None:
+    if traceback:
+        tracebacks.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(int(code)) from None
+
 
 WIDTH_OF_A_FILE = 120
 # What stands in, one character each so that columns stay, where the terminal has no such characters.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from qtrace.cli.options import CompareOptions, PairOptions, RuntimeOptions, given
-from qtrace.errors import ExitCode, ForwardError, Interrupted, OutputError, QtraceError
+from qtrace.errors import ExitCode, ForwardError, Interrupted, OutputError, QtraceError, UsageError
 from qtrace.report.records import GateVerdict, Outcome, ReportData
 
 if TYPE_CHECKING:
@@ -16,6 +18,69 @@ if TYPE_CHECKING:
     from qtrace.config import RunConfig
     from qtrace.sources.pair import Pair
     from qtrace.tracing.api import Report
+
+# These are for the screen of whoever types them, never for one that others read.
+SECRET = ("token",)
+
+
+def typed(pair: PairOptions, compare: CompareOptions, runtime: RuntimeOptions) -> tuple[str, ...]:
+    """Return the command line's words that say what was run, for repeating it with other words added.
+
+    >>> from pathlib import Path
+    >>> typed(PairOptions(config=Path("a.yaml")), CompareOptions(local=False, only=["x.*"]), RuntimeOptions(seed=3))
+    ('a.yaml', '--only', 'x.*', '--no-local', '--seed', '3')
+    """
+    return tuple(word for group in (pair, compare, runtime) for word in _words(group))
+
+
+def _words(group: Any) -> Iterator[str]:
+    hints = get_type_hints(type(group), include_extras=True)
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if value is None or field.name in SECRET:
+            continue
+        name = _option(field.name, hints[field.name])
+        if name is None:
+            yield str(value)
+        elif isinstance(value, bool):
+            yield name if value else name.replace("--", "--no-", 1)
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                yield from (name, str(one))
+
+
+def _option(field: str, hint: Any) -> str | None:
+    """Return how the option of a field is spelt; None for an argument without a name."""
+    declared = get_args(hint)[1]
+    if not isinstance(declared, OptionInfo):
+        return None
+    # Inside Annotated, typer takes the first name for the default until it builds the command.
+    names = [name for name in (declared.default, *(declared.param_decls or ())) if isinstance(name, str)]
+    return names[0].split("/")[0] if names else f"--{field.replace('_', '-')}"
+
+
+def need_a_model(pair: Pair, command: str) -> None:
+    """Raise `UsageError` where both sides of `pair` are stored traces."""
+    from qtrace.traces import trace_of
+
+    if trace_of(pair.reference) is not None and trace_of(pair.candidate) is not None:
+        raise UsageError(
+            f"both sides are stored traces, which hold tensors and no code, and `qtrace {command}` needs a live model "
+            "on one side; `qtrace run --inspect MODULE` shows the tensors of two traces side by side"
+        )
+
+
+def need_models(pair: Pair, command: str) -> None:
+    """Raise `UsageError` where a side of `pair` is a stored trace: it holds tensors, and no code to look into."""
+    from qtrace.traces import trace_of
+
+    for side, model in (("reference", pair.reference), ("candidate", pair.candidate)):
+        if trace_of(model) is not None:
+            raise UsageError(
+                f"the {side} is a stored trace, which holds tensors and no code, and `qtrace {command}` needs both "
+                "models; `qtrace run --inspect MODULE` shows the tensors of a trace beside the other side's"
+            )
+
 
 STDOUT = "-"
 
@@ -76,7 +141,7 @@ def traced(
 
 
 def _least_coverage(config: RunConfig) -> float:
-    from qtrace.engine.onepass import LEAST_COVERAGE
+    from qtrace.engine.lockstep_pass import LEAST_COVERAGE
 
     wanted = config.policy.min_coverage if config.policy is not None else None
     return LEAST_COVERAGE if wanted is None else wanted

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qtrace.cli.options import RESULTS, ScreenOptions
-from qtrace.cli.traces import folder_of
+from qtrace.cli.stored_files import folder_of
 
 
 def show(
@@ -33,16 +33,15 @@ def show(
     """
     from qtrace.cli.screen import Screen
     from qtrace.report.notes import spec
-    from qtrace.report.trace_contents import Held, contents, returned
-    from qtrace.report.trace_listing import trace_listing
-    from qtrace.report.visible import one_line
+    from qtrace.report.text import one_line
+    from qtrace.report.trace_listing import Held, contents, returned, trace_listing
     from qtrace.traces import Trace
-    from qtrace.traces.contents import contents_of, facts_of
+    from qtrace.traces.reader import contents_of, facts_of
 
     out = Screen(screen)
     opened = Trace(folder_of(trace))
     if module:
-        from qtrace.cli.stored_values import recorded
+        from qtrace.cli.recorder import recorded
 
         for number, calls in enumerate(recorded(opened, module)):
             name = "trace" if len(opened.manifest.samples) == 1 else f"sample {number}"

@@ -1,10 +1,9 @@
 """Stops both models at the same call, and looks at either from there: Python's pdb with two sides."""
 
-from qtrace.debug.culprit import culprit, sample_of
+from qtrace.debug.breakpoints import Wanted, culprit, sample_of, wanted, wanted_in_python
 from qtrace.debug.debugger import Debugger
-from qtrace.debug.foreign import is_off, is_wanted
-from qtrace.debug.script import Script
-from qtrace.debug.wanted import Wanted, wanted, wanted_in_python
+from qtrace.debug.pdb_prompt import is_off, is_wanted
+from qtrace.debug.stop import Script
 
 __all__ = [
     "Debugger",

@@ -1,25 +1,224 @@
-"""What the commands at a prompt are told of both sides, and what they may hand over."""
+"""What the prompt's commands show of a stop and of both sides, and the tensors that they hand over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Protocol
 
-from qtrace.debug import views
+import torch
+
 from qtrace.debug.breakpoints import ENTER, EXIT
-from qtrace.debug.difference import Found, difference
-from qtrace.debug.handover import Handover
 from qtrace.debug.party import Party
-from qtrace.debug.session import Refusal
-from qtrace.debug.stop import NAMES, Stop
+from qtrace.debug.stop import NAMES, Refusal, Stop
+from qtrace.debug.values import Found, columns, described, difference, judged
 from qtrace.engine.comparison import LOCAL_DEPTH, Comparison
-from qtrace.engine.driver import CANDIDATE, REFERENCE
+from qtrace.engine.events import Enter, Exit, Replacement
+from qtrace.engine.forcing import Forcing, LeafPairs
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
 from qtrace.engine.pair import Pair
+from qtrace.report.text import number
+from qtrace.traces.stored_side import StoredError
+
+MOST_SHOWN = 5
+
+
+class Stack(Protocol):
+    """Where a side stands."""
+
+    def place(self) -> str:
+        """Return where it stands."""
+
+    def entries(self) -> tuple[list[str], int]:
+        """Return the lines of its stack, the outermost first, and the place of the selected one."""
+
+
+def heading(stop: Stop, reason: str, stacks: Sequence[Stack]) -> Iterator[str]:
+    """Yield where both sides stand, why, and what differs there."""
+    call = stop.call
+    which = f", call #{call.index}" if call.index else ""
+    now = "is about to run" if stop.event == ENTER else "has returned"
+    yield ""
+    yield f"{call.path or '<root>'} ({call.type}{which}) {now}"
+    error = stop.error()
+    if error is not None:
+        side, raised = error
+        kind, said = raised.told() if isinstance(raised, StoredError) else (type(raised).__name__, str(raised))
+        yield f"the {side} raised {kind} in it: {said}"
+    rows = [("stopped by", reason), *((side, stack.place()) for side, stack in zip(NAMES, stacks, strict=True))]
+    differing = stop.differing()
+    for name, pair in differing[:MOST_SHOWN]:
+        peir = pair.statistics().peir
+        told = f"PEIR {number(peir)}" if peir is not None else f"{pair.reference} against {pair.candidate}"
+        rows.append(("differs", f"{name or 'output'}: {told}"))
+    yield from columns(rows)
+    if len(differing) > MOST_SHOWN:
+        yield f"and {len(differing) - MOST_SHOWN} more differ; `{'args' if stop.event == ENTER else 'out'}` shows all"
+
+
+def compared(stop: Stop) -> Iterator[str]:
+    """Yield the leaves of the arguments or outputs: what each is on both sides, and how far apart."""
+    empty = True
+    for name, mine, theirs, pair in stop.compared():
+        if mine is None and theirs is None:
+            continue
+        empty = False
+        yield name or "output"
+        rows = [(f"  {side}", *described(leaf)) for side, leaf in zip(NAMES, (mine, theirs), strict=True)]
+        yield from columns(rows)
+        lines = list(judged(pair, mine, theirs, agrees=lambda pair, name=name: stop.agrees(name, pair)))  # type: ignore[misc]
+        yield from (f"  {line}" for line in lines)
+    error = stop.error()
+    if error is not None:
+        yield f"nothing is compared: the {error[0]} raised in this call"
+    elif empty:
+        yield "nothing is handed over" if stop.event == ENTER else "nothing was returned"
+
+
+def rows(stop: Stop) -> Iterator[str]:
+    """Yield every number of the rows of a call that has returned."""
+    found = stop.comparison.rows_of(stop.met)
+    for row in found:
+        yield f"{row.module or '<root>'}#{row.call} {row.output or 'output'}  {row.reference} / {row.candidate}"
+        values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+        shown = {name: value for name, value in values.items() if name not in _IN_THE_LINE and value is not None}
+        yield from columns([(f"  {name}", _word(value)) for name, value in shown.items()])
+    if not found:
+        yield "no row: nothing that was returned can be compared"
+
+
+def side_by_side(stacks: Sequence[Stack]) -> Iterator[str]:
+    """Yield both stacks, the innermost frames in one line, the selected ones marked."""
+    width = (shutil.get_terminal_size().columns - 3) // 2
+    texts = []
+    for stack in stacks:
+        entries, selected = stack.entries()
+        marks = ["> " if index == selected else "  " for index in range(len(entries))]
+        texts.append([mark + _cut(entry, width - 2) for mark, entry in zip(marks, entries, strict=True)])
+    yield f"{NAMES[0]:<{width}}   {NAMES[1]}"
+    pairs = list(zip_longest(*(reversed(text) for text in texts), fillvalue=""))
+    for reference, candidate in reversed(pairs):
+        yield f"{reference:<{width}} | {candidate}".rstrip()
+
+
+_IN_THE_LINE = ("module", "call", "output", "reference", "candidate")
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, float):
+        return number(value)
+    return str(getattr(value, "value", value))
+
+
+_MOST_TOLD = 3
+
+
+@dataclass(slots=True)
+class Handover:
+    """What is handed over in a run: at chosen meetings, and wherever the candidate hands the same tensors on.
+
+    `notes` says where it happened. `healed` are the (reference path, event) at which it happens every time.
+    """
+
+    healed: set[tuple[str, str]] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    # Both tensors are kept, so that their ids stay theirs.
+    _forced: dict[tuple[int, int], tuple[Any, Any, tuple[int, int]]] = field(default_factory=dict)
+
+    def end(self) -> None:
+        """Let go of the tensors of a pass."""
+        self._forced.clear()
+
+    def warnings(self) -> list[str]:
+        """Return the warning for what was handed over, if anything was."""
+        if not self.notes:
+            return []
+        rest = len(self.notes) - _MOST_TOLD
+        some = "; ".join(self.notes[:_MOST_TOLD]) + (f"; and {rest} more" if rest > 0 else "")
+        return [f"the candidate was handed the reference's {some}: what follows is not its own result"]
+
+    def here(self, stop: Stop, *, heals: bool) -> Replacement | None:
+        """Return what the candidate goes on with, None where it was written in place.
+
+        Raises `Refusal` where nothing is handed over.
+        """
+        pairs: LeafPairs = [(*leaves, pair) for *leaves, pair in stop.compared() if pair is not None]
+        differing = [one for one in pairs if not _is_equal(one)]
+        if not differing:
+            raise Refusal("nothing to hand over: the candidate holds the same values")
+        # Of a trace that was captured on the meta device, say.
+        pairs = [one for one in pairs if not (isinstance(one[1], torch.Tensor) and one[1].is_meta)]
+        reply = self._replacement(stop, pairs)
+        handed = [name for name, *_ in differing if stop.mark + name in stop.met.forced]
+        if not handed:
+            names = ", ".join(name or "output" for name, *_ in differing)
+            raise Refusal(
+                f"nothing could be handed over of {names}: no layout is known in which the candidate would take it"
+            )
+        off = [name for name, _, _, pair in differing if name in handed and not stop.agrees(name, pair)]
+        self._note(stop, off or handed)
+        if stop.event == ENTER:
+            for name, mine, theirs, _ in differing:
+                if name in handed and theirs is not None:
+                    self._forced[id(mine), id(theirs)] = mine, theirs, (_version(mine), _version(theirs))
+        if heals:
+            self.healed.add((stop.call.path, stop.event))
+        return reply
+
+    def again(self, stop: Stop) -> Replacement | None:
+        """Return what the candidate goes on with at a later meeting: one that is healed, or handed the same tensors."""
+        if (stop.call.path, stop.event) in self.healed:
+            try:
+                return self.here(stop, heals=False)
+            except Refusal:
+                return None
+        if not self._forced or stop.event != ENTER:
+            return None
+        pairs: LeafPairs = []
+        for name, mine, theirs in stop.leaf_pairs():
+            known = self._forced.get((id(mine), id(theirs)))
+            if known is not None and known[2] == (_version(mine), _version(theirs)):
+                pair = stop.comparer.compare(mine, theirs)
+                assert pair is not None
+                pairs.append((name, mine, theirs, pair))
+        if not pairs:
+            return None
+        self._note(stop, [name for name, *_ in pairs])
+        return self._replacement(stop, pairs)
+
+    def _replacement(self, stop: Stop, pairs: LeafPairs) -> Replacement | None:
+        key = {stop.call.key or ""}
+        if isinstance(stop.candidate, Enter):
+            return Forcing(entries=key).arguments(stop.met, stop.candidate, pairs)
+        assert isinstance(stop.candidate, Exit)
+        return Forcing(exits=key).outputs(stop.met, stop.candidate, pairs)
+
+    def _note(self, stop: Stop, names: list[str]) -> None:
+        self.notes.append(f"{', '.join(name or 'output' for name in names)} at {stop}")
+
+
+def _is_equal(leaf: tuple[str, Any, Any, Any]) -> bool:
+    pair = leaf[3]
+    found = pair.statistics()
+    return pair.measurement is not None and pair.layout is None and found.max == 0 and found.non_finite is None
+
+
+def _version(leaf: Any) -> int:
+    return leaf._version if isinstance(leaf, torch.Tensor) and not leaf.is_inference() else 0
+
 
 _BETWEEN = "no call is compared here: a side stands inside its own code; `continue`, or step to the next call"
 
 
 class Answers:
-    """Answers the commands; see `qtrace.debug.session.Session`. They run where the prompt of a side does.
+    """Answers the commands; see `qtrace.debug.stop.Session`. They run where the prompt of a side does.
 
     `stop` is the meeting at which both sides stand, None between two, and `has_moved` says that a side was stepped on
     from there. `has_handed_over` says that the candidate goes on from it with the reference's tensors.
@@ -71,11 +270,11 @@ class Answers:
         elif self.stop.event == ENTER:
             yield "the call is about to run, so there is no row yet; --break …:exit stops where there is"
         else:
-            yield from views.rows(self.stop)
+            yield from rows(self.stop)
 
     def stacks(self) -> Iterator[str]:
         """Yield both stacks side by side."""
-        yield from views.side_by_side(self.parties)
+        yield from side_by_side(self.parties)
 
     def hand_over(self, *, heals: bool) -> str:
         """Hand over the reference's tensors, and return which, and where; raises `Refusal` where none are."""
@@ -109,7 +308,7 @@ class Answers:
             if lacking:
                 yield f"nothing is compared here: {' and '.join(lacking)}"
             else:
-                yield from views.compared(self.stop)
+                yield from compared(self.stop)
 
     def _find(self, side: int, expression: str) -> Found | str:
         """Return the value of an expression on a side, or why there is none."""

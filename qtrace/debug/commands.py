@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from qtrace.debug.session import Move, Refusal, Session
-from qtrace.engine.driver import CANDIDATE, REFERENCE
+from qtrace.debug.stop import Move, Refusal, Session
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
 
 GISTS = (
     ("diff EXPR", "a value on both sides: what it is, how far apart, how related"),

@@ -1,25 +1,21 @@
-"""Both sides standing still, and a user at the prompt: who speaks, who is stepped, who goes on."""
+"""Both sides standing still and a user at the prompt: which side speaks, which is stepped, which goes on."""
 
 from __future__ import annotations
 
 import bdb
 from typing import NoReturn
 
-from qtrace.debug import foreign, views
-from qtrace.debug.answers import Answers
+from qtrace.debug import answers, pdb_prompt
+from qtrace.debug.answers import Answers, Handover
 from qtrace.debug.breakpoints import ENTER
-from qtrace.debug.handover import Handover
-from qtrace.debug.liveparty import LiveParty
+from qtrace.debug.live_party import LiveParty
 from qtrace.debug.party import Party
-from qtrace.debug.script import Script
-from qtrace.debug.session import Move
-from qtrace.debug.stop import Stop
-from qtrace.debug.storedparty import StoredParty
-from qtrace.engine.around import EndRun
+from qtrace.debug.stop import Move, Script, Stop
+from qtrace.debug.stored_party import StoredParty
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.driver import CANDIDATE, REFERENCE
 from qtrace.engine.events import Pause, Replacement
 from qtrace.engine.live_side import LiveSide
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE, EndRun
 from qtrace.traces import StoredSide
 
 Sides = tuple[LiveSide | StoredSide, LiveSide | StoredSide]
@@ -85,10 +81,10 @@ class Conversation:
             party.disarm()
         self._stand()
         try:
-            if foreign.is_wanted():
+            if pdb_prompt.is_wanted():
                 self._open_foreign(stop)
                 return
-            for line in views.heading(stop, reason, self._parties):
+            for line in answers.heading(stop, reason, self._parties):
                 self._parties[self._current].message(line)
             self._converse(self._current)
         finally:
@@ -139,6 +135,6 @@ class Conversation:
         ref, cand = (party.standing(event) for party, event in zip(self._parties, stop.events, strict=True))
         args, out = (pairs, {}) if stop.event == ENTER else ({}, pairs)
         try:
-            foreign.stand(ref, cand, args, out)
+            pdb_prompt.stand(ref, cand, args, out)
         except bdb.BdbQuit:
             self._quit()

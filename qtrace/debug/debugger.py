@@ -4,23 +4,76 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from qtrace.debug import foreign
-from qtrace.debug.breakpoints import EXIT, Breakpoint, why_not_reached
-from qtrace.debug.condition import Condition
+from qtrace.debug import pdb_prompt
+from qtrace.debug.answers import Handover
+from qtrace.debug.breakpoints import ENTER, EXIT, Breakpoint, Condition, why_not_reached
 from qtrace.debug.conversation import Conversation, Sides
-from qtrace.debug.faults import Faults
-from qtrace.debug.handover import Handover
-from qtrace.debug.meeting import Stopping
-from qtrace.debug.script import Script
-from qtrace.debug.stop import Stop
-from qtrace.engine.around import EndRun
+from qtrace.debug.stop import Script, Stop
+from qtrace.engine.call_pair import Met
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.driver import REFERENCE, Meeting
-from qtrace.engine.events import Replacement
+from qtrace.engine.events import Enter, Exit, Replacement
+from qtrace.engine.lockstep import REFERENCE, Around, EndRun, Meeting
 from qtrace.report.records import Status
 from qtrace.traces import StoredSide
+from qtrace.tree import tensors
+
+
+@dataclass(slots=True)
+class Faults:
+    """Follows a pass, and tells faults from what only passes an error on.
+
+    A call is at fault whose output differs although its arguments agree and so do the outputs of all that it called. A
+    caller is at fault that hands on an argument that differs although its own agree and so do the outputs of all that
+    it called before.
+    """
+
+    _affected: set[int] = field(default_factory=set)
+
+    def is_at(self, stop: Stop) -> bool:
+        """Return whether this meeting shows a fault; to be asked at each meeting, in order."""
+        own, parent = id(stop.met), id(stop.met.parent)
+        if not stop.differing() and stop.error() is None:
+            return False
+        if stop.event == ENTER:
+            self._affected.add(own)
+            return parent not in self._affected
+        self._affected.add(parent)
+        return own not in self._affected
+
+    def healed(self, stop: Stop) -> None:
+        """Forget what a meeting showed: the candidate goes on with the reference's tensors."""
+        self._affected.discard(id(stop.met if stop.event == ENTER else stop.met.parent))
+
+
+class Stopping(Around):
+    """Asks `met` what the candidate goes on with from each meeting; that is where it may stop."""
+
+    def __init__(self, comparison: Comparison, met: Callable[[Stop, Replacement | None], Replacement | None]) -> None:
+        super().__init__(comparison)
+        self._comparison = comparison
+        self._met = met
+        self._open: list[Met] = []
+
+    def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
+        """Compare, then ask."""
+        reply = super().entered(reference, candidate)
+        met = self._comparison.met[-1]
+        # Whoever works in place may have its return value ignored: then what it wrote to is handed over.
+        met.argument_ids = {id(tensor) for _, tensor in tensors(candidate.arguments.values)}
+        self._open.append(met)
+        return self._met(self._stop(met, reference, candidate), reply)
+
+    def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
+        """Compare, then ask."""
+        reply = super().left(reference, candidate)
+        return self._met(self._stop(self._open.pop(), reference, candidate), reply)
+
+    def _stop(self, met: Met, reference: Enter | Exit, candidate: Enter | Exit) -> Stop:
+        # What was compared is compared again where it is asked for, and in the same way.
+        return Stop(self._comparison, met, reference, candidate, type(self._comparison.comparer)())
 
 
 class Debugger:
@@ -81,7 +134,7 @@ class Debugger:
 
     def unreached(self) -> list[str]:
         """Return in a sentence each why breakpoints were not reached by a run that came to its end."""
-        if self.has_quit or foreign.is_off():
+        if self.has_quit or pdb_prompt.is_off():
             return []
         calls = sum(self._calls, Counter())
         missed = [one for one in self._breakpoints if one not in self._reached]
@@ -89,7 +142,7 @@ class Debugger:
 
     def unsatisfied(self) -> list[str]:
         """Return a sentence for each condition that no row satisfied, and for rows of which it could not be told."""
-        if self.has_quit or foreign.is_off():
+        if self.has_quit or pdb_prompt.is_off():
             return []
         said = [f"no row satisfies {str(one)!r}" for one in self._conditions if not self._satisfied_by[one]]
         if self._undecided:
@@ -103,7 +156,7 @@ class Debugger:
         conversation = self._conversation
         conversation.begin(stop, reply)
         reason = self._reason(stop)
-        if reason is None or foreign.is_off():
+        if reason is None or pdb_prompt.is_off():
             conversation.pass_by(stop)
         else:
             conversation.open(stop, reason)

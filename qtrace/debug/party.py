@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from qtrace.debug.difference import Found
-from qtrace.debug.foreign import Standing
-from qtrace.debug.session import Move
+from qtrace.debug.pdb_prompt import Standing
+from qtrace.debug.stop import Move
+from qtrace.debug.values import Found
 from qtrace.engine.events import Enter, Event, Exit, Pause, Replacement
 
 T = TypeVar("T")

@@ -1,19 +1,64 @@
-"""One meeting of both sides, at the entry or the exit of a call, as a debugger looks at it."""
+"""One stop of both sides at the entry or the exit of a call, what prompts ask of its holder, and scripted commands."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, Protocol
 
 from qtrace.debug.breakpoints import ENTER, EXIT
+from qtrace.engine.call_pair import Met, place
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.driver import CANDIDATE, REFERENCE
 from qtrace.engine.events import Call, Enter, Exit
 from qtrace.engine.forcing import IN, OUT
-from qtrace.engine.leaves import LeafPair, argument_leaves, match_arguments
-from qtrace.engine.met import Met, place
-from qtrace.engine.pair import Pair, PairComparer
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
+from qtrace.engine.pair import LeafPair, Pair, PairComparer, argument_leaves, match_arguments
+from qtrace.errors import SourceError
+
+PROMPT = "(qtrace) "
+
+
+class Move(Enum):
+    """How a prompt was left."""
+
+    STEP = auto()
+    SWITCH = auto()
+    CONTINUE = auto()
+    NEXT_FAULT = auto()
+    QUIT = auto()
+
+
+class Refusal(Exception):
+    """A command cannot do what it was asked for; the sentence says why, and the prompt stays."""
+
+
+class Session(Protocol):
+    """Answers the commands that take more than one side; each yields lines to show."""
+
+    def check_switch(self, side: int) -> None:
+        """Raise `Refusal` where there is nothing to go to on the other side."""
+
+    def difference(self, expression: str) -> Iterator[str]:
+        """Yield how the values of an expression differ."""
+
+    def arguments(self) -> Iterator[str]:
+        """Yield the compared arguments."""
+
+    def outputs(self) -> Iterator[str]:
+        """Yield the compared outputs."""
+
+    def rows(self) -> Iterator[str]:
+        """Yield all numbers of the call's rows."""
+
+    def stacks(self) -> Iterator[str]:
+        """Yield both stacks side by side."""
+
+    def hand_over(self, *, heals: bool) -> str:
+        """Hand over the reference's tensors, and return which, and where; raises `Refusal` where none are."""
+
 
 NAMES = ("reference", "candidate")
 
@@ -97,3 +142,29 @@ class Stop:
 def _is_left_out(pair: Pair) -> bool:
     kinds = [spec.type if spec is not None else None for spec in (pair.reference, pair.candidate)]
     return pair.measurement is None and kinds.count("NoneType") == 1
+
+
+class Script:
+    """Reads as standard input does, and shows each command as if it had been typed.
+
+    Blank lines and lines that begin with # are left out; the prompt takes the end of the file for Ctrl-D. Raises
+    `SourceError` for a file that cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise SourceError(f"--commands {path}: {said}; expected a file of prompt commands, one a line") from error
+        self._lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        self._next = 0
+
+    def readline(self) -> str:
+        """Return the next command with its line break, nothing at the end."""
+        if self._next == len(self._lines):
+            return ""
+        line = self._lines[self._next] + "\n"
+        self._next += 1
+        sys.stdout.write(line)
+        return line

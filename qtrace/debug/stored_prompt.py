@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from qtrace.debug.commands import GISTS, LEAVING, Commands
-from qtrace.debug.difference import Found
-from qtrace.debug.leaves import columns, described
-from qtrace.debug.recorded import RecordedCall
-from qtrace.debug.script import Script
-from qtrace.debug.session import PROMPT, Move, Refusal, Session
-from qtrace.engine.driver import REFERENCE
-from qtrace.traces.sketch import Sketch
+from qtrace.debug.recorded_call import RecordedCall
+from qtrace.debug.stop import PROMPT, Move, Refusal, Script, Session
+from qtrace.debug.values import Found, columns, described
+from qtrace.engine.lockstep import REFERENCE
+from qtrace.traces.excerpt import Sketch
 
 
 class StoredPrompt(Commands):

@@ -6,8 +6,8 @@ behind it everything differs, and what else may be wrong there cannot be told fr
 
 from __future__ import annotations
 
-from qtrace.diagnosis.isolate import Suspect, opened, repeats, suspects
 from qtrace.diagnosis.outliers import is_noisy
+from qtrace.diagnosis.suspects import Suspect, opened, repeats, suspects
 from qtrace.diagnosis.trial import Trial, Value
 from qtrace.report.records import Status
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from qtrace.diagnosis.investigation import Investigation
-from qtrace.engine.driver import CANDIDATE, REFERENCE
 from qtrace.engine.events import End
-from qtrace.engine.model import Model
-from qtrace.engine.modelstate import buffers_kept
-from qtrace.engine.onepass import Options, Pass, copied
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
+from qtrace.engine.lockstep_pass import Options, Pass, copied
+from qtrace.engine.model import Model, buffers_kept
 from qtrace.engine.plan import Plan
 from qtrace.errors import first_line
 from qtrace.report.records import Finding

@@ -11,18 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 from qtrace.diagnosis.confirmation import confirmed, relieving
-from qtrace.diagnosis.isolate import Suspect, repeats, role, vanished
 from qtrace.diagnosis.isolation import Isolation, Key, Local
 from qtrace.diagnosis.naming import Naming
 from qtrace.diagnosis.outliers import coarse_dtypes
-from qtrace.diagnosis.quantization.quantized import Quantized
-from qtrace.diagnosis.runner import Runner
-from qtrace.diagnosis.trials import as_trial, kept_in
+from qtrace.diagnosis.quantization.observation import Quantized
+from qtrace.diagnosis.runner import Runner, as_trial, kept_in
+from qtrace.diagnosis.suspects import Suspect, repeats, role, vanished
 from qtrace.diagnosis.verdicts import verdicts
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.fingerprint import Fingerprint
+from qtrace.engine.lockstep_pass import Fingerprint, Options
 from qtrace.engine.model import Model
-from qtrace.engine.onepass import Options
 from qtrace.engine.plan import Plan
 from qtrace.report.records import Finding, Verdict
 

@@ -12,16 +12,22 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from qtrace.diagnosis.isolate import Suspect, innocents, opened, suspects, unaccounted
 from qtrace.diagnosis.outliers import is_noisy, outliers
 from qtrace.diagnosis.replay import Replays, is_inside
-from qtrace.diagnosis.rewritten import error_inside, rewritten_inside, wrong_inside
-from qtrace.diagnosis.runner import Runner
-from qtrace.diagnosis.splice import spliced
-from qtrace.diagnosis.trial import Trial, Value
-from qtrace.diagnosis.trials import as_trial
+from qtrace.diagnosis.runner import Runner, as_trial
+from qtrace.diagnosis.suspects import (
+    Suspect,
+    error_inside,
+    innocents,
+    opened,
+    rewritten_inside,
+    suspects,
+    unaccounted,
+    wrong_inside,
+)
+from qtrace.diagnosis.trial import Trial, Value, spliced
 from qtrace.engine.forcing import Forcing
-from qtrace.engine.onepass import Pass
+from qtrace.engine.lockstep_pass import Pass
 from qtrace.errors import first_line
 from qtrace.numerics.relations import DELIBERATE
 from qtrace.report.records import Relation

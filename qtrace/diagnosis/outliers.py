@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from statistics import median
 
-from qtrace.diagnosis.isolate import Suspect, grouped, role
+from qtrace.diagnosis.suspects import Suspect, grouped, role
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
 from qtrace.report.records import Status
 

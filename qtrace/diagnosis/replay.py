@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from qtrace.diagnosis.runner import Kept, Runner
-from qtrace.engine.around import Around
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.driver import CANDIDATE, REFERENCE
 from qtrace.engine.events import Enter, Exit, Replacement
-from qtrace.engine.fingerprint import Fingerprint
 from qtrace.engine.forcing import Forcing
-from qtrace.engine.onepass import Pass, copied
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE, Around
+from qtrace.engine.lockstep_pass import Fingerprint, Pass, copied
 from qtrace.engine.samples import Sample
 from qtrace.tree import tensors
 

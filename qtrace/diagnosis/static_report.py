@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from qtrace.diagnosis.differences import attribute_differences, tensor_differences
-from qtrace.diagnosis.isolate import role
+from qtrace.diagnosis.module_differences import attribute_differences, tensor_differences
+from qtrace.diagnosis.suspects import role
 from qtrace.engine.model import Model
 from qtrace.engine.plan import Plan
 from qtrace.numerics import NoValues, plain

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from qtrace.engine.caches import conventions, inside
-from qtrace.engine.driver import REFERENCE
+from qtrace.engine.call_pair import Handed, Met, place
 from qtrace.engine.events import Call, Enter, Exit, Replacement, Site
 from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
-from qtrace.engine.leaves import LeafPair, argument_leaves, match_arguments, match_leaves
-from qtrace.engine.met import Handed, Met, place
-from qtrace.engine.pair import Pair, PairComparer, spec_of
+from qtrace.engine.lockstep import REFERENCE
+from qtrace.engine.pair import LeafPair, Pair, PairComparer, argument_leaves, match_arguments, match_leaves, spec_of
 from qtrace.numerics.tolerance import Floors, Place
 from qtrace.report.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tree import is_object, join, leaves, objects, tensors

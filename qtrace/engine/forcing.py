@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from qtrace.engine.call_pair import Met
 from qtrace.engine.events import Enter, Exit, Replacement
-from qtrace.engine.met import Met
 from qtrace.engine.pair import Pair
 from qtrace.numerics import dequantizes
 from qtrace.numerics.relations import FILL, into_candidate, mask_relation

@@ -23,8 +23,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from qtrace.engine.arguments import Bound, Signature, signature_of
-from qtrace.engine.events import Call, End, Enter, Event, Exit, Pause, Replacement, Site
+from qtrace.engine.events import Bound, Call, End, Enter, Event, Exit, Pause, Replacement, Signature, Site, signature_of
 from qtrace.engine.hooks import Hooks
 from qtrace.engine.torch_state import RandomState, SideState
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qtrace.engine.arguments import Bound
-from qtrace.engine.events import Call
+from qtrace.engine.events import Bound, Call
 
 
 class Precision:

@@ -17,11 +17,10 @@
 Every limit is written so that NaN, a number that is missing and a row that is missing do not keep it.
 """
 
-from qtrace.gate.baseline import Baseline, BaselineRow, load_baseline, save_baseline
-from qtrace.gate.environment import differences
+from qtrace.gate.baseline import Baseline, BaselineRow, differences, load_baseline, save_baseline
 from qtrace.gate.judgement import judge
 from qtrace.gate.policy import check_patterns
-from qtrace.gate.ratchet import Update, update
+from qtrace.gate.regression import Update, update
 
 __all__ = [
     "Baseline",

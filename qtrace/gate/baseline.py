@@ -1,27 +1,9 @@
-"""A baseline: an earlier run's numbers, as a file that reads well in a review.
-
-    {
-     "schema": "qtrace-baseline/1",
-     "factor": 1.25,
-     "slack": 0.0,
-     "environment": {
-      "torch": "2.6.0",
-      …
-     },
-     "rows": [
-      {"module": "model.layers.0", "peir": 4.18e-07, "rel_l2": 1.5e-07, "floor": 1.91e-06},
-      …
-     ]
-    }
-
-Rows are sorted by path and stand one on a line; numbers have `DIGITS` significant digits, rounded up, so that what
-wrote them keeps to them. Worse than its line is a row whose PEIR exceeds max(floor, factor · peir + slack), or whose
-relative L2 exceeds the same with its own number; a mismatch, and a `max`, have no floor.
-"""
+"""A baseline: an earlier run's numbers as a file that reads well in a review, and the environment that made them."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -30,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qtrace.errors import OutputError, SourceError, UsageError
-from qtrace.report.records import Status, to_plain
+from qtrace.report.records import ReportData, Side, Status, to_plain
 from qtrace.report.records.codec import check_schema, from_plain, parse
 
 SCHEMA = "qtrace-baseline/1"
@@ -191,3 +173,43 @@ def _place(row: BaselineRow) -> tuple[list[tuple[int, int, str]], int, list[tupl
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+
+
+_SETTINGS = ("call", "tolerance", "noise_floor", "samples")
+
+
+def fingerprint(report: ReportData) -> dict[str, str]:
+    """Return the environment of a run as texts, by name, in a fixed order."""
+    known = report.environment
+    found: dict[str, Any] = {"qtrace": report.qtrace}
+    found |= {name: known[name] for name in ("python", "machine", "threads", "seed") if name in known}
+    versions = known.get("versions")
+    found |= dict(sorted(versions.items())) if isinstance(versions, dict) else {}
+    found |= {"reference": _side(report.reference), "candidate": _side(report.candidate)}
+    found["inputs"] = _digest(report)
+    found |= {name: report.settings[name] for name in _SETTINGS if name in report.settings}
+    return {name: str(value) for name, value in found.items()}
+
+
+def differences(report: ReportData, baseline: Baseline) -> tuple[str, ...]:
+    """Return what is not the same as in the baseline's environment, one sentence each."""
+    now, then = fingerprint(report), baseline.environment
+    return tuple(
+        f"{name} is {now.get(name, 'not there')}, and was {then.get(name, 'not there')} in the baseline"
+        for name in dict.fromkeys([*then, *now])
+        if now.get(name) != then.get(name)
+    )
+
+
+def _side(side: Side) -> str:
+    return " ".join(
+        [side.type, ",".join(side.dtypes), ",".join(side.devices), *(["training"] if side.training else [])]
+    )
+
+
+def _digest(report: ReportData) -> str:
+    """Return one digest of all the inputs' names, shapes and values."""
+    digest = hashlib.sha256()
+    for entry in report.inputs:
+        digest.update(repr([entry.get("sample"), entry.get("name"), entry.get("digest")]).encode())
+    return digest.hexdigest()[:16]

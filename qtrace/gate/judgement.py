@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from qtrace.errors import UsageError
-from qtrace.gate.baseline import Baseline
-from qtrace.gate.environment import differences
-from qtrace.gate.judged import of_run
-from qtrace.gate.policy import check, judge_by_policy, limits_rows
+from qtrace.gate.baseline import Baseline, differences
+from qtrace.gate.policy import check, judge_by_policy, limits_rows, of_run
 from qtrace.gate.regression import judge_by_baseline
 from qtrace.report.records import GateVerdict, Outcome, ReportData, Violation
 

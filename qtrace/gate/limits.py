@@ -1,13 +1,196 @@
-"""Limits on a row's columns, and which of a policy's limits holds for a module."""
+"""Limits on a row's columns: which limit holds for a module, and the number, or the missing number, held against it."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from qtrace.patterns import matches
+from qtrace.report.records import Argument, ReportData, Row, Status, TensorSpec, Verdict
+
+# A perfect pair has these, also where their formulas divide 0 by 0.
+_OF_EQUALS: Mapping[str, float] = {
+    "mean": 0.0,
+    "max": 0.0,
+    "stddev": 0.0,
+    "peir": 0.0,
+    "peir_related": 0.0,
+    "rel_l2": 0.0,
+    "mismatch": 0.0,
+    "sqnr_db": math.inf,
+    "cosine": 1.0,
+}
+_NAMES = {
+    "mean": "mean",
+    "max": "max",
+    "stddev": "stddev",
+    "peir": "PEIR",
+    "peir_related": "related PEIR",
+    "peir_in": "received PEIR",
+    "peir_local": "introduced PEIR",
+    "rel_l2": "relative L2",
+    "mismatch": "mismatch",
+    "sqnr_db": "SQNR",
+    "cosine": "cosine",
+}
+# Ratios that need an interval or a norm of the reference's.
+_RELATIVE = frozenset({"peir", "peir_related", "rel_l2", "sqnr_db", "cosine"})
+_FLOATING = ("float", "bfloat", "complex")
+Call = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The number that a limit is held against, and in words what it is or why there is none.
+
+    `column` is another than the limit's where that one stands in for it, and `limit` what it may not exceed then,
+    where that is not the limit itself.
+    """
+
+    column: str
+    value: float | None
+    words: str = ""
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What of a report tells how to read its rows.
+
+    `named` are the modules in which findings show: whoever is wrong or called wrongly. `unread` has, by call, the first
+    argument that differs without a PEIR to tell how far.
+    """
+
+    named: frozenset[str]
+    unread: Mapping[Call, Argument]
+
+    @classmethod
+    def of(cls, report: ReportData) -> Context:
+        """Return the context of a report's rows."""
+        named = {path for one in report.findings for path in (one.callees or (one.module, *one.members))}
+        unread: dict[Call, Argument] = {}
+        for argument in report.arguments:
+            if argument.peir is None:
+                unread.setdefault((argument.module, argument.call), argument)
+        return cls(frozenset(named), unread)
+
+
+def column_name(column: str) -> str:
+    """Return a column as people call it."""
+    return _NAMES.get(column, column)
+
+
+def numberless(row: Row) -> str | None:
+    """Return why no number of a row tells how far apart its tensors are; None where one does."""
+    if row.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH):
+        return f"{_spec(row.reference)} against {_spec(row.candidate)}: cannot be compared"
+    if row.status is Status.REFERENCE_ONLY:
+        return "the candidate has no such output"
+    if row.status is Status.CANDIDATE_ONLY:
+        return "the reference has no such output"
+    if row.status is Status.NON_FINITE and not row.non_finite_same:
+        counts = row.non_finite
+        told = f": {counts[0]} elements of the reference's, {counts[1]} of the candidate's" if counts else ""
+        return f"NaN or Inf at other places than the reference's{told}"
+    return None
+
+
+def is_void(row: Row) -> bool:
+    """Return whether there is nothing to compare: no element at all, or none that is finite on either side."""
+    if any(number is not None for number in (row.max, row.peir, row.rel_l2)):
+        return False
+    if row.status is Status.NON_FINITE:
+        return bool(row.non_finite_same)
+    shape = row.reference.shape if row.reference is not None else None
+    return row.status is Status.COMPARED and shape is not None and 0 in shape
+
+
+def is_excused(row: Row, *, strict: bool) -> bool:
+    """Return whether what is wrong in a row does not count: the call around it undoes that; `strict` excuses nothing.
+
+    Around the model itself (module "") there is no call.
+    """
+    return row.verdict is Verdict.ABSORBED and row.module != "" and not strict
+
+
+def is_integer(row: Row) -> bool:
+    """Return whether both sides hold integers or bools."""
+    dtypes = _dtypes(row)
+    return bool(dtypes) and not any(dtype.startswith(_FLOATING) for dtype in dtypes)
+
+
+def has_integers(row: Row) -> bool:
+    """Return whether a side holds integers or bools, so that its elements can be told apart one by one."""
+    return any(not dtype.startswith(_FLOATING) for dtype in _dtypes(row))
+
+
+def error_of(row: Row, named: Collection[str]) -> float | None:
+    """Return the PEIR that a row is judged by.
+
+    It is `peir_related` where there is one, for what is kept in another convention is no error; not in the modules
+    `named` by findings, and not for the model's own output times a factor, say, which nothing undoes.
+    """
+    return row.peir if row.module in named else row.error
+
+
+def read(row: Row, column: str, limited: Collection[str], context: Context) -> Reading | None:
+    """Return what a limit on `column` is held against; None where another of the `limited` columns speaks for it.
+
+    - A constant reference has no interval, hence no PEIR: `max` speaks for it where that is limited, else the
+      relative L2 stands in.
+    - Of integers one that is off is wrong however small the ratio: `mismatch` stands in for PEIR, and may not
+      exceed 0, unless it has a limit of its own. Where no side holds integers there is no mismatch to limit.
+    - `peir_in` says nothing of arguments that differ without a number.
+    """
+    value: float | None = getattr(row, column)
+    if column == "peir":
+        value = error_of(row, context.named)
+    elif column == "peir_related" and value is None:
+        value = row.peir
+    if value is None and row.max == 0:
+        value = _OF_EQUALS.get(column)
+    if column == "mismatch" and not has_integers(row):
+        return None
+    if column == "peir_in" and (found := context.unread.get((row.module, row.call))) is not None:
+        told = f"{_spec(found.reference)} against {_spec(found.candidate)}"
+        return Reading(column, None, f"receives another {found.argument}: {told}")
+    if column == "peir" and is_integer(row) and "mismatch" not in limited and row.max != 0:
+        words = "integers: one off is wrong; max_mismatch sets another limit"
+        return Reading("mismatch", row.mismatch, words, limit=0.0)
+    if value is not None or not (column in _RELATIVE and _is_constant(row)):
+        return Reading(column, value, "" if value is not None else _why_none(row, column))
+    if "max" in limited:
+        return None
+    if column in ("peir", "peir_related") and row.rel_l2 is not None:
+        return Reading("rel_l2", row.rel_l2, "constant reference: relative L2 stands in for PEIR")
+    return Reading(column, None, f"{_why_none(row, column)}; max_max would judge it")
+
+
+def _is_constant(row: Row) -> bool:
+    """Return whether PEIR is missing because the reference has no interval."""
+    return row.status is Status.CONSTANT_REFERENCE or (row.status is Status.NON_FINITE and row.peir is None)
+
+
+def _why_none(row: Row, column: str) -> str:
+    name = column_name(column)
+    if column == "peir_local":
+        return f"no {name}: it was not measured; --local measures it"
+    if column == "peir_in":
+        return f"no {name}: no argument of the call has a PEIR"
+    if column in _RELATIVE and _is_constant(row):
+        return f"no {name}: the reference is constant"
+    return f"no {name} was measured"
+
+
+def _dtypes(row: Row) -> list[str]:
+    return [spec.dtype for spec in (row.reference, row.candidate) if spec is not None and spec.dtype]
+
+
+def _spec(spec: TensorSpec | None) -> str:
+    return "nothing" if spec is None else str(spec)
+
 
 _WILD = re.compile(r"\*+|\?|\[!?[^\]]+\]")
 

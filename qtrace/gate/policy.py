@@ -3,21 +3,132 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qtrace.errors import UsageError
-from qtrace.gate.cause import Causes
-from qtrace.gate.judged import Judged, of_run
-from qtrace.gate.limits import Limit, limits_of
-from qtrace.gate.reading import Context, is_excused, is_void, numberless, read
-from qtrace.gate.unmatched import ALONE, needless, unmatched
+from qtrace.gate.limits import Context, Limit, is_excused, is_void, limits_of, numberless, read
 from qtrace.patterns import matches, select
-from qtrace.report.records import ReportData, Row, Violation
+from qtrace.report.records import Finding, ReportData, Row, Status, Violation
 
 if TYPE_CHECKING:
     from qtrace.config import Policy
+
+
+@dataclass
+class Judged:
+    """Who does not keep to limits, whose difference is absorbed, how many rows were held.
+
+    `rows` counts the rows that a limit was held against, `inconclusive` says that too little was compared.
+    """
+
+    violations: list[Violation] = field(default_factory=list)
+    absorbed: list[Violation] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rows: int = 0
+    inconclusive: bool = False
+
+
+def of_run(column: str, rule: str, reason: str, finding: int | None = None) -> Violation:
+    """Return a violation of the whole run that no number tells."""
+    return Violation(module=None, column=column, rule=rule, reason=reason, severity=math.inf, finding=finding)
+
+
+class Causes:
+    """The findings of a report, to be asked which of them explains a row."""
+
+    def __init__(self, report: ReportData) -> None:
+        self._findings = sorted(report.findings, key=lambda finding: finding.rank)
+        self._begins = {finding.rank: _begin(finding, report.rows) for finding in self._findings}
+
+    def of(self, module: str | None, order: int | None = None) -> int | None:
+        """Return the rank of the finding that explains a row of `module`, at this place of the execution order.
+
+        It is the one that names the module itself or a callee that it misleads; else the one that names the innermost
+        module around it; else the one that shows first, if that is before the row. For the whole run, whose
+        `module` is None, it is the first. None where no finding explains the row.
+        """
+        if module is None:
+            return self._findings[0].rank if self._findings else None
+        for finding in self._findings:
+            if module in (finding.module, *finding.members, *finding.callees):
+                return finding.rank
+        around = [
+            (len(path), -finding.rank)
+            for finding in self._findings
+            for path in _reached(finding)
+            if _is_inside(module, path)
+        ]
+        if around:
+            return -max(around)[1]
+        before = [(begin, rank) for rank, begin in self._begins.items() if begin is not None and order is not None]
+        earliest = min(before, default=None)
+        return earliest[1] if earliest is not None and order is not None and earliest[0] <= order else None
+
+
+def _reached(finding: Finding) -> tuple[str, ...]:
+    """Return the modules in which a finding shows at once: whoever is called wrongly, else whoever is wrong."""
+    return finding.callees or (finding.module, *finding.members)
+
+
+def _is_inside(module: str, path: str) -> bool:
+    return module.startswith(f"{path}.") if path else module != ""
+
+
+def _begin(finding: Finding, rows: Iterable[Row]) -> int | None:
+    """Return where the first row in which a finding shows stands in execution order."""
+    paths = _reached(finding)
+    found = (
+        row.order for row in rows if row.module in paths or any(path and _is_inside(row.module, path) for path in paths)
+    )
+    return min(found, default=None)
+
+
+ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
+
+
+def unmatched(report: ReportData, allowed: Sequence[str], causes: Causes) -> Iterator[Violation]:
+    """Yield a violation for each module with a call, or an output, that only one side has.
+
+    `allowed` are globs over the modules that may. What the candidate returns beside the reference's outputs is no call
+    that was not compared, and none either.
+    """
+    reasons = {(one.side, one.module): one.reason.replace("_", " ") for one in report.unmatched}
+    with_reference = {(row.module, row.call) for row in report.rows if row.status is not Status.CANDIDATE_ONLY}
+    alone: dict[tuple[str, Status], list[Row]] = defaultdict(list)
+    for row in report.rows:
+        further = row.status is Status.CANDIDATE_ONLY and (row.module, row.call) in with_reference
+        if row.status in ALONE and not further and not _is_any(allowed, row.module):
+            alone[row.module, row.status].append(row)
+    for (module, status), rows in alone.items():
+        side = "reference" if status is Status.REFERENCE_ONLY else "candidate"
+        why = reasons.get((side, module), "no counterpart")
+        first, amount = rows[0], len(rows)
+        yield Violation(
+            module=module,
+            call=first.call,
+            output=first.output,
+            sample=first.sample,
+            column="unmatched",
+            rule="allow_unmatched",
+            reason=f"only in the {side}: {amount} output{'' if amount == 1 else 's'}, {why}",
+            severity=math.inf,
+            finding=causes.of(module, first.order),
+        )
+
+
+def needless(report: ReportData, allowed: Sequence[str]) -> Iterator[str]:
+    """Yield, in words, the globs that allow what is no longer there."""
+    alone = {row.module for row in report.rows if row.status in ALONE} | {one.module for one in report.unmatched}
+    for pattern in allowed:
+        if not any(matches(pattern, module) for module in alone):
+            yield f"allow_unmatched {pattern} is not needed: every call of it was compared"
+
+
+def _is_any(patterns: Sequence[str], module: str) -> bool:
+    return any(matches(pattern, module) for pattern in patterns)
 
 
 def limits_rows(policy: Policy) -> bool:

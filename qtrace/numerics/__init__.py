@@ -7,8 +7,7 @@ see `kernel`, and in float64 otherwise, see `exact`.
 """
 
 from qtrace.numerics.dense import NoValues, dequantizes, plain
-from qtrace.numerics.measurement import Measurement, measure
+from qtrace.numerics.measurement import Measurement, Summary, describe, measure
 from qtrace.numerics.metrics import Metrics
-from qtrace.numerics.summary import Summary, describe
 
 __all__ = ["Measurement", "Metrics", "NoValues", "Summary", "dequantizes", "describe", "measure", "plain"]

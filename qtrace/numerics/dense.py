@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from qtrace.numerics.dtypes import FLOAT8, READY
+from qtrace.numerics.kernel import FLOAT8, READY
 
 
 class NoValues(ValueError):

@@ -6,10 +6,9 @@ from functools import reduce
 
 import torch
 
-from qtrace.numerics.blocks import blocks
-from qtrace.numerics.dtypes import INTEGERS
-from qtrace.numerics.integers import difference
-from qtrace.numerics.sums import Sums, merge
+from qtrace.numerics.exact import difference
+from qtrace.numerics.kernel import INTEGERS, blocks
+from qtrace.numerics.metrics import Sums, merge
 
 # A block's float64 temporaries take some hundred MB.
 BLOCK = 1 << 22

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qtrace.report.formats import check, save
-    from qtrace.report.notebook import to_html
+    from qtrace.report.terminal import to_html
 
 __all__ = ["check", "save", "to_html"]
 
 # A command that only prints need not wait for every format of a file.
-_HOMES = {"check": "formats", "save": "formats", "to_html": "notebook"}
+_HOMES = {"check": "formats", "save": "formats", "to_html": "terminal"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,10 @@ first, one for each finding however many violations it explains, and a notice co
 
 from __future__ import annotations
 
-from qtrace.report.numbers import count
+from qtrace.report.finding import SourceLine, source_line
 from qtrace.report.problems import judgement, problems
 from qtrace.report.records import GateVerdict, Outcome, ReportData
-from qtrace.report.source_line import SourceLine, source_line
-from qtrace.report.visible import shortened, visible
+from qtrace.report.text import count, shortened, visible
 
 MOST = 10
 # In characters; GitHub takes no longer title.

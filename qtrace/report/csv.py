@@ -10,10 +10,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from qtrace.report.leap import execution_order
-from qtrace.report.paths import shown
+from qtrace.report.columns import execution_order
 from qtrace.report.records import GateVerdict, ReportData, Row, TensorSpec
-from qtrace.report.visible import one_line
+from qtrace.report.text import one_line, shown
 
 # A cell that begins so is a formula to a spreadsheet, also where it stands in quotes.
 FORMULA = ("=", "+", "-", "@")

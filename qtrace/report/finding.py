@@ -1,8 +1,11 @@
-"""One named fault for a reader: what it is, where else it is, how sure that is, in which lines, what to type next."""
+"""One finding for a reader: what it is, where it repeats, how sure it is, the lines of code, the next command."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -10,11 +13,91 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qtrace.report.numbers import count, number
-from qtrace.report.paths import pattern, shown
-from qtrace.report.proposal import proposal
 from qtrace.report.records import Finding, ReportData
-from qtrace.report.selection import View
+from qtrace.report.table import View
+from qtrace.report.text import count, number, pattern, shown
+
+_CONTINUATION = "    "
+
+
+def proposal(subcommand: str, typed: Sequence[str], *more: str, width: int) -> Text:
+    """Return `qtrace SUBCOMMAND` with what was typed before and `more`, broken between words with backslashes.
+
+    >>> print(proposal("run", ["pair.yaml"], "--inspect", "model.layers.0", width=40))
+    qtrace run pair.yaml \\
+        --inspect model.layers.0
+    """
+    lines = [f"qtrace {subcommand}"]
+    for phrase in _phrases([*typed, *more]):
+        # An option stays beside its value.
+        if len(lines[-1]) + 1 + len(phrase) + len(" \\") <= width:
+            lines[-1] += f" {phrase}"
+        else:
+            lines.append(_CONTINUATION + phrase)
+    return Text(" \\\n".join(lines), style="bold", no_wrap=True, overflow="ignore")
+
+
+def _phrases(words: Sequence[str]) -> list[str]:
+    phrases: list[str] = []
+    for word in words:
+        follows = bool(phrases) and phrases[-1].startswith("--") and " " not in phrases[-1]
+        if follows and not word.startswith("--"):
+            phrases[-1] += f" {shlex.quote(word)}"
+        else:
+            phrases.append(shlex.quote(word))
+    return phrases
+
+
+# Whoever fixes a finding nearly always edits the candidate.
+SIDES = ("candidate", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """A line of a file: `file` is relative to the repository's root where it is `in_repository`.
+
+    Else it is what the report says, which for an installed package begins with the package's name.
+    """
+
+    file: str
+    line: int
+    in_repository: bool
+
+
+def source_line(finding: Finding | None) -> SourceLine | None:
+    """Return the finding's line, of the candidate's code or the reference's: one in this repository, if any is."""
+    places = (
+        [_source_place(finding.source.get(side)) for side in SIDES] if finding is not None and finding.source else []
+    )
+    lines = [place for place in places if place is not None]
+    return next((line for line in lines if line.in_repository), lines[0] if lines else None)
+
+
+def repository_path(file: str) -> str | None:
+    """Return the path, from the repository's root on, of a file in or below the current folder; None for others.
+
+    The root is the nearest folder with a `.git`, from the current one upwards; else the current folder itself.
+    """
+    here = Path.cwd()
+    try:
+        path = (here / file).resolve()
+        if not path.is_relative_to(here.resolve()) or not path.is_file():
+            return None
+    except (OSError, ValueError, RuntimeError):
+        return None
+    root = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    return path.relative_to(root.resolve()).as_posix()
+
+
+def _source_place(site: Any) -> SourceLine | None:
+    """Return one side of a finding's `source`; None where the report does not know it."""
+    if not isinstance(site, dict) or not isinstance(site.get("file"), str) or not site["file"]:
+        return None
+    line = site.get("line")
+    number = line if isinstance(line, int) and line > 0 else 1
+    path = repository_path(site["file"])
+    return SourceLine(site["file"].replace("\\", "/") if path is None else path, number, path is not None)
+
 
 KINDS = {
     "introduces": "introduces an error",

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: no server, no network, and no JavaScript to be read (only to sort)."""
+"""One HTML page that needs no server and no network; JavaScript only sorts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from pathlib import Path
 from string import Template
 
 from qtrace.report.arguments import grouped
-from qtrace.report.environment import environment
-from qtrace.report.metrics import METRICS
+from qtrace.report.columns import METRICS
+from qtrace.report.diagnosis_panel import diagnosis_text
 from qtrace.report.notes import notes, reason, spec
-from qtrace.report.numbers import count, number, share
-from qtrace.report.paths import shown
-from qtrace.report.plain import diagnosis_text
 from qtrace.report.problems import column, judgement, observed_and_limit, place, told
 from qtrace.report.records import AGREEING, Argument, GateVerdict, Outcome, ReportData, Row, Side, Violation
-from qtrace.report.selection import View, select
-from qtrace.report.table import verdict_word
-from qtrace.report.visible import one_line
+from qtrace.report.table import View, select, verdict_word
+from qtrace.report.text import count, number, one_line, share, shown
+
+
+def environment(report: ReportData) -> list[str]:
+    """Return a line for each entry of the report's environment; one that holds several is one line as well."""
+    lines = []
+    for name, value in report.environment.items():
+        held = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
+        lines.append(f"{name}: {held}")
+    return lines
+
 
 PAGE = Path(__file__).with_name("page.html")
 NUMBERS = ("received", "introduced", "peir", "mean", "min", "max", "stddev", "sqnr", "cosine", "rel_l2")

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as xml
 
-from qtrace.report.leap import execution_order
-from qtrace.report.metrics import METRICS
+from qtrace.report.columns import METRICS, execution_order
+from qtrace.report.diagnosis_panel import diagnosis_text, finding_text
+from qtrace.report.finding import source_line
 from qtrace.report.notes import STATUS_WORDS, notes, spec
-from qtrace.report.numbers import number, share
-from qtrace.report.paths import shown
-from qtrace.report.plain import diagnosis_text, finding_text
 from qtrace.report.problems import column, excess, judgement, violation_text
 from qtrace.report.records import Finding, GateVerdict, Outcome, ReportData, Row, Status, Verdict, Violation
-from qtrace.report.source_line import source_line
-from qtrace.report.visible import one_line, visible
+from qtrace.report.text import number, one_line, share, shown, visible
 
 BLAMED = (Verdict.INTRODUCED, Verdict.MISCALLED, Verdict.NON_FINITE, Verdict.STRUCTURE)
 ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)

@@ -10,16 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from qtrace.report.arguments import grouped
-from qtrace.report.environment import environment
+from qtrace.report.diagnosis_panel import diagnosis_text
+from qtrace.report.html import environment
 from qtrace.report.notes import notes, reason, spec
-from qtrace.report.numbers import count, number, share
-from qtrace.report.paths import shown
-from qtrace.report.plain import diagnosis_text
 from qtrace.report.problems import column, judgement, observed_and_limit, place, told
 from qtrace.report.records import Argument, GateVerdict, Outcome, ReportData, Row, Violation
-from qtrace.report.selection import View, select
-from qtrace.report.table import verdict_word
-from qtrace.report.visible import one_line, shortened
+from qtrace.report.table import View, select, verdict_word
+from qtrace.report.text import count, number, one_line, share, shortened, shown
 
 # In bytes, of which a character has one or more: GitHub counts some characters twice.
 LIMIT = 65_536

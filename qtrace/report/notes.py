@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qtrace.report.numbers import ABSENT, share
 from qtrace.report.records import Row, Status, TensorSpec
+from qtrace.report.text import ABSENT, share
 
 STATUS_WORDS = {
     Status.COMPARED: "compared",

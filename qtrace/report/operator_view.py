@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qtrace.report.notes import STATUS_WORDS, spec
-from qtrace.report.numbers import ABSENT, bound, count, number
-from qtrace.report.paths import shorten
 from qtrace.report.records import Status, TensorSpec
 from qtrace.report.records.operators import CodePlace, Differing, Operator, OperatorView, Split
 from qtrace.report.table import plain_table
+from qtrace.report.text import ABSENT, bound, count, number, shorten
 
 SIDES = ("reference", "candidate")
 INDENT = 2

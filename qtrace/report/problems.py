@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from qtrace.report.columns import METRICS
+from qtrace.report.diagnosis_panel import gist
 from qtrace.report.finding import headline
-from qtrace.report.metrics import METRICS
-from qtrace.report.numbers import ABSENT, count, number
-from qtrace.report.outcome import gist
-from qtrace.report.paths import shown
 from qtrace.report.records import Finding, GateVerdict, Outcome, ReportData, Violation
+from qtrace.report.text import ABSENT, count, number, shown
 
 WHOLE_RUN = "the run"
 MOST_DIGITS = 17

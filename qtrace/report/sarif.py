@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from qtrace.report.paths import shown
+from qtrace.report.finding import SourceLine, repository_path, source_line
 from qtrace.report.problems import Problem, judgement, problems
 from qtrace.report.records import GateVerdict, ReportData, to_plain
-from qtrace.report.source_line import SourceLine, repository_path, source_line
-from qtrace.report.visible import visible
+from qtrace.report.text import shown, visible
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 VERSION = "2.1.0"

@@ -1,25 +1,21 @@
-"""A report on the terminal: the pair, the diagnosis, the ranked rows, and the outcome last."""
+"""A whole report on the terminal, or in a notebook: the pair, the diagnosis, the ranked rows, and the outcome last."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtrace.report.arguments import arguments_table
-from qtrace.report.bar import LEGEND
+from qtrace.report.arguments import arguments_table, inputs
+from qtrace.report.columns import HIGHER, LOWER, METRICS
 from qtrace.report.coverage import coverage
-from qtrace.report.diagnosis import diagnosis
-from qtrace.report.inputs import inputs
-from qtrace.report.metrics import HIGHER, LOWER, METRICS
-from qtrace.report.numbers import count
-from qtrace.report.outcome import outcome
+from qtrace.report.diagnosis_panel import diagnosis, outcome, summary
 from qtrace.report.records import ReportData, Side
-from qtrace.report.selection import View, select
-from qtrace.report.summary import summary
-from qtrace.report.table import INTRODUCED, RECEIVED, SAMPLE, rows_tables, verdict_word
+from qtrace.report.table import INTRODUCED, RECEIVED, SAMPLE, View, rows_tables, select, verdict_word
+from qtrace.report.text import LEGEND, count
 
 ORIGINS = (
     (RECEIVED, "received: the largest among its arguments"),
@@ -131,3 +127,18 @@ def _model(side: Side) -> str:
     if side.training:
         said.append("in train mode")
     return " · ".join(part for part in said if part)
+
+
+WIDTH = 120
+FRAME = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3">{code}</pre>'
+
+
+def to_html(report: ReportData) -> str:
+    """Return the report as an HTML fragment with its styles inline."""
+    from rich.console import Console
+
+    from qtrace.report.table import View
+
+    console = Console(record=True, file=io.StringIO(), width=WIDTH, force_jupyter=False, legacy_windows=False)
+    console.print(render(report, View(), width=WIDTH))
+    return console.export_html(inline_styles=True, code_format=FRAME)

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from qtrace.documents import find_path, missing
 from qtrace.errors import QtraceError, SourceError, UsageError, did_you_mean
-from qtrace.files import find_path, missing
 
 _FILES: dict[Path, ModuleType] = {}
 

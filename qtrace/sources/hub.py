@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from qtrace.documents import find_path, missing
 from qtrace.engine.placement import floating_dtype, place_model
 from qtrace.errors import SourceError, UsageError, did_you_mean
-from qtrace.files import find_path, missing
 from qtrace.sources.spec import LoadOptions, Spec, check_options
 
 _MADE = (".cache/qtrace/smollm2", ".cache/qtrace/minilm")

@@ -7,14 +7,44 @@ from typing import Any
 
 from torch import nn
 
+from qtrace.documents import find_path, missing
 from qtrace.engine.placement import deep_copy, place_model
 from qtrace.errors import SourceError, UsageError
 from qtrace.sources import hub
 from qtrace.sources.callables import call, find_object, is_required, required, takes
-from qtrace.sources.spec import LoadOptions, Spec, parse_spec
-from qtrace.sources.traces import load_skeleton, made_from_trace
-from qtrace.toolkits.exported import unflattened
-from qtrace.traces import trace_of
+from qtrace.sources.spec import LoadOptions, Spec, check_options, parse_spec
+from qtrace.toolkits.export import unflattened
+from qtrace.traces import Trace, skeleton, trace_of
+
+_SCHEME = "trace:"
+
+
+def is_trace(source: str | None) -> bool:
+    """Return whether a SPEC names a stored trace."""
+    return source is not None and source.startswith(_SCHEME)
+
+
+def made_from_trace(what: str, source: str) -> UsageError:
+    """Return the error for a candidate that is made from the reference where that is stored and has no weights."""
+    return UsageError(
+        f"{what} makes the candidate from the reference, and {source} is a trace, which has no weights and no code; "
+        "give the model itself as --reference, or capture the candidate (--side candidate) and compare by qtrace diff"
+    )
+
+
+def open_trace(spec: Spec, options: LoadOptions) -> Trace:
+    """Open the trace that `trace:FOLDER` names; raises `SourceError` where there is none, or it is damaged."""
+    check_options(spec, ())
+    place = find_path(spec.body, options.folder)
+    if place is None:
+        raise SourceError(missing("trace", spec.body, options.folder))
+    return Trace(place)
+
+
+def load_skeleton(spec: Spec, options: LoadOptions) -> nn.Module:
+    """Return the modules of a trace, as a model that can be compared but not run."""
+    return skeleton(open_trace(spec, options))
+
 
 SCHEMES: dict[str, Callable[[Spec, LoadOptions], nn.Module]] = {
     "hf": hub.load_pretrained,

@@ -1,10 +1,12 @@
-"""A run's two models and their inputs, loaded as its config says."""
+"""A run's two models and their inputs, loaded as its config says; the reference stays untouched meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +19,74 @@ from qtrace.engine.placement import check_device, place_sample
 from qtrace.engine.samples import Sample, check_fits
 from qtrace.errors import SourceError, UsageError
 from qtrace.sources.inputs import load_inputs
-from qtrace.sources.models import load_model
+from qtrace.sources.models import is_trace, load_model, made_from_trace
 from qtrace.sources.spec import LoadOptions
-from qtrace.sources.traces import is_trace, made_from_trace
-from qtrace.sources.untouched import process_kept, reference_untouched
-from qtrace.toolkits.wrappers import apply_wrapper, load_wrapper
+from qtrace.sources.wrappers import apply_wrapper, load_wrapper
+
+
+@contextlib.contextmanager
+def reference_untouched(reference: nn.Module, source: str) -> Iterator[None]:
+    """Refuse what `source` does inside to the reference itself: it would then be compared with what was made of it.
+
+    Raises:
+        SourceError: another tensor, or values that were written to, or other modules or hooks; one is named.
+    """
+    before = _state(reference)
+    yield
+    after = _state(reference)
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise SourceError(
+            f"{source} changed the reference itself ({changed[0] or '<root>'}{more}), so there is nothing left to "
+            "compare with; give it a parameter reference, and it gets a copy"
+        )
+
+
+@contextlib.contextmanager
+def process_kept() -> Iterator[None]:
+    """Put back what holds for the whole process and decides what either model computes: default dtype and device, …
+
+    Also whether gradients are kept, whether operators must be deterministic, and the current folder.
+    """
+    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
+    grad, strict = torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.set_grad_enabled(grad)
+        torch.use_deterministic_algorithms(strict, warn_only=warns_only)
+        os.chdir(folder)
+
+
+def _state(model: nn.Module) -> dict[str, object]:
+    """Return, by path, what tells that a tensor or a module was exchanged, written to or hooked."""
+    found: dict[str, object] = {}
+    for path, module in model.named_modules():
+        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+        found[path] = (id(module), type(module), hooks, id(vars(module).get("forward")))
+        # What is not saved with a model, such as rotary frequencies, it may make anew whenever it runs.
+        saved = {
+            name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in {**module._parameters, **saved}.items():
+            if tensor is not None:
+                version = None if tensor.is_inference() else tensor._version
+                found[f"{path}.{name}" if path else name] = (id(tensor), version, _address(tensor))
+    return found
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Return where a tensor's values are: `parameter.data = …` changes nothing else."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        # A subclass, or a tensor without values of its own.
+        return 0
 
 
 @dataclass(frozen=True)

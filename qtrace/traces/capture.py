@@ -16,18 +16,15 @@ import qtrace
 from qtrace.engine.environment import environment
 from qtrace.engine.events import Call, End, Enter, Exit
 from qtrace.engine.live_side import LiveSide
-from qtrace.engine.model import Model
-from qtrace.engine.modelstate import buffers_kept
-from qtrace.engine.onepass import copied
+from qtrace.engine.lockstep_pass import copied
+from qtrace.engine.model import Model, buffers_kept
 from qtrace.engine.samples import as_samples
 from qtrace.engine.torch_state import RandomState
 from qtrace.errors import ForwardError, UsageError, first_line
 from qtrace.patterns import select
-from qtrace.traces.describe import described, inputs_of
 from qtrace.traces.manifest import Manifest, StoredCall, StoredSample, StoredValue
-from qtrace.traces.skeleton import trace_of
-from qtrace.traces.target import leftovers
-from qtrace.traces.writer import Form, TraceWriter
+from qtrace.traces.skeleton import described, inputs_of, trace_of
+from qtrace.traces.writer import Form, TraceWriter, leftovers
 
 _LEFT = "{} was left by a capture to the same place that was killed; delete it, unless that one is still running"
 

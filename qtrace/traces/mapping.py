@@ -1,16 +1,4 @@
-"""Which tensor of another runtime is which output of the reference: by what a user says, by name, by value.
-
-Rules in order, the first that applies makes the pair:
-
-1. `given`: a mapping file says so.
-2. `name`: the tensor is called as the output is, `module.output` or `module#call:output`, or as the module, or
-   `module#call`, where that returns one tensor; `/` counts as `.`, and a leading one for nothing. Names as msprobe
-   writes them, `Module.module.Class.forward.call.output.number`, say the same.
-3. `value`: it has as many elements, and of all those it is nearest to the reference's, closer than `CLOSE`. What is
-   the same everywhere, such as zeros, is no evidence.
-
-A tensor may stand for several outputs: a layer returns what its last module returns.
-"""
+"""Which tensor of another runtime is which output of the reference: by a mapping file, by name, by value."""
 
 from __future__ import annotations
 
@@ -19,13 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from qtrace.documents import read_yaml
 from qtrace.errors import UsageError, did_you_mean
 from qtrace.numerics import NoValues, plain
+from qtrace.traces.excerpt import Sketch, sketch
 from qtrace.traces.reader import Trace
-from qtrace.traces.sketch import Sketch, sketch
 from qtrace.tree import join
 
 # A relative L2 distance: what is farther off than this is not recognised.
@@ -182,3 +172,15 @@ def _elements(tensor: torch.Tensor) -> torch.Tensor | None:
     found = found.double()
     tells = found.numel() > 1 and bool(torch.isfinite(found).all()) and bool((found != found[0]).any())
     return found if tells else None
+
+
+def read_mapping(path: Path) -> dict[str, str]:
+    """Read a YAML file that maps names of tensors to modules, `module`, `module#call` or `module:output`.
+
+    Raises `UsageError` where it is missing, is no YAML, or holds anything but names for names.
+    """
+    document = read_yaml(path, "mapping file")
+    value = document.value if document.value is not None else {}
+    if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+        raise UsageError(f"{document.name}: expected a mapping, of a tensor's name to a module's; both are text")
+    return value

@@ -1,20 +1,24 @@
-"""A stored trace, opened: its manifest, and its tensors on demand."""
+"""A stored trace, opened: its manifest, its tensors on demand, its inputs, and what it holds module by module."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qtrace.engine.samples import Sample
+from qtrace.errors import UsageError
 from qtrace.numerics import Summary
+from qtrace.report.records import TensorSpec
+from qtrace.traces.excerpt import as_sketch
 from qtrace.traces.literals import decode
-from qtrace.traces.manifest import Manifest, StoredSample, StoredTensor, StoredValue
+from qtrace.traces.manifest import Manifest, StoredCall, StoredSample, StoredTensor, StoredValue
 from qtrace.traces.manifest_file import load
 from qtrace.traces.shards import ShardReader
-from qtrace.traces.sketch import as_sketch
 
 
 class Trace:
@@ -124,3 +128,129 @@ def without_values(shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
     """Return a tensor on the meta device; of a dtype that this version of torch does not know it is float32."""
     known = getattr(torch, dtype or "", None)
     return torch.empty(shape, dtype=known if isinstance(known, torch.dtype) else torch.float32, device="meta")
+
+
+def samples_of(trace: Trace) -> list[Sample]:
+    """Return what the model was called with, sample by sample.
+
+    Raises `UsageError` where that is not stored as it was: without arguments, as a sketch, cast, or as an object, which
+    is stored by its tensors alone.
+    """
+    found = []
+    manifest = trace.manifest
+    why = ""
+    if manifest.call != "forward":
+        # What its forward is handed there is not what the method was called with.
+        why = f"its model was called by {manifest.call}, whose own arguments are not stored"
+    elif not manifest.arguments or manifest.sketches or manifest.cast is not None:
+        why = "it holds none (--outputs-only), or not in full (--stats-only, --as)"
+    for sample in manifest.samples:
+        root = next((call for call in sample.calls if call.module == ""), None)
+        if root is None:
+            why = why or "it holds no call of the model itself"
+        elif not why and not set(root.positional) <= set(root.passed) <= set(root.arguments):
+            why = "not all of them are stored"
+        elif not why and any(leaf.path for name in root.passed for leaf in root.arguments[name].leaves):
+            why = "they are nested"
+        if why or root is None:
+            raise UsageError(f"{trace.name}: the inputs cannot be taken from the trace: {why}; give --inputs")
+        found.append(_sample(root, Values(trace, sample)))
+    return found
+
+
+def _sample(root: StoredCall, values: Values) -> Sample:
+    given: dict[str, Any] = {name: values.value(root.arguments[name]) for name in root.passed}
+    args = tuple(given.pop(name) for name in root.positional)
+    return Sample(args, given)
+
+
+@dataclass(slots=True)
+class ModuleContents:
+    """The calls of one module over all samples, what the first of them returned, and the bytes of tensors.
+
+    A tensor counts where it comes first: one that is only handed on, or on to the caller, takes no more.
+    """
+
+    module: str
+    type: str
+    calls: int = 0
+    outputs: list[TensorSpec] = field(default_factory=list)
+    bytes: int = 0
+
+
+def contents_of(manifest: Manifest) -> list[ModuleContents]:
+    """Return an entry per module that was called, in the order of its first call."""
+    found: dict[str, ModuleContents] = {}
+    known: set[str] = set()
+    for sample in manifest.samples:
+        for call in sample.calls:
+            one = found.setdefault(call.module, ModuleContents(call.module, call.type))
+            if not one.calls:
+                one.outputs = [manifest.tensors[number].spec for number in _outputs(call)]
+            one.calls += 1
+        for module, number in _as_stored(sample):
+            tensor = manifest.tensors[number]
+            if tensor.digest and tensor.digest not in known:
+                known.add(tensor.digest)
+                found[module].bytes += tensor.bytes
+    return list(found.values())
+
+
+def facts_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what a trace is, as (name, fact)."""
+    model = manifest.model
+    yield "model", f"{model.type} · {model.parameters:,} parameters · {', '.join(model.dtypes) or 'no dtype'}"
+    yield "source", model.source
+    yield "captured", f"{manifest.created} by qtrace {manifest.qtrace}"
+    yield "with", ", ".join(f"{name} {version}" for name, version in _versions(manifest).items()) or "unknown"
+    yield "inputs", ", ".join(f"{one.name} {one.spec}" for one in manifest.inputs if one.sample == 0) or "unknown"
+    yield "samples", f"{len(manifest.samples)} of {manifest.call}"
+    yield "stored", ", ".join(_stored(manifest))
+
+
+def other_versions(reference: Manifest, candidate: Manifest) -> list[str]:
+    """Return which packages two traces were captured under in different versions, as "name old against new"."""
+    mine, theirs = _versions(reference), _versions(candidate)
+    return [
+        f"{name} {mine[name]} against {theirs[name]}"
+        for name in mine
+        if name in theirs and str(mine[name]) != str(theirs[name])
+    ]
+
+
+def _versions(manifest: Manifest) -> dict[str, Any]:
+    # What is told of an environment is free, and nothing is computed from it.
+    versions = manifest.environment.get("versions")
+    return versions if isinstance(versions, dict) else {}
+
+
+def _stored(manifest: Manifest) -> Iterator[str]:
+    count = sum(tensor.shard is not None for tensor in manifest.tensors)
+    yield f"{count:,} tensors, {manifest.stored_bytes:,} bytes"
+    if manifest.sketches:
+        yield "sketches of at most 1024 elements"
+    if manifest.cast is not None:
+        yield f"floats as {manifest.cast}"
+    if not manifest.arguments:
+        yield "no arguments"
+    modules = sum(module.alias_of is None for module in manifest.modules)
+    if len(manifest.selected) < modules:
+        yield f"{len(manifest.selected)} of {modules} modules"
+
+
+def _as_stored(sample: StoredSample) -> Iterator[tuple[str, int]]:
+    """Yield the module and the number of each tensor in the order in which the model had them."""
+    # A call is entered after so many have been left, and is itself the next but so many to be left.
+    handed = [((call.entry, 0), call.module, list(_arguments(call))) for call in sample.calls]
+    returned = [((call.order, 1), call.module, list(_outputs(call))) for call in sample.calls]
+    for _, module, numbers in sorted([*handed, *returned], key=lambda moment: moment[0]):
+        yield from ((module, number) for number in numbers)
+
+
+def _outputs(call: StoredCall) -> Iterator[int]:
+    yield from (leaf.tensor for leaf in call.outputs.leaves if leaf.tensor is not None)
+
+
+def _arguments(call: StoredCall) -> Iterator[int]:
+    for value in call.arguments.values():
+        yield from (leaf.tensor for leaf in value.leaves if leaf.tensor is not None)

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from qtrace.engine.arguments import Bound, Signature
-from qtrace.engine.events import Call, End, Enter, Event, Exit, Replacement, Site
+from qtrace.engine.events import Bound, Call, End, Enter, Event, Exit, Replacement, Signature, Site
 from qtrace.engine.live_side import Listener
 from qtrace.engine.torch_state import RandomState
 from qtrace.traces.literals import decode, encode

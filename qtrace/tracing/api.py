@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from qtrace.engine.onepass import LEAST_COVERAGE, Options
+from qtrace.engine.lockstep_pass import LEAST_COVERAGE, Options
 from qtrace.engine.samples import as_samples
 from qtrace.errors import ForwardError, Interrupted, UsageError, did_you_mean
 from qtrace.numerics.tolerance import Floors
 from qtrace.report.records import Argument, ReportData, Row, to_plain
 from qtrace.traces import trace_of
-from qtrace.tracing.compare import StoredRun
-from qtrace.tracing.tracing import Run
+from qtrace.tracing.run import Run
+from qtrace.tracing.stored_run import StoredRun
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
 
-    from qtrace.engine.around import Attendant
     from qtrace.engine.live_side import Listener
+    from qtrace.engine.lockstep import Attendant
 
 
 class Report(ReportData):

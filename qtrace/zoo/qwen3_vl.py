@@ -93,7 +93,7 @@ def mask_bug(reference: nn.Module) -> nn.Module:
         SourceError: tico is not installed, or this version of it has no such methods.
     """
     from qtrace.engine.samples import as_samples
-    from qtrace.toolkits.wrappers.tico import wrap
+    from qtrace.toolkits.tico import wrap
 
     if not isinstance(reference, Qwen3VLForConditionalGeneration):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Where an operator was asked for: the frames of the model's own code, and the lines around them."""
+"""Where a model's own code stands: the file, line and function that asked for an operator or a call."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import inspect
 import linecache
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -90,3 +91,39 @@ def code_place(site: Site | None, *, around: bool = False) -> CodePlace | None:
         read = ((number, linecache.getline(site.file, number)) for number in numbers)
         lines = tuple(CodeLine(number, text.rstrip("\n")) for number, text in read if text)
     return CodePlace(short(site.file), site.line, site.function, lines)
+
+
+# (file, line, function)
+Line = tuple[str, int, str]
+# Of the reference and of the candidate.
+Lines = tuple[Line | None, Line | None]
+
+
+def forward_of(module: torch.nn.Module) -> Line | None:
+    """Return where a module's forward begins; None where it is torch's own, or no Python."""
+    code = getattr(getattr(module.forward, "__func__", module.forward), "__code__", None)
+    if code is None or Path(torch.__file__).parent in Path(code.co_filename).parents:
+        return None
+    return code.co_filename, code.co_firstlineno, code.co_name
+
+
+def line_of(site: Site | None) -> Line | None:
+    """Return a site as a line."""
+    return None if site is None else (site.file, site.line, site.function)
+
+
+def called_elsewhere(sites: Lines, parting: Lines) -> Iterator[str]:
+    """Yield where a call stands, in words, for each side on which it is not the line that is named."""
+    for side, site, named in zip(("reference", "candidate"), sites, parting, strict=True):
+        if site is not None and named is not None and site[:2] != named[:2]:
+            yield f"the {side}'s call stands in {short(site[0])}:{site[1]}"
+
+
+def source_of(reference: Line | None, candidate: Line | None) -> dict[str, Any] | None:
+    """Return the two lines as a finding's `source`, None where neither is known."""
+    if reference is None and candidate is None:
+        return None
+    return {
+        name: None if line is None else {"file": short(line[0]), "line": line[1], "function": line[2]}
+        for name, line in (("reference", reference), ("candidate", candidate))
+    }

@@ -11,7 +11,7 @@ import torch
 
 from qtrace.diagnosis.operators.code import Origin
 from qtrace.diagnosis.operators.sketch import Sketch
-from qtrace.engine.modelstate import address_of
+from qtrace.engine.model import address_of
 from qtrace.report.records import TensorSpec
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qtrace.diagnosis.operators.code import OwnCode
 from qtrace.diagnosis.operators.graph import Kind, Recorded, Recording, Value, Values, place
 from qtrace.diagnosis.operators.sketch import Sketch, sketch
-from qtrace.engine.arguments import Bound
+from qtrace.engine.events import Bound
 from qtrace.engine.pair import spec_of
 from qtrace.tree import frozen, join, tensors
 

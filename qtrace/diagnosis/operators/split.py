@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qtrace.diagnosis.operators.graph import Kind, Recording, Value
+from qtrace.diagnosis.operators.graph import Kind, Recorded, Recording, Value
+from qtrace.diagnosis.operators.pairing import Match, Pairing, Tier
+from qtrace.numerics.tolerance import Floors
+from qtrace.report.records import Relation
 
 # Whether the other side holds a value as well.
 Agrees = Callable[[int], bool]
@@ -96,3 +99,156 @@ def _together(sources: Iterable[frozenset[Kind] | None]) -> frozenset[Kind] | No
             return None
         found |= one
     return found if len(found) <= 1 else None
+
+
+# Operators that compute the same under other names.
+_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "linear"})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where the two sides part, and the last pair of values before; None where there is none."""
+
+    pairing: Pairing
+    reference: Parting
+    candidate: Parting
+    agreed: tuple[int, int] | None
+
+    @property
+    def left_out(self) -> tuple[bool, bool]:
+        """Which side leaves something out; where both return what the other one holds, they return something else."""
+        mine, theirs = self.reference.left_out, self.candidate.left_out
+        return mine and not theirs, theirs and not mine
+
+    def relation(self) -> Relation | None:
+        """Return how the two of the last pair are related; the slice with its index, where one is a slice."""
+        if self.agreed is None:
+            return None
+        mine, theirs = self.agreed
+        found = [self.pairing.reference.get(mine), self.pairing.candidate.get(theirs)]
+        related = [
+            one.relation for one, value in zip(found, (theirs, mine), strict=True) if one and value in one.others
+        ]
+        sliced = (one for one in related if one is not None and "index" in one.parameters)
+        return next(sliced, next(iter(related), None))
+
+
+def decide(
+    recordings: tuple[Recording, Recording],
+    differing: tuple[Collection[int], Collection[int]],
+    floors: Floors,
+    depth: int,
+    refuted: tuple[Container[int], Container[int]] = ((), ()),
+) -> Decision:
+    """Return where the two recordings part, on the way to the outputs that differ.
+
+    A factor or another layout between the sides is taken for a convention first: what is folded into a weight, or kept
+    with its channels last, is nobody's fault. But where then the same operator makes another result of inputs that
+    differ by no more than that, it was no convention, and only what is the same in the same order counts as agreed.
+    """
+    pairing = Pairing(recordings[0].values, recordings[1].values, floors, depth, refuted)
+    matches = pairing.reference, pairing.candidate
+    loose, strict = (_parted(recordings, differing, matches, most) for most in (Tier.LAYOUT, Tier.SLICE))
+    conventional = _is_convention(recordings, loose, pairing)
+    mine, theirs = loose if conventional else strict
+    most = Tier.LAYOUT if conventional else Tier.SLICE
+    return Decision(pairing, mine, theirs, _last_agreed(recordings, (mine.first, theirs.first), pairing, most))
+
+
+def _parted(
+    recordings: tuple[Recording, Recording],
+    differing: tuple[Collection[int], Collection[int]],
+    matches: tuple[dict[int, Match], dict[int, Match]],
+    most: Tier,
+) -> tuple[Parting, Parting]:
+    mine, theirs = (
+        parting(recordings[side], differing[side], _agreeing(recordings[side], matches[side], most).__contains__)
+        for side in (0, 1)
+    )
+    return mine, theirs
+
+
+def _agreeing(recording: Recording, matches: Mapping[int, Match], most: Tier) -> set[int]:
+    """Return the values of a side that agree; where a layout counts for nothing, also the views of what does."""
+    found = {value for value, match in matches.items() if match.tier <= most}
+    if most >= Tier.LAYOUT:
+        for operator in recording.operators:
+            if operator.views and found.issuperset(operator.inputs) and operator.inputs:
+                found.update(operator.outputs)
+    return found
+
+
+def _is_convention(recordings: tuple[Recording, Recording], found: tuple[Parting, Parting], pairing: Pairing) -> bool:
+    """Return whether the two sides part for another reason than a factor or a layout between them."""
+    mine, theirs = found
+    held = [(pairing.reference, v) for v in mine.held] + [(pairing.candidate, v) for v in theirs.held]
+    if any(v in matches and matches[v].tier > Tier.SLICE for matches, v in held):
+        # What is returned differs, so the factor or the layout in which the other side holds it is wrong here.
+        return False
+    if mine.first is None or theirs.first is None:
+        return True
+    first, second = (
+        recordings[side].operators[recordings[side].values[value].operator]
+        for side, value in ((0, mine.first), (1, theirs.first))
+    )
+    if not same_function(first, second):
+        return True
+    tiers = []
+    for one, other in zip(first.inputs, second.inputs, strict=True):
+        sketches = recordings[0].values[one].sketch, recordings[1].values[other].sketch
+        tier = Tier.SAME if None in sketches else pairing.tier_of(*sketches)  # type: ignore[arg-type]
+        if tier is None:
+            # What only is a view of what agrees may be the wrong view.
+            return one in pairing.reference and other in pairing.candidate
+        tiers.append(tier)
+    return not any(tier > Tier.SLICE for tier in tiers)
+
+
+def same_function(first: Recorded, second: Recorded) -> bool:
+    """Return whether two operators compute the same of the same inputs, as far as their names and settings tell."""
+    names = [one.name.split(".")[1].strip("_") for one in (first, second)]
+    same = names[0] == names[1] or _PRODUCTS.issuperset(names)
+    return same and first.settings == second.settings and len(first.inputs) == len(second.inputs)
+
+
+def _last_agreed(
+    recordings: tuple[Recording, Recording], found: tuple[int | None, int | None], pairing: Pairing, most: Tier
+) -> tuple[int, int] | None:
+    """Return the last pair of operators' results before the two part: what both hold of what goes in there."""
+    for side, matches in ((0, pairing.reference), (1, pairing.candidate)):
+        value = found[side]
+        if value is None:
+            continue
+        recording, other = recordings[side], recordings[1 - side]
+        for index in _going_in(recording, value):
+            match = matches.get(index)
+            if match is None or match.tier > most or not _is_result(recording.values[index]):
+                continue
+            partner = next((i for i in match.others if _is_result(other.values[i])), None)
+            if partner is not None:
+                return (index, partner) if side == 0 else (partner, index)
+    return None
+
+
+def _going_in(recording: Recording, value: int) -> Iterator[int]:
+    """Yield what goes into a value, the latest first; of a view, what was computed before it."""
+    for index in sorted(recording.inputs_of(value), reverse=True):
+        chain = _computed(recording, index)
+        # A view of a parameter is no result.
+        if recording.values[chain[0]].kind is Kind.OPERATOR:
+            yield from chain
+
+
+def _computed(recording: Recording, value: int) -> list[int]:
+    """Return a value and those that it is only a view of, the one that was computed first."""
+    chain = [value]
+    while (made_by := recording.values[chain[-1]].operator) >= 0:
+        operator = recording.operators[made_by]
+        if not operator.views or len(operator.inputs) != 1:
+            break
+        chain.append(operator.inputs[0])
+    return chain[::-1]
+
+
+def _is_result(value: Value) -> bool:
+    return value.kind is Kind.OPERATOR and value.sketch is not None and value.sketch.varies

@@ -1,4 +1,4 @@
-"""One call of one module of each side, and how to run the models up to it."""
+"""One call of one module of each side, how to run the models up to it, and a second run that verifies by value."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 
-from qtrace.diagnosis.operators.graph import place
+from qtrace.diagnosis.operators.graph import Recording, place
 from qtrace.diagnosis.operators.recorder import Recorder
-from qtrace.engine.driver import CANDIDATE, REFERENCE
-from qtrace.engine.model import Model, devices_of
-from qtrace.engine.modelstate import buffers_kept
-from qtrace.engine.onepass import copied
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.hooks import run_during
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
+from qtrace.engine.lockstep_pass import copied
+from qtrace.engine.model import Model, buffers_kept, devices_of
+from qtrace.engine.pair import Pair, PairComparer
 from qtrace.engine.plan import Plan
-from qtrace.engine.recording import run_during
 from qtrace.engine.torch_state import RandomState
 from qtrace.errors import ForwardError, QtraceError, UsageError, did_you_mean, first_line
+from qtrace.numerics.tolerance import Floors
 from qtrace.patterns import ROOT
 from qtrace.tree import join
 
@@ -154,3 +156,72 @@ def _check(calls: int, index: int, module: str, who: str) -> None:
         raise UsageError(
             f"--call-index {index}: {who} is called {times}, and calls count from 0; give at most {calls - 1}"
         )
+
+
+# (reference value, candidate value)
+ValuePair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The tensors of the operators around a split, by side and value."""
+
+    tensors: tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]
+    floors: Floors
+    depth: int
+
+    def compared(self, values: ValuePair, cut: tuple[int, int] | None) -> Pair | None:
+        """Return the comparison of two values; `cut` is the axis and the index of the slice of the larger one.
+
+        None where a value was not kept, or where the shapes do not fit.
+        """
+        mine, theirs = (self.tensors[side].get(values[side]) for side in (REFERENCE, CANDIDATE))
+        if mine is None or theirs is None:
+            return None
+        if cut is not None:
+            mine, theirs = (_cut(one, other, cut) for one, other in ((mine, theirs), (theirs, mine)))
+        comparer = PairComparer()
+        pair = comparer.compare(mine, theirs)
+        if pair is None or pair.measurement is None:
+            return None
+        comparer.explain(pair, mine, theirs, self.floors.of(pair.dtypes, self.depth))
+        return pair
+
+    def agree(self, pair: Pair) -> bool:
+        """Return whether a pair agrees, up to a convention of the candidate's."""
+        if Comparison(floors=self.floors).agrees(pair, self.depth):
+            return True
+        left = pair.peir_related()
+        return left is not None and left <= self.floors.of(pair.dtypes, self.depth)
+
+
+def keep(
+    found: Target,
+    path: str,
+    index: int,
+    recordings: tuple[Recording, Recording],
+    values: tuple[set[int], set[int]],
+    floors: Floors,
+    depth: int,
+) -> Kept | None:
+    """Run both sides again, up to the end of the call, and keep the tensors of the operators that made these values.
+
+    None where a side does not run the same operators again.
+    """
+    kept = []
+    for side, at in ((REFERENCE, found.path), (CANDIDATE, path)):
+        before = recordings[side]
+        operators = {before.values[value].operator for value in values[side]}
+        recorder, _ = found.recorded(side, at, index, operators)
+        again = recorder.recording
+        if again is None or [one.name for one in again.operators] != [one.name for one in before.operators]:
+            return None
+        kept.append(recorder.kept)
+    return Kept((kept[REFERENCE], kept[CANDIDATE]), floors, depth)
+
+
+def _cut(whole: torch.Tensor, part: torch.Tensor, cut: tuple[int, int]) -> torch.Tensor:
+    axis, index = cut
+    if whole.dim() > axis and whole.shape[axis] > index and whole.numel() == part.numel() * whole.shape[axis]:
+        return whole.select(axis, index)
+    return whole

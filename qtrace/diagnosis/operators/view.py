@@ -1,30 +1,117 @@
-"""The operator view of one call: what differs outside, what was computed inside, and where the two part."""
+"""The operator view of one call: what differs outside, what was computed inside, and where the two sides part."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from qtrace.diagnosis.operators import outside
-from qtrace.diagnosis.operators.aligned import plan_by_calls
-from qtrace.diagnosis.operators.decision import Decision, decide
-from qtrace.diagnosis.operators.graph import Kind, Recording
-from qtrace.diagnosis.operators.pairing import cut_of
+from qtrace.diagnosis.operators.code import code_place
+from qtrace.diagnosis.operators.graph import Kind, Recorded, Recording
+from qtrace.diagnosis.operators.pairing import Match, cut_of
 from qtrace.diagnosis.operators.recorder import Recorder
-from qtrace.diagnosis.operators.target import Target, target
-from qtrace.diagnosis.operators.told import operators
-from qtrace.diagnosis.operators.verified import Kept, keep
-from qtrace.engine.driver import CANDIDATE, REFERENCE
-from qtrace.engine.leaves import LeafPair
+from qtrace.diagnosis.operators.split import Decision, Parting, decide
+from qtrace.diagnosis.operators.target import Kept, Target, keep, target
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.events import Site
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
+from qtrace.engine.lockstep_pass import Options, Pass
 from qtrace.engine.model import Model
-from qtrace.engine.plan import make_plan
+from qtrace.engine.pair import LeafPair, PairComparer, argument_leaves, match_arguments, match_leaves
+from qtrace.engine.plan import Plan, better_plan, make_plan
 from qtrace.engine.samples import as_samples
-from qtrace.errors import UsageError
+from qtrace.errors import QtraceError, UsageError
 from qtrace.numerics.tolerance import Floors
-from qtrace.report.records.operators import Agreement, OperatorView, Split
+from qtrace.report.records.operators import Agreement, Differing, Operator, OperatorView, Partner, Split
+
+
+def plan_by_calls(
+    plan: Plan, models: tuple[Model, Model], sample: Any, call: str, renames: Mapping[str, str]
+) -> Plan | None:
+    """Run both models once; return the plan that knows what they call, None where it finds no more partners.
+
+    A run of the models aligns them in the same way: a module that keeps its name and is no longer called is nobody's
+    partner then.
+    """
+    done = Pass(models, plan, sample, Options(call=call, renames=dict(renames)))
+    done.execute()
+    for end in done.ends:
+        if isinstance(end.error, KeyboardInterrupt):
+            raise end.error
+    if done.raised():
+        return None
+    return better_plan(plan, models, (done.calls(REFERENCE), done.calls(CANDIDATE)), renames=renames)
+
+
+def outer_arguments(reference: Recorder, candidate: Recorder) -> Iterator[LeafPair]:
+    """Yield the pairs of argument values, under the reference's names."""
+    for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
+        yield from argument_leaves(name, mine, theirs)
+
+
+def outer_outputs(reference: Recorder, candidate: Recorder) -> list[LeafPair]:
+    """Return the pairs of what was returned, by output path."""
+    return match_leaves(list(reference.returned.items()), list(candidate.returned.items()))
+
+
+def outer_differences(pairs: Iterable[LeafPair], floors: Floors, depth: int) -> Iterator[Differing]:
+    """Yield what differs by more than rounding, `depth` calls after the inputs."""
+    comparer, judge = PairComparer(), Comparison(floors=floors)
+    for name, mine, theirs in pairs:
+        pair = comparer.compare(mine, theirs)
+        if pair is None or judge.agrees(pair, depth):
+            continue
+        comparer.explain(pair, mine, theirs, floors.of(pair.dtypes, depth))
+        found = pair.statistics()
+        yield Differing(name, found.status, pair.reference, pair.candidate, pair.relation, found.peir)
+
+
+def operators(
+    recording: Recording,
+    other: Recording,
+    matches: Mapping[int, Match],
+    modules: Mapping[str, torch.nn.Module],
+    shown: int | None,
+) -> tuple[Operator, ...]:
+    """Return a side's operators; `shown` is the one of which the lines of code around it are told as well."""
+    paths = {id(module): path for path, module in modules.items()}
+    return tuple(
+        _operator(recorded, recording, other, matches, paths, around=recorded.index == shown)
+        for recorded in recording.operators
+    )
+
+
+def _operator(
+    recorded: Recorded,
+    recording: Recording,
+    other: Recording,
+    matches: Mapping[int, Match],
+    paths: Mapping[int, str],
+    *,
+    around: bool,
+) -> Operator:
+    taken = [recording.values[index] for index in recorded.inputs]
+    origin = recorded.origin
+    return Operator(
+        index=recorded.index,
+        name=recorded.name,
+        outputs=recorded.specs,
+        inputs=tuple(dict.fromkeys(value.operator for value in taken if value.kind is Kind.OPERATOR)),
+        given=tuple(value.name or value.kind.value for value in taken if value.kind is not Kind.OPERATOR),
+        settings=recorded.settings,
+        module=paths.get(id(origin.module), ""),
+        place=code_place(origin.site, around=around),
+        own=code_place(origin.own, around=around and origin.own != origin.site),
+        partner=next((_partner(matches[v], other) for v in recorded.outputs if v in matches), None),
+    )
+
+
+def _partner(match: Match, other: Recording) -> Partner:
+    made = [other.values[index].operator for index in match.others]
+    return Partner(tuple(dict.fromkeys(index for index in made if index >= 0)), match.relation)
+
 
 Recordings = tuple[Recording, Recording]
 # Where a look at the values refutes a pair, the split is looked for again without the two, so many times.
@@ -76,9 +163,9 @@ def compare_operators(
         path, recorders, calls = found.first(call_index)
     # How deep in the model the call is, nobody has counted: as deep as it goes.
     depth = len(found.plan.reference_keys)
-    arguments = tuple(outside.differing(outside.arguments(*recorders), limits, depth))
-    pairs = outside.outputs(*recorders)
-    outputs = tuple(outside.differing(pairs, limits, depth))
+    arguments = tuple(outer_differences(outer_arguments(*recorders), limits, depth))
+    pairs = outer_outputs(*recorders)
+    outputs = tuple(outer_differences(pairs, limits, depth))
     recordings = recordings_of(recorders)
     values = returned(recorders, recordings, pairs, {one.name for one in outputs})
     decision = decide(recordings, values, limits, depth)
@@ -226,3 +313,47 @@ def coming_in(recordings: Recordings, decision: Decision) -> set[str]:
                 names.add(recording.values[index].name)
             todo += recording.inputs_of(index)
     return names
+
+
+Sites = tuple[Site | None, Site | None]
+# A call of more operators is not looked into: it would take longer than all the passes before.
+MOST_OPERATORS = 1000
+
+
+def pinpoint(found: Target, index: int, floors: Floors) -> Sites | None:
+    """Return, for each side, the line of the module's own code in which it parts from the other one.
+
+    A side that leaves something out has no such line: None. Each side is run once, as far as the end of that call. None
+    altogether where the call cannot be run again, where its outputs then agree, where arguments that differ come in at
+    the split, or where the call is too long.
+    """
+    try:
+        _, recorders, _ = found.first(index, most=MOST_OPERATORS)
+    except QtraceError:
+        return None
+    if any(recorder.is_cut_short for recorder in recorders):
+        return None
+    depth = len(found.plan.reference_keys)
+    pairs = outer_outputs(*recorders)
+    differing = {one.name for one in outer_differences(pairs, floors, depth)}
+    recordings = recordings_of(recorders)
+    decision = decide(recordings, returned(recorders, recordings, pairs, differing), floors, depth)
+    if not differing or coming_in(recordings, decision):
+        return None
+    first, second = (
+        _first_operator(recording, parted)
+        for recording, parted in zip(recordings, (decision.reference, decision.candidate), strict=True)
+    )
+    both_held = decision.reference.left_out and decision.candidate.left_out
+    if both_held and (first is None or second is None or first.name != second.name):
+        # Both return what the other one holds as well, by operators that have nothing to do with each other.
+        return None
+    mine, theirs = (
+        None if one is None or left_out else one.origin.own
+        for one, left_out in zip((first, second), decision.left_out, strict=True)
+    )
+    return mine, theirs
+
+
+def _first_operator(recording: Recording, parted: Parting) -> Recorded | None:
+    return None if parted.first is None else recording.operators[recording.values[parted.first].operator]

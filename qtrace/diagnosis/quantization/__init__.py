@@ -1,8 +1,7 @@
 """How the candidate quantizes: read from its modules once, whatever the toolkit; what is wrong with it, in words."""
 
-from qtrace.diagnosis.quantization.expected import expected_error, expected_peak
-from qtrace.diagnosis.quantization.facts import quant_facts, readings_of, with_interval
-from qtrace.diagnosis.quantization.model import facts_by_path, problem_notes
+from qtrace.diagnosis.quantization.expected_error import expected_error, expected_peak
+from qtrace.diagnosis.quantization.facts import facts_by_path, problem_notes, quant_facts, readings_of, with_interval
 
 __all__ = [
     "expected_error",

@@ -3,15 +3,110 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from qtrace.diagnosis.quantization.grid import blocks_of, cut, extents, share_outside
+from qtrace.numerics import NoValues, plain
 from qtrace.report.records import QuantProblem, QuantProblemKind
 from qtrace.toolkits.quantizer import Reading
+
+
+def blocks_of(shape: Sequence[int], scale: Tensor, axis: int | None) -> list[int] | None:
+    """Return into how many blocks each axis of a tensor of this shape is cut, one for each scale.
+
+    [1, 1] is one scale for a matrix, [n, 1] one for each of n rows, [n, 4] four groups in each. None where the scales
+    do not divide the tensor so.
+    """
+    if scale.numel() == 1:
+        return [1] * len(shape)
+    if axis is not None and -len(shape) <= axis < len(shape) and scale.numel() == shape[axis]:
+        return [scale.numel() if place == axis % len(shape) else 1 for place in range(len(shape))]
+    counts = list(scale.shape)
+    # One scale for each row, however many axes of one element stand around it.
+    if scale.dim() != len(shape) and scale.numel() == shape[0]:
+        counts = [scale.numel(), *([1] * (len(shape) - 1))]
+    fits = len(counts) == len(shape) and all(size % count == 0 for size, count in zip(shape, counts, strict=True))
+    return counts if fits else None
+
+
+def extents(values: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest value in each block, of the shape `blocks`."""
+    parts = cut(values, blocks)
+    within = tuple(range(1, parts.dim(), 2))
+    return parts.amin(within), parts.amax(within)
+
+
+def share_outside(values: Tensor, low: Tensor, high: Tensor, blocks: Sequence[int]) -> float:
+    """Return the share of values that lie below `low` or above `high` of their block; NaN counts as outside."""
+    parts = cut(values, blocks)
+    shape = [size for count in blocks for size in (count, 1)]
+    inside = (parts >= low.reshape(shape)) & (parts <= high.reshape(shape))
+    return 1 - inside.sum(dtype=torch.float64).item() / values.numel()
+
+
+def cut(values: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Return `values` with each axis as two, (blocks, elements of a block)."""
+    sizes = zip(values.shape, blocks, strict=True)
+    return values.reshape([part for size, count in sizes for part in (count, size // count)])
+
+
+def handed(reading: Reading, reference: torch.nn.Module, values: Mapping[str, Tensor]) -> Tensor | None:
+    """Return what a quantizer rounds; None where that is not known.
+
+    Of a weight that is the candidate's own or, of one that is kept rounded alone, the reference's; of "input" and
+    "output" what `values` has under this name, which is the reference's.
+    """
+    if reading.of != "weight":
+        taken = values.get(reading.of)
+        if taken is None:
+            return None
+        return with_gain(taken.relu() if reading.rectified else taken, reading)
+    held = reading.weight if reading.weight is not None else reference._parameters.get(reading.parameter)
+    try:
+        found = None if held is None else plain(held)
+        stored = None if reading.stored is None else plain(reading.stored)
+    except NoValues:
+        return None
+    if found is None or not found.is_floating_point() or not found.numel():
+        return None
+    if reading.weight is None:
+        found = with_gain(found, reading)
+    return found if stored is None or is_rounded(found, stored, reading) else None
+
+
+def with_gain(values: Tensor, reading: Reading) -> Tensor:
+    """Return the reference's values as the quantizer is handed them."""
+    return values if reading.gain is None else values * reading.gain.detach().to(values)
+
+
+def without_gain(values: Tensor, reading: Reading) -> Tensor:
+    """Undo `with_gain`."""
+    return values if reading.gain is None else values / reading.gain.detach().to(values)
+
+
+def is_rounded(weight: Tensor, stored: Tensor, reading: Reading) -> bool:
+    """Return whether a stored weight is this one rounded, and not with a scale folded into it, or in another basis."""
+    if weight.shape != stored.shape or reading.scale is None or not reading.scale.numel():
+        return False
+    off = (weight.to(torch.float32) - stored.to(torch.float32)).abs().median().item()
+    return off <= max(reading.scale.max().item(), weight.abs().median().item() / 2)
+
+
+def without_empty(reading: Reading, values: Tensor | None) -> Reading:
+    """Return a reading in which a scale of 0 for zeros alone, as of a padding row, is the least of the others."""
+    scale = reading.scale
+    if scale is None or values is None or not values.dim() or not bool((scale == 0).any()) or not bool(scale.any()):
+        return reading
+    blocks = blocks_of(values.shape, scale, reading.axis)
+    if blocks is None:
+        return reading
+    least, most = (extent.reshape(scale.shape).to(scale.device) for extent in extents(values, blocks))
+    empty = (scale == 0) & (least == 0) & (most == 0)
+    return replace(reading, scale=torch.where(empty, scale[scale != 0].min(), scale))
+
 
 # What lies beyond by so much of the values' interval is an error of that PEIR.
 _LOST = 0.05

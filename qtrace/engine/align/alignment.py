@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from qtrace.engine.align.fused import Fusion, fusions
+from qtrace.engine.align.fusion import Fusion, experts, fusions, grown, projections
 from qtrace.engine.align.module_info import Alignment, ModuleInfo, Names, Tree
-from qtrace.engine.align.names import by_attribute, infixed, same_path, stripped
-from qtrace.engine.align.places import enclosing, in_order
-from qtrace.engine.align.prefix import prefix_shift
-from qtrace.engine.align.renames import doubts, outdone, renamed
-from qtrace.engine.align.renumbered import renumbered
-from qtrace.engine.align.stacked import experts, grown, projections
+from qtrace.engine.align.names import by_attribute, doubts, infixed, outdone, prefix_shift, renamed, same_path, stripped
+from qtrace.engine.align.places import enclosing, in_order, renumbered
 from qtrace.engine.align.weights import by_weights
 from qtrace.report.records import Pairing
 

@@ -1,10 +1,154 @@
-"""Rules that take a candidate's path for what it says: the same path, one kept in an attribute, one with additions."""
+"""Rules by name: the same path, a path below one more module, a path with additions, renames that the user gives."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
-from qtrace.engine.align.module_info import Names, Tree
+from qtrace.engine.align.module_info import ModuleInfo, Names, Tree
+from qtrace.engine.align.weights import ALIKE, WeightSample, likeness, sample_of
+from qtrace.errors import UsageError, did_you_mean, near
+
+# Only a module near the root can hold the whole tree; to try deeper ones would take quadratic time.
+_DEEPEST = 3
+
+
+def prefix_shift(reference: Tree, candidate: Tree) -> Names:
+    """Return the names under the one prefix that explains most of them; none where exact names do nearly as well.
+
+    A candidate may have the reference's names by chance: what wraps a `model` in a `model` has a `model`, too.
+    """
+    below = reference.below
+    running = {path for path in candidate.below if candidate[path].runs}
+    exact = len(below & running)
+    if len(below) <= 2 * exact + 1:
+        return {}
+    lower = _counted((prefix for prefix, rest in _cuts(running) if rest in below), 2 * exact + 1)
+    higher = _counted((prefix for prefix, rest in _cuts(below) if rest in running), max(2 * exact + 1, lower[1]))
+    if 2 * max(lower[1], higher[1]) < len(below):
+        return {}
+    if higher[0]:
+        lifted = ((path, path.removeprefix(f"{higher[0]}.")) for path in below if path.startswith(f"{higher[0]}."))
+        return {path: name for name, path in lifted if path in candidate}
+    prefix = lower[0]
+    names = ((f"{prefix}.{path}", path) for path in below)
+    return {path: name for path, name in names if path in candidate} | {prefix: ""}
+
+
+def _cuts(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (prefix, rest) of each path, for prefixes of few components."""
+    for path in paths:
+        parts = path.split(".")
+        for depth in range(1, min(_DEEPEST + 1, len(parts))):
+            yield ".".join(parts[:depth]), ".".join(parts[depth:])
+
+
+def _counted(prefixes: Iterable[str], least: int) -> tuple[str, int]:
+    """Return the prefix that occurs most often, and how often, where that is more than `least`; else ("", 0)."""
+    counts = Counter(prefixes)
+    best = min(counts, key=lambda prefix: (-counts[prefix], prefix), default="")
+    return (best, counts[best]) if counts[best] > least else ("", 0)
+
+
+def renamed(reference: Tree, candidate: Tree, renames: Mapping[str, str]) -> Names:
+    """Return the reference path of every candidate path at or below one that a pattern matches; the first one counts.
+
+    `encoder.layer.*.query` to `layers.*.q` makes `layers.3.q` of `encoder.layer.3.query`, and `layers.3.q.norm`
+    of what is below it.
+
+    Raises:
+        UsageError: a pattern matches no module of the candidate, or leads to none of the reference, or two modules
+            would answer to one.
+    """
+    found: Names = {}
+    for old, new in renames.items():
+        if "**" in old + new:
+            raise UsageError(f"--rename {old}={new}: here ** stands for nothing; write one * for each component")
+        if old.count("*") < new.count("*"):
+            raise UsageError(f"--rename {old}={new}: the right side has more * than the left one")
+        pattern = re.compile(re.escape(old).replace(r"\*", r"([^.]+)") + r"(|\..*)")
+        matched = [match for path in candidate.modules if path and (match := pattern.fullmatch(path))]
+        if not matched:
+            raise UsageError(f"--rename {old}={new}: {_hint(old, candidate)}")
+        made = {match[0]: _filled(new, match.groups()) for match in matched}
+        hits = {path: name for path, name in made.items() if name in reference}
+        if not hits:
+            first = next(iter(made.values()))
+            raise UsageError(
+                f"--rename {old}={new}: the reference has no module {first}; {did_you_mean(first, reference.below)}"
+            )
+        for path, name in hits.items():
+            found.setdefault(path, name)
+    _check_apart(found)
+    return found
+
+
+def outdone(given: Names, names: Names) -> list[str]:
+    """Return the paths that answer to what the user gave another partner: neither around that partner nor inside it."""
+    partners: dict[str, list[str]] = {}
+    for path, name in given.items():
+        partners.setdefault(name, []).append(path)
+    return [
+        path
+        for path, name in names.items()
+        if path not in given and name in partners and not any(_is_nested(path, other) for other in partners[name])
+    ]
+
+
+def doubts(reference: Tree, candidate: Tree, given: Names) -> tuple[str, ...]:
+    """Return in a sentence which of the user's pairs hold weights that have nothing to do with each other."""
+    wrong = []
+    for path, name in given.items():
+        alike = likeness(reference[name].module, candidate[path].module)
+        if alike is not None and not alike >= ALIKE:
+            wrong.append(path)
+    if not wrong:
+        return ()
+    first = wrong[0]
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    owner = _owner(reference, sample_of(candidate[first].module))
+    whose = f"it holds the weight of {owner}" if owner else "their weights have nothing in common"
+    return (f"by --rename {first} answers to {given[first]}, but {whose}{more}: is the pattern right?",)
+
+
+def _owner(reference: Tree, sample: WeightSample | None) -> str | None:
+    """Return the reference module whose weight this is, where there is one alone."""
+    owners = [path for path, info in reference.modules.items() if _holds(info, sample)]
+    return owners[0] if len(owners) == 1 else None
+
+
+def _holds(info: ModuleInfo, sample: WeightSample | None) -> bool:
+    mine = sample_of(info.module)
+    return mine is not None and mine.is_in(sample)
+
+
+def _check_apart(found: Names) -> None:
+    partners: dict[str, str] = {}
+    # The outermost first, which is what a pattern says.
+    for path, name in sorted(found.items(), key=lambda pair: (pair[0].count("."), pair[0])):
+        other = partners.setdefault(name, path)
+        if not _is_nested(path, other):
+            raise UsageError(
+                f"--rename: {other} and {path} of the candidate would both answer to {name} of the reference; "
+                "give each a reference module of its own"
+            )
+
+
+def _is_nested(path: str, other: str) -> bool:
+    return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")
+
+
+def _filled(new: str, groups: tuple[str, ...]) -> str:
+    *components, rest = groups
+    return re.sub(r"\*", lambda _: components.pop(0), new) + rest
+
+
+def _hint(old: str, candidate: Tree) -> str:
+    names = near(old.replace("*", "0"), candidate.below)
+    tail = f"near: {', '.join(names)}" if names else "`qtrace modules` lists the paths"
+    return f"the candidate has no module {old}; {tail}"
+
 
 # So many modules, one in the other, may keep the same name.
 _MOST_LAYERS = 3

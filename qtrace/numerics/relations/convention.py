@@ -1,18 +1,33 @@
-"""Handing the reference's values to the candidate, in the candidate's own convention."""
+"""Conventions: which relations are the candidate's own way to keep a value, and how a value is brought into it."""
 
 from __future__ import annotations
 
 import torch
 
 from qtrace.numerics.measurement import measure
-from qtrace.numerics.relations.channels import channel_factors, channel_gain_relation
+from qtrace.numerics.relations.channel_gain import channel_factors, channel_gain_relation
 from qtrace.numerics.relations.difference import Difference, difference_of
-from qtrace.numerics.relations.halves import halves_order
 from qtrace.numerics.relations.layout import with_layout, with_layout_undone
 from qtrace.numerics.relations.mask import blocked_entries, mask_relation
-from qtrace.numerics.relations.permuted import channel_permutation
-from qtrace.numerics.relations.turned import rotation_matrix
+from qtrace.numerics.relations.permutation import channel_permutation, halves_order
+from qtrace.numerics.relations.procrustes import rotation_matrix
 from qtrace.report.records import Relation
+
+# The candidate holds the reference's values, written down in another way that code after it may undo.
+CONVENTIONS = frozenset({"layout", "mask", "gain", "channel_gain", "rotation", "halves", "permuted_channels"})
+# The candidate has lost or changed values; how it did is evidence and no excuse.
+DESCRIPTIONS = frozenset({"shifted", "clipped", "cast", "rounded", "where"})
+# These hardly come about by accident, and whoever takes such a tensor must know of it.
+DELIBERATE = frozenset({"channel_gain", "rotation", "halves", "permuted_channels"})
+
+
+def excuses(relation: Relation | None) -> bool:
+    """Return whether the candidate's tensor holds the reference's values in a convention of its own.
+
+    Then `relation.error` is what remains of the difference under it (`peir_related`). The error of any other
+    relation is evidence: the part of the pair that it speaks of agrees, and the pair does not.
+    """
+    return relation is not None and relation.kind in CONVENTIONS
 
 
 def into_candidate(relation: Relation, reference: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:

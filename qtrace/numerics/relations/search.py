@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from qtrace.numerics.relations.channels import channel_gain_relation
-from qtrace.numerics.relations.clipped import clipped_relation
+from qtrace.numerics.relations.channel_gain import channel_gain_relation
 from qtrace.numerics.relations.difference import difference_of
-from qtrace.numerics.relations.extent import where
+from qtrace.numerics.relations.extent import shifted_relation, where
 from qtrace.numerics.relations.gain import gain_relation
-from qtrace.numerics.relations.halves import halves_relation
 from qtrace.numerics.relations.mask import FILL, mask_relation
-from qtrace.numerics.relations.permuted import permuted_relation
-from qtrace.numerics.relations.rescaled import rescaled_relation
-from qtrace.numerics.relations.rotation import rotation_relation
-from qtrace.numerics.relations.rounded import cast_relation, rounded_relation
-from qtrace.numerics.relations.shifted import shifted_relation
+from qtrace.numerics.relations.permutation import halves_relation, permuted_relation
+from qtrace.numerics.relations.procrustes import rescaled_relation, rotation_relation
+from qtrace.numerics.relations.rounding import cast_relation, clipped_relation, rounded_relation
 from qtrace.report.records import Relation, Statistics
 
 # A permutation is a rotation too, and halves are a permutation: what says most comes first.

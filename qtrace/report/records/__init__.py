@@ -1,16 +1,38 @@
 """Value types: what was compared and what it means. Free of torch; imports nothing but the standard library."""
 
-from qtrace.report.records.calls import CallTrace, Pairing, ValueTrace
 from qtrace.report.records.codec import dumps, loads, to_plain
-from qtrace.report.records.gate import GateVerdict, Violation
 from qtrace.report.records.quantizers import QuantFacts, Quantizer, QuantProblem, QuantProblemKind
-from qtrace.report.records.report import SCHEMA, Coverage, Finding, Outcome, ReportData, Side, Unmatched
-from qtrace.report.records.rows import AGREEING, Argument, Relation, Row, Statistics, Status, TensorSpec, Verdict
+from qtrace.report.records.report import (
+    SCHEMA,
+    BaselineChange,
+    Coverage,
+    Finding,
+    GateVerdict,
+    Outcome,
+    ReportData,
+    Side,
+    Unmatched,
+    Violation,
+)
+from qtrace.report.records.rows import (
+    AGREEING,
+    Argument,
+    CallTrace,
+    Pairing,
+    Relation,
+    Row,
+    Statistics,
+    Status,
+    TensorSpec,
+    ValueTrace,
+    Verdict,
+)
 
 __all__ = [
     "AGREEING",
     "SCHEMA",
     "Argument",
+    "BaselineChange",
     "CallTrace",
     "Coverage",
     "Finding",

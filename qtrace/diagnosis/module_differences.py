@@ -1,0 +1,244 @@
+"""What differs between two modules without running them: parameters row by row, buffers, plain attributes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+
+from qtrace.numerics import NoValues, measure, plain
+from qtrace.numerics.tolerance import rounding_tolerance
+from qtrace.report.records import Statistics, Status
+
+_BLOCK = 1 << 20
+_MOST_ROWS = 4
+
+
+class RowDifferences:
+    """The rows (along the first axis) of two tensors of one shape that differ by more than `limit` anywhere.
+
+    A value that is not finite on one side only makes its row differ.
+    """
+
+    def __init__(self, reference: torch.Tensor, candidate: torch.Tensor, limit: float) -> None:
+        self._reference = reference.reshape(reference.shape[0], -1) if reference.dim() else reference.reshape(1, 1)
+        self._candidate = candidate.reshape(self._reference.shape)
+        self._limit = limit
+        self._of_matrix = reference.dim() > 1
+        self.rows: list[int] = []
+        first = 0
+        for mine, theirs in self._blocks():
+            apart = ((mine - theirs).abs() <= limit) | (mine == theirs) | (mine.isnan() & theirs.isnan())
+            self.rows += [first + int(row) for row in (~apart.all(1)).nonzero().flatten()]
+            first += len(mine)
+
+    def is_everywhere(self) -> bool:
+        """Return whether every row differs."""
+        return len(self.rows) == len(self._reference)
+
+    def words(self) -> str:
+        """Say which rows differ: "differs in 1 of 64 rows (17: opposite sign)"."""
+        if not self.rows:
+            return "differs by little more than rounding"
+        named = [f"{row}{self._how(row)}" for row in self.rows[:_MOST_ROWS]]
+        more = ", …" if len(self.rows) > _MOST_ROWS else ""
+        what = "rows" if self._of_matrix else "entries"
+        return f"differs in {len(self.rows)} of {len(self._reference)} {what} ({', '.join(named)}{more})"
+
+    def factor(self) -> float | None:
+        """Return the one factor by which all of the candidate is the reference's, or None."""
+        product = energy = 0.0
+        for mine, theirs in self._blocks():
+            product += float((mine * theirs).sum())
+            energy += float((mine * mine).sum())
+        if not energy:
+            return None
+        factor = product / energy
+        if abs(factor + 1) <= 1e-6:
+            factor = -1.0
+        limit = self._limit * max(1.0, abs(factor))
+        held = all(bool(((mine * factor - theirs).abs() <= limit).all()) for mine, theirs in self._blocks())
+        return factor if held else None
+
+    def is_permuted(self) -> bool:
+        """Return whether the candidate has the reference's rows, bit by bit, in another order."""
+        mine, theirs = self._reference.detach().cpu(), self._candidate.detach().cpu()
+        if not self._of_matrix or mine.dtype != theirs.dtype or not mine.shape[1]:
+            return False
+        # The largest of each row tells nearly all others apart at the cost of one read.
+        if not torch.equal(mine.amax(1).sort().values, theirs.amax(1).sort().values):
+            return False
+        return sorted(_digests(mine)) == sorted(_digests(theirs))
+
+    def _how(self, row: int) -> str:
+        mine, theirs = self._reference[row].double(), self._candidate[row].double()
+        if not bool(theirs.isfinite().all()):
+            return ": not finite"
+        if not bool(theirs.any()):
+            return ": zero"
+        if bool(((mine + theirs).abs() <= self._limit).all()):
+            return ": opposite sign"
+        energy = float((mine * mine).sum())
+        factor = float((mine * theirs).sum()) / energy if energy else 0.0
+        limit = self._limit * max(1.0, abs(factor))
+        if factor and len(mine) > 1 and bool(((mine * factor - theirs).abs() <= limit).all()):
+            return f": {factor:.4g} times"
+        return ""
+
+    def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield both sides in float64, some rows at a time."""
+        step = max(1, _BLOCK // max(1, self._reference.shape[1]))
+        for first in range(0, len(self._reference), step):
+            mine, theirs = (t[first : first + step].detach().cpu() for t in (self._reference, self._candidate))
+            yield mine.double(), theirs.double()
+
+
+def _digests(matrix: torch.Tensor) -> Iterator[bytes]:
+    for row in matrix:
+        yield hashlib.blake2b(row.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
+
+
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+_FUNCTIONS = (FunctionType, BuiltinFunctionType)
+_NO_COMPUTATION = ("__init__", "__call__", "train", "eval", "extra_repr")
+# Two independent random tensors of n elements have a cosine of about 1/sqrt(n).
+_UNRELATED = 4.0
+_ENOUGH_ELEMENTS = 256
+
+
+def static_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
+    """Yield what differs, in words: "eps 1e-06 against 1e-05", "weight differs in 1 of 64 rows (17: opposite sign)".
+
+    `candidates` are the candidate's modules that answer to this one, a wrapper and what is inside it; a name is
+    looked for in each. What only one side has is no difference: wrappers keep things under other names, and
+    quantizers add a scale and a zero point. A mode differs only where the module minds it.
+    """
+    yield from attribute_differences(reference, candidates)
+    yield from tensor_differences(reference, candidates)
+
+
+def attribute_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
+    """Yield the plain attributes that differ: numbers, text, tuples of them, dtypes, functions by their names."""
+    for name, mine in vars(reference).items():
+        if name.startswith("_") or not _is_plain(mine):
+            continue
+        holder = next((c for c in candidates if name in vars(c) and _is_plain(vars(c)[name])), None)
+        if holder is None or _is_same(mine, vars(holder)[name]):
+            continue
+        if name != "training" or minds_mode(reference) or any(minds_mode(c) for c in candidates):
+            yield f"{name} {_shown(mine)} against {_shown(vars(holder)[name])}"
+
+
+def tensor_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
+    """Yield the parameters and buffers that differ by more than the rounding of their dtypes."""
+    for kind in ("_parameters", "_buffers"):
+        for name, mine in getattr(reference, kind).items():
+            held = [getattr(c, kind)[name] for c in candidates if name in getattr(c, kind)]
+            theirs = next((tensor for tensor in held if tensor is not None), None)
+            if mine is not None and theirs is not None:
+                yield from _tensors(name, mine, theirs)
+            elif held and (mine is None) != (theirs is None):
+                there = [f"{list(t.shape)}" if t is not None else "None" for t in (mine, theirs)]
+                yield f"{name} {there[0]} against {there[1]}"
+
+
+def minds_mode(module: torch.nn.Module) -> bool:
+    """Return whether a module computes something else in training mode than in eval mode.
+
+    Of torch's own: dropout that drops, normalisation by running statistics, RReLU. Of anybody else's: where the
+    code of the class reads `training`.
+    """
+    nn = torch.nn
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.running_mean is not None
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return bool(module.dropout > 0)
+    if type(module).__module__.startswith("torch.nn"):
+        return isinstance(module, nn.RReLU)
+    kind: type = type(module)
+    return _reads_training(kind)
+
+
+@lru_cache(maxsize=1024)
+def _reads_training(kind: type) -> bool:
+    own = [base for base in kind.__mro__ if issubclass(base, torch.nn.Module) and base is not torch.nn.Module]
+    functions = (
+        inspect.unwrap(value)
+        for base in own
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and name not in _NO_COMPUTATION
+    )
+    return any("training" in function.__code__.co_names for function in functions)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(item, _PLAIN) for item in value)
+    return isinstance(value, (*_PLAIN, *_FUNCTIONS))
+
+
+def _is_same(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, _FUNCTIONS) or isinstance(theirs, _FUNCTIONS):
+        # The same function under another object, or one with no name to tell it by, as a lambda has.
+        return "<" in _shown(mine) + _shown(theirs) or _shown(mine) == _shown(theirs)
+    return bool(mine == theirs) or (mine != mine and theirs != theirs)
+
+
+def _shown(value: Any) -> str:
+    return str(value.__qualname__ if isinstance(value, _FUNCTIONS) else value)
+
+
+def _tensors(name: str, reference: torch.Tensor, candidate: torch.Tensor) -> Iterator[str]:
+    if reference is candidate:
+        return
+    if reference.shape != candidate.shape:
+        yield f"{name} {list(reference.shape)} against {list(candidate.shape)}"
+        return
+    try:
+        first, second = plain(reference), plain(candidate)
+        found = measure(first, second).result()
+    except NoValues:
+        return
+    bad = found.non_finite or (0, 0)
+    if bad[0] != bad[1]:
+        yield f"{name} holds {bad[1]} values that are not finite, against {bad[0]} in the reference"
+    rounding = rounding_tolerance((first.dtype, second.dtype), 0)
+    # A constant tensor, as a fresh norm's weight, has no interval to measure against.
+    size = found.peir if found.status is not Status.CONSTANT_REFERENCE else found.rel_l2
+    if not found.max or (size is not None and size <= rounding):
+        return
+    if first.numel() == 1:
+        yield f"{name} {first.item():g} against {second.item():g}"
+    else:
+        yield f"{name} {_how(first, second, found, rounding)}"
+
+
+def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding: float) -> str:
+    """Say how two tensors of one shape differ: in some rows, or everywhere and then in which way."""
+    low, high = found.reference_min or 0.0, found.reference_max or 0.0
+    value = second.flatten()[0]
+    if low != high and bool((second == value).all()):
+        return f"is {value.item():g} everywhere, the reference's is not constant"
+    rows = RowDifferences(first, second, rounding * (high - low if low != high else abs(high)))
+    if not rows.is_everywhere():
+        return rows.words()
+    factor = rows.factor() if found.cosine is not None and 1 - found.cosine**2 <= rounding else None
+    if factor is not None:
+        return "has the opposite sign" if factor == -1 else f"is {factor:.6g} times the reference's"
+    if first.dim() == 2 and first.shape[0] == first.shape[1] and torch.equal(first.t(), second):
+        return "is the reference's transposed"
+    if rows.is_permuted():
+        return "has the reference's rows in another order"
+    noise = _UNRELATED / math.sqrt(first.numel())
+    if first.numel() >= _ENOUGH_ELEMENTS and found.cosine is not None and abs(found.cosine) <= noise:
+        return "is unrelated to the reference's: never loaded, or in another basis"
+    # No figure: repeated layers with one fault are told by their saying the same.
+    return "differs everywhere"

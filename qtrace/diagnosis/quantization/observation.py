@@ -1,0 +1,134 @@
+"""What the quantizers of a suspect have to do with its error, held against values observed in one further run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qtrace.diagnosis.quantization.expected_error import expected_error, expected_peak
+from qtrace.diagnosis.quantization.facts import quant_facts, readings_of
+from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.suspects import Suspect
+from qtrace.engine.events import Bound
+from qtrace.numerics import NoValues, plain
+from qtrace.report.records import QuantFacts
+from qtrace.tree import leaves
+
+
+class Observed:
+    """Told of a call (`qtrace.engine.hooks.During`), it keeps copies of the first tensors of floats.
+
+    `values` has that of the arguments under "input", that of what is returned under "output".
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def begin(self, arguments: Bound) -> None:
+        """Keep the input, before the module can write to it."""
+        self._keep("input", {name: arguments.values[name] for name in arguments.values if name in arguments.passed})
+
+    def end(self, value: Any) -> None:
+        """Keep the output."""
+        self._keep("output", value)
+
+    def _keep(self, name: str, value: Any) -> None:
+        for _, leaf in leaves(value):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
+                try:
+                    self.values[name] = torch.clone(plain(leaf))
+                except NoValues:
+                    continue
+                return
+
+
+# What a miscall passes on wrongly, or a call that is not made, no quantizer explains.
+_OWN = ("introduces", "non_finite")
+# By how much an error may exceed the RMS of the rounding that explains it; to truncate in place of rounding doubles it.
+_EXPLAINED = 1.5
+# And the largest by how much; one channel of many that is wrong is lost in the RMS.
+_EXPLAINED_PEAK = 2.5
+# A relative L2 error that is more than a few bits of rounding, whatever the scale.
+_MOST = 0.25
+
+
+class Quantized:
+    """Reads the quantizers of suspects; looks once at what the reference takes and returns at each, if at all."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._aligned = frozenset(module for key in runner.plan.reference_keys for module in runner.partners(key))
+        # What was held against the reference's values, by (module, call); not the values, which are large.
+        self._held: dict[tuple[str, int], QuantFacts | None] = {}
+
+    def evidence(self, suspect: Suspect, *, looks: bool) -> Iterator[str]:
+        """Yield what is wrong with the quantizers that a suspect has, with a remedy; else how it rounds.
+
+        With `looks` the reference runs once more, so that the ranges of input and output can be held against what
+        the reference has there.
+        """
+        if suspect.kind not in _OWN:
+            return
+        facts = self._facts(suspect, looks=looks)
+        if facts is None:
+            return
+        problems = [sentence for _, sentence in facts.sentences()]
+        yield from problems or [f"it quantizes: {q.of} {q}" for q in facts.quantizers if q.of != "inside"]
+
+    def explains(self, suspect: Suspect) -> bool:
+        """Return whether all that is wrong with what a suspect returns is that it rounds, by scales that are right.
+
+        The reference runs once more where the suspect quantizes at all.
+        """
+        value = suspect.value
+        reference = self._runner.models[0].modules.get(suspect.module)
+        partners = self._runner.partners(suspect.module)
+        readings = readings_of(partners, self._aligned)
+        if suspect.kind != "introduces" or reference is None or value is None or not readings:
+            return False
+        if value.error is None or value.rel_l2 is None or not value.rel_l2 < _MOST or _lacks_bias(reference, partners):
+            return False
+        values = self._observed(suspect)
+        facts = quant_facts(reference, partners, self._aligned, values)
+        self._held[suspect.module, suspect.call.call] = facts
+        if facts is None or "output" not in values or next(facts.sentences(), None) is not None:
+            return False
+        expected, peak = (of(readings, reference, values) for of in (expected_error, expected_peak))
+        if expected is None or peak is None:
+            return False
+        output = values["output"].to(torch.float64)
+        own, interval = output.square().mean().sqrt().item(), (output.max() - output.min()).item()
+        return (
+            own > 0 and value.rel_l2 <= _EXPLAINED * expected / own and value.error * interval <= _EXPLAINED_PEAK * peak
+        )
+
+    def _observed(self, suspect: Suspect) -> dict[str, torch.Tensor]:
+        observed = Observed()
+        self._runner.during(suspect.module, suspect.call.call, observed)
+        return observed.values
+
+    def _facts(self, suspect: Suspect, *, looks: bool) -> QuantFacts | None:
+        key = suspect.module, suspect.call.call
+        if looks and key in self._held:
+            return self._held[key]
+        module = self._runner.models[0].modules.get(suspect.module)
+        partners = self._runner.partners(suspect.module)
+        facts = None if module is None else quant_facts(module, partners, self._aligned)
+        if (
+            module is None
+            or facts is None
+            or not looks
+            or not any(q.of in ("input", "output") for q in facts.quantizers)
+        ):
+            return facts
+        return quant_facts(module, partners, self._aligned, self._observed(suspect))
+
+
+def _lacks_bias(reference: torch.nn.Module, partners: Sequence[torch.nn.Module]) -> bool:
+    """Return whether the reference adds a bias that is nowhere in the candidate; rounding may well be larger."""
+    held = [vars(partner).get("_parameters", {}) | vars(partner).get("_buffers", {}) for partner in partners]
+    known = [tensors["bias"] for tensors in held if "bias" in tensors]
+    return reference._parameters.get("bias") is not None and bool(known) and all(bias is None for bias in known)

@@ -1,0 +1,298 @@
+"""Black boxes first: which containers to open, and which modules are suspects once the boundaries inside are forced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from qtrace.diagnosis.trial import CallRecord, Trial, Value
+from qtrace.report.records import Status
+
+_FEWEST_REPEATS = 3
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A place where a fault would explain what was seen; `call` is the one that showed it.
+
+    `kind` is that of the finding. For `miscalls`, `argument` and `callees` say what was handed over to whom. `members`
+    are the further modules that show the same.
+    """
+
+    kind: str
+    module: str
+    call: CallRecord
+    argument: str | None = None
+    callees: list[str] = field(default_factory=list)
+    value: Value | None = None
+    callee: CallRecord | None = None
+    has_children: bool = False
+    members: list[str] = field(default_factory=list)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Return all the modules that show it."""
+        return (self.module, *self.members)
+
+    def also_calls(self, callees: Sequence[str]) -> None:
+        """Take in the callees of another case of it."""
+        self.callees.extend(name for name in callees if name not in self.callees)
+
+    @property
+    def order(self) -> int:
+        """Return its place in execution order."""
+        return self.callee.entry if self.callee is not None else self.call.order
+
+
+def opened(trial: Trial, already: Collection[str] = ()) -> set[str]:
+    """Return the paths of the containers to open: they differ on clean arguments, and so do those around them.
+
+    A container inside one that was not forced is judged by what accumulated since that one's entry, which is
+    enough for the first fault in it. `already` are paths that were opened before: their children's boundaries
+    are forced.
+    """
+    found: set[str] = set()
+
+    def descend(call: CallRecord) -> None:
+        if call.side is not None or not call.children:
+            return
+        if call.module not in already:
+            if not (trial.enters_clean(call) and (call.differs or call.raised or not call.ended)):
+                return
+            found.add(call.module)
+        for child in call.children:
+            descend(child)
+
+    for root in trial.roots:
+        descend(root)
+    return found
+
+
+def suspects(trial: Trial, open_paths: Collection[str]) -> list[Suspect]:
+    """Return who is at fault, in execution order, after a pass in which the children of `open_paths` were forced."""
+    found: list[Suspect] = []
+    for call in trial.calls:
+        if call.side is None and call.module in open_paths and trial.enters_clean(call):
+            found.extend(_inside(trial, call, open_paths))
+    # A model without modules inside is its own leaf.
+    for root in trial.roots:
+        if root.side is None and not root.children and trial.enters_clean(root) and root.differs:
+            value = next(value for value in root.outputs if not value.agrees)
+            found.append(Suspect("introduces", root.module, root, value=value))
+    return grouped(sorted(found, key=lambda suspect: suspect.order))
+
+
+def vanished(trial: Trial, least: float) -> list[Suspect]:
+    """Return the innermost containers that differed on clean arguments, in a pass without forcing, by at least `least`.
+
+    Where forcing their children's boundaries makes the difference vanish though no child is at fault, their own
+    code is: it keeps an alias that a child writes to, say, and the tensor that was handed over has none.
+    """
+    open_paths = opened(trial)
+    found = [
+        Suspect("introduces", call.module, call, value=next(v for v in call.outputs if not v.agrees), has_children=True)
+        for call in trial.calls
+        if call.module in open_paths
+        and call.differs
+        and not any(child.module in open_paths for child in call.children)
+        and max((v.error for v in call.outputs if v.error is not None), default=0.0) >= least
+    ]
+    return grouped(found)
+
+
+def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) -> Iterator[Suspect]:
+    """Yield the faults of one open container's children, and of its own code."""
+    guilty_outputs: set[int] = set()
+    spoiled = False
+    own = False
+    for child in container.children:
+        if child.side is not None:
+            continue
+        for value in child.arguments:
+            if value.agrees or value.status is Status.CANDIDATE_ONLY or value.key in guilty_outputs:
+                continue
+            if not value.forced and spoiled and value.status is Status.COMPARED:
+                # It is made of what an earlier child got wrong and nobody could put right.
+                continue
+            if not value.forced and (not child.differs or (child.type, value.name) in trial.harmless):
+                # It went in as it was, and did no harm: position_ids that the callee does not look at.
+                continue
+            own = True
+            lone = _instead_of(container, child, value)
+            yield Suspect(
+                "miscalls" if lone is None else "structure",
+                container.module,
+                container,
+                argument=value.name.split(".")[0],
+                callees=[child.module if lone is None else lone.module],
+                value=value,
+                callee=child,
+                has_children=True,
+            )
+        wrong = [value for value in child.outputs if not value.agrees]
+        guilty_outputs.update(value.key for value in wrong if not value.forced)
+        if wrong and trial.enters_clean(child) and child.module not in open_paths:
+            kind = "non_finite" if any(v.status is Status.NON_FINITE for v in wrong) else "introduces"
+            yield Suspect(kind, child.module, child, value=wrong[0], has_children=bool(child.children))
+        spoiled = spoiled or not child.leaves_clean
+    alone = [child.module for child in container.children if child.side is not None]
+    wrong = [value for value in container.outputs if not value.agrees]
+    if wrong and not spoiled and not own:
+        kind = "structure" if alone else "introduces"
+        yield Suspect(kind, container.module, container, value=wrong[0], callees=alone, has_children=True)
+
+
+def _instead_of(container: CallRecord, child: CallRecord, value: Value) -> CallRecord | None:
+    """Return the call of one side alone whose output the wrong argument should have been, or should not."""
+    before = [c for c in container.children if c.order < child.order and c.order <= child.entry]
+    last = before[-1] if before else None
+    if last is None or last.side is None or value.reference is None:
+        return None
+    shapes = {spec.shape for v in last.outputs for spec in (v.reference, v.candidate) if spec is not None}
+    if value.reference.shape not in shapes:
+        return None
+    # What ran inside a lone call stands beside it here; the outermost is the one that was not made.
+    around = [c for c in before if c.side == last.side and f"{last.module}.".startswith(f"{c.module}.")]
+    return min(around, key=lambda c: len(c.module))
+
+
+def grouped(found: list[Suspect]) -> list[Suspect]:
+    """Put the cases of one fault together: one argument handed to several callees, one module called several times."""
+    groups: dict[tuple[str, str, str | None], Suspect] = {}
+    for suspect in found:
+        first = groups.setdefault((suspect.kind, suspect.module, suspect.argument), suspect)
+        if first is not suspect:
+            first.also_calls(suspect.callees)
+    return list(groups.values())
+
+
+def repeats(
+    found: Sequence[Suspect], trial: Trial, alike: Callable[[Suspect], Hashable] = lambda suspect: None
+) -> list[Suspect]:
+    """Put one fault that repeated layers share together: the same kind, at the same place of each layer.
+
+    It is one fault where at least three of them show it, or all that there are; `alike` tells what else must be the
+    same. Two layers of many are two faults.
+    """
+    groups: dict[Hashable, list[Suspect]] = {}
+    for suspect in found:
+        key = suspect.kind, role(suspect.module), suspect.argument, suspect.call.type, alike(suspect)
+        groups.setdefault(key, []).append(suspect)
+    there = Counter(role(module) for module in {call.module for call in trial.calls if call.side is None})
+    kept: list[Suspect] = []
+    for group in groups.values():
+        first, *others = group
+        if len(group) >= _FEWEST_REPEATS or (others and len(group) == there[role(first.module)]):
+            first.members.extend(other.module for other in others)
+            for other in others:
+                first.also_calls(other.callees)
+            kept.append(first)
+        else:
+            kept.extend(group)
+    return sorted(kept, key=lambda suspect: suspect.order)
+
+
+def role(path: str) -> str:
+    """Return a path with the layers' numbers left open.
+
+    >>> role("model.layers.3.mlp")
+    'model.layers.*.mlp'
+    """
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def innocents(first: Trial) -> set[tuple[str, int]]:
+    """Return the calls, by (module, call), that came out right on clean arguments in a pass without forcing."""
+    return {
+        (call.module, call.call)
+        for call in first.calls
+        if call.side is None and call.ended and call.outputs and not call.differs and first.enters_clean(call)
+    }
+
+
+def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[str]:
+    """Return the containers of which a pass that forced every boundary does not tell whether they are at fault.
+
+    `trial` is that pass, `first` the one without forcing. Something in them is wrong there, they are not among
+    `open_paths`, and what is around them is: the code between may undo what is wrong, or not. What differs inside a
+    call that came out right in `first`, on clean arguments, is undone there and counts for nothing.
+    """
+    innocent = innocents(first)
+    harmless = trial.harmless | first.harmless
+
+    def is_wrong(call: CallRecord) -> bool:
+        handed = (v for v in call.arguments if (call.type, v.name) not in harmless)
+        return call.differs or any(not v.agrees and v.status is not Status.CANDIDATE_ONLY for v in handed)
+
+    found: set[str] = set()
+
+    def descend(call: CallRecord, closed: str | None) -> None:
+        """`closed` is the outermost container around the call that is not open."""
+        if call.side is not None or (call.module, call.call) in innocent:
+            return
+        if closed is not None and is_wrong(call):
+            found.add(closed)
+            return
+        within = closed if closed is not None or call.module in open_paths else call.module
+        for child in call.children:
+            descend(child, within)
+
+    for root in trial.roots:
+        descend(root, None)
+    return found
+
+
+def rewritten_inside(trial: Trial, open_paths: Collection[str], converted: Collection[str] = ()) -> set[str]:
+    """Return which of these containers hand something around inside in a convention that no accident makes.
+
+    `converted` are the calls whose boundaries were handed over in the candidate's convention already.
+    """
+    return {
+        call.module
+        for call in trial.calls
+        if call.module in open_paths and call.side is None
+        for child in call.children
+        if child.side is None and child.module not in converted
+        if any(value.deliberate for value in (*child.arguments, *child.outputs))
+    }
+
+
+def error_inside(trial: Trial, path: str) -> float:
+    """Return the sum of the relative L2 errors that a container's children make on clean arguments.
+
+    For where differing is the rule, and to count what is wrong says nothing. What is right in the convention that was
+    handed over makes none.
+    """
+    return sum(
+        value.rel_l2 or 0.0
+        for call in trial.calls
+        if call.module == path and call.side is None
+        for child in call.children
+        if child.side is None and trial.enters_clean(child)
+        for value in child.outputs
+        if not (value.agrees and value.deliberate)
+    )
+
+
+def wrong_inside(trial: Trial, path: str) -> set[tuple[str, ...]]:
+    """Return what is wrong in a container: arguments handed to its children, what these make of clean ones, itself.
+
+    Left out is what follows from a child that left unclean: wrong arguments after it, and the container's own output.
+    """
+    found: set[tuple[str, ...]] = set()
+    for call in trial.calls:
+        if call.module != path or call.side is not None:
+            continue
+        spoiled = False
+        for child in call.children:
+            if child.side is not None:
+                continue
+            wrong = (value for value in child.arguments if not value.agrees and (value.forced or not spoiled))
+            found.update((child.module, value.name) for value in wrong)
+            if child.differs and trial.enters_clean(child):
+                found.add((child.module,))
+            spoiled = spoiled or not child.leaves_clean
+        if not spoiled and any(not (value.agrees or value.deliberate) for value in call.outputs):
+            found.add((call.module,))
+    return found
