@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qtrace.engine.live_side import LiveSide
-from tests.models import own_hooks_of
+from tests.helpers.models import own_hooks_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -16,7 +16,7 @@ from junitparser import JUnitXml
 
 from qtrace.errors import ExitCode
 from qtrace.report.formats import ENDINGS, NAMES
-from tests.test_cli_run import MODELS
+from tests.cli.test_run import MODELS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "ci.md").read_text(encoding="utf-8")
 CONFIG, GITHUB, GITLAB, PRE_COMMIT = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
