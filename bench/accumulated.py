@@ -13,13 +13,13 @@ import transformers
 
 from bench.faults.case import Case
 from bench.faults.catalogue import cases
-from qtrace.diagnosis.accumulated import accumulated
+from qtrace.diagnosis.accumulated_errors import accumulated
 from qtrace.diagnosis.runner import as_trial
 from qtrace.engine.lockstep_pass import Options, Pass
 from qtrace.engine.model import Model
 from qtrace.engine.plan import make_plan
 from qtrace.engine.samples import as_samples
-from qtrace.tracing.outcome import CallCounts, ending, is_too_little
+from qtrace.tracing.outcome import CallCounts, is_too_little, sample_outcome
 
 
 def run(pattern: str = "*") -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def named_first(case: Case) -> tuple[str, ...] | None:
     calls = CallCounts(plan, models[0])
     calls.add(done)
     comparison = done.comparison
-    if ending(comparison.final_rows(), comparison.floors).clean or is_too_little(calls.coverage(), options):
+    if sample_outcome(comparison.final_rows(), comparison.floors).clean or is_too_little(calls.coverage(), options):
         return ()
     found = accumulated(as_trial(comparison, local=False))
     return tuple(suspect.module for suspect in found[:1])

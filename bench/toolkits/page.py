@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.toolkits.environments import NOTES
 from bench.toolkits.ways import ALL, Way
-from qtrace.diagnosis.static_report import pattern_of
+from qtrace.diagnosis.static_differences import pattern_of
 from qtrace.report.notes import reason as words
 
 Row = dict[str, Any]

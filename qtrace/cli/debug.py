@@ -16,7 +16,7 @@ from qtrace.errors import Interrupted, QtraceError, UsageError
 if TYPE_CHECKING:
     from qtrace.cli.screen import Screen
     from qtrace.config import RunConfig
-    from qtrace.debug import Debugger, Script, Wanted
+    from qtrace.debug import Debugger, Script, StopRequest
     from qtrace.sources.pair import Pair
     from qtrace.tracing.api import Report
 
@@ -68,9 +68,9 @@ def debug(
     """
     from qtrace.cli.screen import Screen
     from qtrace.cli.session import configured, loaded
-    from qtrace.debug import Debugger, Script, wanted
+    from qtrace.debug import Debugger, Script, stop_request
 
-    stops = wanted(breaks or (), break_when or ())
+    stops = stop_request(breaks or (), break_when or ())
     script = Script(commands) if commands is not None else None
     config = configured(pair, compare, runtime)
     _check_terminal(script)
@@ -100,10 +100,10 @@ def _check_terminal(script: Script | None) -> None:
         )
 
 
-def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int | None]:
+def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[StopRequest, int | None]:
     """Find who is to blame, say so, and return where to stop on which sample; nowhere where nobody is."""
     from qtrace.cli.session import finish, traced
-    from qtrace.debug import Wanted, culprit, sample_of
+    from qtrace.debug import StopRequest, culprit, sample_of
     from qtrace.report import terminal
     from qtrace.report.diagnosis_panel import diagnosis, outcome
     from qtrace.report.table import View
@@ -120,7 +120,7 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[Wanted, int 
         out.outcome(outcome(report, width=out.width))
         out.aside(["There is no finding to stop at; --break MODULE and --break-when CONDITION stop anywhere."])
         finish(report, ended, ())
-    return Wanted(tuple(places)), sample_of(report)
+    return StopRequest(tuple(places)), sample_of(report)
 
 
 def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Debugger) -> Report:

@@ -48,7 +48,7 @@ def importing(
     from qtrace.cli.screen import Screen
     from qtrace.report.trace_listing import imported
     from qtrace.traces import Trace
-    from qtrace.traces.foreign import import_trace
+    from qtrace.traces.foreign_tensors import import_trace
     from qtrace.traces.mapping import read_mapping
     from qtrace.traces.writer import check_target
 

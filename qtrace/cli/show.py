@@ -34,7 +34,7 @@ def show(
     from qtrace.cli.screen import Screen
     from qtrace.report.notes import spec
     from qtrace.report.text import one_line
-    from qtrace.report.trace_listing import Held, contents, returned, trace_listing
+    from qtrace.report.trace_listing import HeldModule, contents, returned, trace_listing
     from qtrace.traces import Trace
     from qtrace.traces.reader import contents_of, facts_of
 
@@ -48,7 +48,9 @@ def show(
             out.results(trace_listing(calls, name, width=out.width))
         return
     held = [
-        Held(one_line(one.module), one_line(one.type), one.calls, returned(list(map(spec, one.outputs))), one.bytes)
+        HeldModule(
+            one_line(one.module), one_line(one.type), one.calls, returned(list(map(spec, one.outputs))), one.bytes
+        )
         for one in contents_of(opened.manifest)
     ]
     facts = [(name, one_line(fact)) for name, fact in facts_of(opened.manifest)]

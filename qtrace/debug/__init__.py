@@ -1,6 +1,6 @@
 """Stops both models at the same call, and looks at either from there: Python's pdb with two sides."""
 
-from qtrace.debug.breakpoints import Wanted, culprit, sample_of, wanted, wanted_in_python
+from qtrace.debug.breakpoints import StopRequest, culprit, sample_of, stop_request, stop_request_from_python
 from qtrace.debug.debugger import Debugger
 from qtrace.debug.pdb_prompt import is_off, is_wanted
 from qtrace.debug.stop import Script
@@ -8,11 +8,11 @@ from qtrace.debug.stop import Script
 __all__ = [
     "Debugger",
     "Script",
-    "Wanted",
+    "StopRequest",
     "culprit",
     "is_off",
     "is_wanted",
     "sample_of",
-    "wanted",
-    "wanted_in_python",
+    "stop_request",
+    "stop_request_from_python",
 ]

@@ -14,7 +14,7 @@ import torch
 from qtrace.debug.breakpoints import ENTER, EXIT
 from qtrace.debug.party import Party
 from qtrace.debug.stop import NAMES, Refusal, Stop
-from qtrace.debug.values import Found, columns, described, difference, judged
+from qtrace.debug.values import FoundValue, columns, described, difference, judged
 from qtrace.engine.comparison import LOCAL_DEPTH, Comparison
 from qtrace.engine.events import Enter, Exit, Replacement
 from qtrace.engine.forcing import Forcing, LeafPairs
@@ -247,7 +247,7 @@ class Answers:
         if wrong:
             yield from (f"*** {one}" for one in wrong)
             return
-        reference, candidate = (one for one in found if isinstance(one, Found))
+        reference, candidate = (one for one in found if isinstance(one, FoundValue))
         comparer = type(self._comparison.comparer)()
         yield from difference(reference, candidate, comparer, agrees=self._agrees, tolerance=self._tolerance)
 
@@ -310,7 +310,7 @@ class Answers:
             else:
                 yield from compared(self.stop)
 
-    def _find(self, side: int, expression: str) -> Found | str:
+    def _find(self, side: int, expression: str) -> FoundValue | str:
         """Return the value of an expression on a side, or why there is none."""
         party = self.parties[side]
         if not party.is_under_way:

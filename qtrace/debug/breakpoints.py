@@ -278,7 +278,7 @@ def _any(parts: Iterator[bool | None]) -> bool | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StopRequest:
     """Where to stop, before there is a model: at places, and at calls of which a row satisfies a condition."""
 
     places: tuple[Place, ...] = ()
@@ -294,16 +294,16 @@ class Wanted:
         return [resolve(place, paths) for place in self.places]
 
 
-def wanted(places: Iterable[str], conditions: Iterable[str]) -> Wanted:
+def stop_request(places: Iterable[str], conditions: Iterable[str]) -> StopRequest:
     """Return what `--break` and `--break-when` ask for; raises `UsageError` for what is malformed."""
-    return Wanted(tuple(map(parse_place, places)), tuple(map(Condition, conditions)))
+    return StopRequest(tuple(map(parse_place, places)), tuple(map(Condition, conditions)))
 
 
-def wanted_in_python(breakpoints: Iterable[str]) -> Wanted:
+def stop_request_from_python(breakpoints: Iterable[str]) -> StopRequest:
     """Return what `trace(breakpoints=[…])` asks for: what compares is a condition, all else a place."""
     texts = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)
     option = "breakpoints"
-    return Wanted(
+    return StopRequest(
         tuple(parse_place(text, option) for text in texts if not is_condition(text)),
         tuple(Condition(text, option) for text in texts if is_condition(text)),
     )

@@ -12,10 +12,10 @@ from qtrace.debug.answers import Handover
 from qtrace.debug.breakpoints import ENTER, EXIT, Breakpoint, Condition, why_not_reached
 from qtrace.debug.conversation import Conversation, Sides
 from qtrace.debug.stop import Script, Stop
-from qtrace.engine.call_pair import Met
 from qtrace.engine.comparison import Comparison
 from qtrace.engine.events import Enter, Exit, Replacement
-from qtrace.engine.lockstep import REFERENCE, Around, EndRun, Meeting
+from qtrace.engine.lockstep import REFERENCE, EndRun, Meeting, MeetingProxy
+from qtrace.engine.pair import CallPair
 from qtrace.report.records import Status
 from qtrace.traces import StoredSide
 from qtrace.tree import tensors
@@ -48,14 +48,14 @@ class Faults:
         self._affected.discard(id(stop.met if stop.event == ENTER else stop.met.parent))
 
 
-class Stopping(Around):
+class StoppingMeeting(MeetingProxy):
     """Asks `met` what the candidate goes on with from each meeting; that is where it may stop."""
 
     def __init__(self, comparison: Comparison, met: Callable[[Stop, Replacement | None], Replacement | None]) -> None:
         super().__init__(comparison)
         self._comparison = comparison
         self._met = met
-        self._open: list[Met] = []
+        self._open: list[CallPair] = []
 
     def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
         """Compare, then ask."""
@@ -71,7 +71,7 @@ class Stopping(Around):
         reply = super().left(reference, candidate)
         return self._met(self._stop(self._open.pop(), reference, candidate), reply)
 
-    def _stop(self, met: Met, reference: Enter | Exit, candidate: Enter | Exit) -> Stop:
+    def _stop(self, met: CallPair, reference: Enter | Exit, candidate: Enter | Exit) -> Stop:
         # What was compared is compared again where it is asked for, and in the same way.
         return Stop(self._comparison, met, reference, candidate, type(self._comparison.comparer)())
 
@@ -108,7 +108,7 @@ class Debugger:
     def around(self, comparison: Comparison) -> Meeting:
         """Return the meeting that tells this debugger of each one."""
         self._comparison = comparison
-        return Stopping(comparison, self.met)
+        return StoppingMeeting(comparison, self.met)
 
     @contextlib.contextmanager
     def attending(self, sides: Sides) -> Iterator[None]:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from qtrace.debug.pdb_prompt import Prompt, Standing, outermost, place_of
 from qtrace.debug.stop import NAMES, Move, Script, Session
-from qtrace.debug.values import Found
+from qtrace.debug.values import FoundValue
 from qtrace.engine.events import Enter, Event, Exit, Pause, Replacement
 from qtrace.engine.live_side import LiveSide
 
@@ -158,7 +158,7 @@ class LiveParty:
         """Run something on the model's own stack; what the prompt asks for is there already."""
         return function() if self._is_asked else self._side.aside(function)
 
-    def find(self, expression: str) -> Found:
+    def find(self, expression: str) -> FoundValue:
         """Evaluate an expression in the selected frame, or the nearest one outwards that knows its names."""
         return self.on(lambda: self._prompt.find(expression))
 

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from qtrace.debug.pdb_prompt import Standing
 from qtrace.debug.stop import Move
-from qtrace.debug.values import Found
+from qtrace.debug.values import FoundValue
 from qtrace.engine.events import Enter, Event, Exit, Pause, Replacement
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Party(Protocol):
     def on(self, function: Callable[[], T]) -> T:
         """Run something in this side's own state while it stands still, and return what that returns."""
 
-    def find(self, expression: str) -> Found:
+    def find(self, expression: str) -> FoundValue:
         """Evaluate an expression where it stands; raises whatever that raises."""
 
     def place(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from qtrace.debug.commands import GISTS, LEAVING, Commands
 from qtrace.debug.stop import PROMPT, Move, Refusal, Script, Session
-from qtrace.debug.values import BUILTINS, Found
+from qtrace.debug.values import BUILTINS, FoundValue
 from qtrace.engine.live_side import LiveSide, is_in_hook, is_own_code
 from qtrace.errors import did_you_mean
 
@@ -188,7 +188,7 @@ class SidePdb(pdb.Pdb):
             # Until then the interpreter takes over only what changes in the frame that it traces.
             ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(self.curframe), ctypes.c_int(0))
 
-    def find(self, expression: str) -> Found:
+    def find(self, expression: str) -> FoundValue:
         """Evaluate an expression in the selected frame, or in the nearest one outwards in which its names are known.
 
         Raises whatever the expression raises; `NameError` where no frame knows a name of it.
@@ -206,7 +206,7 @@ class SidePdb(pdb.Pdb):
                 unknown = error.name or unknown
                 near = near or did_you_mean(unknown, frame.f_locals)
                 continue
-            return Found(value, place_of(frame, line))
+            return FoundValue(value, place_of(frame, line))
         raise NameError(f"no frame knows {unknown}; {near}")
 
     def format_stack_entry(self, frame_lineno: Any, lprefix: str = ": ") -> str:

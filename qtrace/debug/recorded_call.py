@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qtrace.debug.stop import Refusal
-from qtrace.debug.values import BUILTINS, Found, columns
+from qtrace.debug.values import BUILTINS, FoundValue, columns
 from qtrace.engine.events import Call
 from qtrace.errors import did_you_mean
 from qtrace.report.text import shorten
@@ -78,7 +78,7 @@ class RecordedCall:
         if manifest.cast is not None:
             yield f"wider floats were rounded to {manifest.cast} (--as)"
 
-    def find(self, expression: str, own: Mapping[str, Any] | None = None) -> Found:
+    def find(self, expression: str, own: Mapping[str, Any] | None = None) -> FoundValue:
         """Evaluate an expression; each of its names is that of the innermost call that has it.
 
         `own` are names of the user's, which come first. Raises whatever the expression raises; `NameError` where no
@@ -91,7 +91,7 @@ class RecordedCall:
         except NameError as error:
             near = did_you_mean(error.name or "", self.names)
             raise NameError(f"the trace holds no {error.name} here; {near}{self._reason()}") from None
-        return Found(value, self._place_of(level))
+        return FoundValue(value, self._place_of(level))
 
     def run(self, line: str, own: dict[str, Any]) -> None:
         """Run a line of Python over the same names; what it assigns goes to `own`."""

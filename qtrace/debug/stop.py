@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qtrace.debug.breakpoints import ENTER, EXIT
-from qtrace.engine.call_pair import Met, place
 from qtrace.engine.comparison import Comparison
 from qtrace.engine.events import Call, Enter, Exit
 from qtrace.engine.forcing import IN, OUT
 from qtrace.engine.lockstep import CANDIDATE, REFERENCE
-from qtrace.engine.pair import LeafPair, Pair, PairComparer, argument_leaves, match_arguments
+from qtrace.engine.pair import CallPair, LeafPair, Pair, PairComparer, argument_leaves, match_arguments, place
 from qtrace.errors import SourceError
 
 PROMPT = "(qtrace) "
@@ -68,7 +67,7 @@ class Stop:
     """A meeting: what the comparison has noted of it, and the events of both sides."""
 
     comparison: Comparison
-    met: Met
+    met: CallPair
     reference: Enter | Exit
     candidate: Enter | Exit
     comparer: PairComparer

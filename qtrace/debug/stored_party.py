@@ -10,7 +10,7 @@ from qtrace.debug.pdb_prompt import Standing
 from qtrace.debug.recorded_call import RecordedCall
 from qtrace.debug.stop import NAMES, Move, Script, Session
 from qtrace.debug.stored_prompt import StoredPrompt
-from qtrace.debug.values import Found
+from qtrace.debug.values import FoundValue
 from qtrace.engine.events import Call, Enter, Event, Exit, Pause, Replacement
 from qtrace.traces import StoredSide
 
@@ -73,7 +73,7 @@ class StoredParty:
         """Run something as it is: a trace has no state of its own."""
         return function()
 
-    def find(self, expression: str) -> Found:
+    def find(self, expression: str) -> FoundValue:
         """Evaluate an expression over what is recorded of the call, or of one around it."""
         assert self._call is not None
         return self._prompt.find(self._call, expression)

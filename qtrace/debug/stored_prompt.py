@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from qtrace.debug.commands import GISTS, LEAVING, Commands
 from qtrace.debug.recorded_call import RecordedCall
 from qtrace.debug.stop import PROMPT, Move, Refusal, Script, Session
-from qtrace.debug.values import Found, columns, described
+from qtrace.debug.values import FoundValue, columns, described
 from qtrace.engine.lockstep import REFERENCE
 from qtrace.traces.excerpt import Sketch
 
@@ -55,7 +55,7 @@ class StoredPrompt(Commands):
         """Show what went wrong."""
         print("***", msg, file=self.stdout)
 
-    def find(self, call: RecordedCall, expression: str) -> Found:
+    def find(self, call: RecordedCall, expression: str) -> FoundValue:
         """Evaluate an expression over what is recorded of a call, and the user's own names."""
         return call.find(expression, self._own)
 

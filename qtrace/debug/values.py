@@ -219,7 +219,7 @@ Tolerance = Callable[[Pair], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundValue:
     """A value of one side, and the place where its name was found."""
 
     value: Any
@@ -227,7 +227,7 @@ class Found:
 
 
 def difference(
-    reference: Found, candidate: Found, comparer: PairComparer, *, agrees: Agrees, tolerance: Tolerance
+    reference: FoundValue, candidate: FoundValue, comparer: PairComparer, *, agrees: Agrees, tolerance: Tolerance
 ) -> Iterator[str]:
     """Yield what an expression gave on each side, then for each pair of leaves how they differ and are related.
 
@@ -262,5 +262,5 @@ def difference(
         yield f"equal: {', '.join(folded[:_MOST_NAMED])}" + (f" and {rest} more" if rest > 0 else "")
 
 
-def _sides(reference: Found, candidate: Found) -> list[tuple[str, Found]]:
+def _sides(reference: FoundValue, candidate: FoundValue) -> list[tuple[str, FoundValue]]:
     return list(zip(NAMES, (reference, candidate), strict=True))

@@ -1,16 +1,59 @@
-"""Which suspects are the cause: heal each by a graft, and see what becomes of the final error."""
+"""Confirmation by graft (activation patching): heal suspects at their boundaries, and measure the final error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
-from qtrace.engine.precision import Precision
+from qtrace.engine.events import Bound, Call
 from qtrace.numerics.tolerance import coarsest_eps, rounding_tolerance
 from qtrace.report.records import Status
+
+
+class Precision:
+    """A listener that notes which floating dtypes the operators of chosen modules return.
+
+    `dtypes` holds them by path, in the side's own names. Only calls of these `paths` are looked into, one at a time.
+    """
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self.dtypes: dict[str, set[torch.dtype]] = {}
+        self._paths = paths
+        self._call: Call | None = None
+        self._mode: _DtypesSeen | None = None
+
+    def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
+        """Begin to note the dtypes of a chosen call."""
+        if call.path in self._paths and self._mode is None:
+            self._call, self._mode = call, _DtypesSeen(self.dtypes.setdefault(call.path, set()))
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
+        """End with the call that was begun."""
+        if self._mode is not None and self._call is call:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._call = self._mode = None
+
+
+class _DtypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, seen: set[torch.dtype]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, torch.Tensor) and one.is_floating_point():
+                self._seen.add(one.dtype)
+        return value
+
 
 # One such module is a culprit. So many are none: the error is that of the dtype, and grows slowly.
 _MANY = 3
@@ -63,7 +106,7 @@ class Graft:
     gain: float = 0.0
 
 
-def confirmed(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] = ()) -> list[Graft]:
+def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] = ()) -> list[Graft]:
     """Return the suspects that matter, the one with the largest effect first.
 
     They are healed one after the other, in execution order: nothing that comes after one is healed then, so nothing
@@ -111,7 +154,7 @@ def confirmed(runner: Runner, found: Sequence[Suspect], repeated: Collection[str
     return sorted(grafts, key=lambda graft: (-graft.gain, graft.suspect.order))
 
 
-def relieving(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
+def outliers_that_matter(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
     """Return, where differing is the rule, the outliers without which the final error is visibly smaller.
 
     They are healed one upon the other in execution order: whoever comes late is handed what all before it should have

@@ -17,7 +17,7 @@ from qtrace.errors import first_line
 from qtrace.report.records import Finding
 
 
-def raising(
+def crash_findings(
     models: tuple[Model, Model], plan: Plan, samples: Sequence[Any], options: Options, done: Pass, end: End
 ) -> list[Finding]:
     """Return who is to blame for what the candidate raised in a pass; nobody where the reference raises as well.

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qtrace.diagnosis.confirmation import confirmed, relieving
+from qtrace.diagnosis.confirmation import confirm, outliers_that_matter
 from qtrace.diagnosis.isolation import Isolation, Key, Local
 from qtrace.diagnosis.naming import Naming
 from qtrace.diagnosis.outliers import coarse_dtypes
-from qtrace.diagnosis.quantization.observation import Quantized
+from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.runner import Runner, as_trial, kept_in
 from qtrace.diagnosis.suspects import Suspect, repeats, role, vanished
-from qtrace.diagnosis.verdicts import verdicts
+from qtrace.diagnosis.trial import verdicts
 from qtrace.engine.comparison import Comparison
 from qtrace.engine.lockstep_pass import Fingerprint, Options
 from qtrace.engine.model import Model
@@ -68,7 +68,7 @@ class Investigation:
         """Return the named faults, best first."""
         trial, runner = self._first, self._runner
         ran = {call.module for call in trial.calls}
-        quantized = Quantized(runner)
+        quantized = QuantizerEvidence(runner)
         naming = Naming(runner, ran.__contains__, quantized)
         found, is_noise = self._isolation.suspects()
         if found and not is_noise:
@@ -83,12 +83,12 @@ class Investigation:
         if not found:
             return []
         if is_noise:
-            grafts = relieving(runner, self._worst(found))
+            grafts = outliers_that_matter(runner, self._worst(found))
         else:
             found = repeats(found, trial, lambda suspect: naming.static(suspect.module))
             found = [self._with_silent_members(suspect, found, naming) for suspect in found]
             repeated = {call.module for call in trial.calls if call.call}
-            grafts = confirmed(runner, self._worst(found), repeated)
+            grafts = confirm(runner, self._worst(found), repeated)
         named = [naming.finding(rank, graft) for rank, graft in enumerate(grafts, 1)]
         first = {(finding.module, finding.kind, finding.argument): finding for finding in reversed(named)}
         kept = [finding for finding in named if first[finding.module, finding.kind, finding.argument] is finding]

@@ -17,9 +17,9 @@ from qtrace.diagnosis.replay import Replays, is_inside
 from qtrace.diagnosis.runner import Runner, as_trial
 from qtrace.diagnosis.suspects import (
     Suspect,
+    containers_to_open,
     error_inside,
     innocents,
-    opened,
     rewritten_inside,
     suspects,
     unaccounted,
@@ -77,7 +77,7 @@ class Isolation:
         if is_noisy(everywhere):
             return outliers(self._everywhere_in_right_terms(everywhere)), True
         rewritten = rewritten_inside(everywhere, {call.module for call in everywhere.calls})
-        open_paths = opened(first)
+        open_paths = containers_to_open(first)
         doubtful = unaccounted(everywhere, first, open_paths)
         if not rewritten and not doubtful:
             # With all boundaries inside forced, a container that folds in and undoes something comes out wrong.
@@ -88,7 +88,7 @@ class Isolation:
         trial, inside = first, set[str]()
         for _ in range(_MOST_PASSES):
             trial = self._in_right_terms(trial, open_paths, replays, inside)
-            more = opened(trial, open_paths) - open_paths
+            more = containers_to_open(trial, open_paths) - open_paths
             if not more:
                 break
             open_paths = open_paths | more

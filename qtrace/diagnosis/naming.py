@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from qtrace.diagnosis.confirmation import Graft
-from qtrace.diagnosis.module_differences import attribute_differences, static_differences, tensor_differences
 from qtrace.diagnosis.operators.code import Lines, called_elsewhere, forward_of, line_of, source_of
-from qtrace.diagnosis.quantization.observation import Quantized
+from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.static_differences import attribute_differences, static_differences, tensor_differences
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.diagnosis.trial import Value
 from qtrace.report.records import Finding, Status, TensorSpec
@@ -113,7 +113,7 @@ Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[st
 class Naming:
     """Writes findings; `was_called` tells whether a reference module ran, on either side."""
 
-    def __init__(self, runner: Runner, was_called: Callable[[str], bool], quantized: Quantized) -> None:
+    def __init__(self, runner: Runner, was_called: Callable[[str], bool], quantized: QuantizerEvidence) -> None:
         self._runner = runner
         self._was_called = was_called
         self._static: dict[str, tuple[str, ...]] = {}

@@ -13,7 +13,7 @@ from qtrace.diagnosis.runner import Kept, Runner
 from qtrace.engine.comparison import Comparison
 from qtrace.engine.events import Enter, Exit, Replacement
 from qtrace.engine.forcing import Forcing
-from qtrace.engine.lockstep import CANDIDATE, REFERENCE, Around
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE, MeetingProxy
 from qtrace.engine.lockstep_pass import Fingerprint, Pass, copied
 from qtrace.engine.samples import Sample
 from qtrace.tree import tensors
@@ -114,7 +114,7 @@ class Replays:
         return once and kept.returned is not None
 
 
-class _Keeping(Around):
+class _Keeping(MeetingProxy):
     """Keeps what goes into the wanted containers, before anything of it is handed over or written to."""
 
     def __init__(self, comparison: Comparison, replays: Replays) -> None:
@@ -133,7 +133,7 @@ class _Keeping(Around):
         return super().left(reference, candidate)
 
 
-class _Returned(Around):
+class _Returned(MeetingProxy):
     """Takes the fingerprints of what both sides returned from one container."""
 
     def __init__(self, comparison: Comparison, path: str, returned: list[tuple[Fingerprint, Fingerprint]]) -> None:

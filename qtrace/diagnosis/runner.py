@@ -15,16 +15,15 @@ from qtrace.diagnosis.operators.target import Target
 from qtrace.diagnosis.operators.view import Sites, pinpoint
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
-from qtrace.engine.call_pair import Met, place
 from qtrace.engine.comparison import LOCAL_DEPTH, Comparison
 from qtrace.engine.events import Site
 from qtrace.engine.forcing import IN, OUT, Forcing
-from qtrace.engine.hooks import During, run_during
+from qtrace.engine.hooks import CallProbe, run_with_probe
 from qtrace.engine.live_side import Listener
 from qtrace.engine.lockstep import CANDIDATE, REFERENCE, Meeting
 from qtrace.engine.lockstep_pass import Fingerprint, Options, Pass, copied
 from qtrace.engine.model import Model, buffers_kept
-from qtrace.engine.pair import Pair
+from qtrace.engine.pair import CallPair, Pair, place
 from qtrace.engine.plan import Plan
 from qtrace.engine.samples import Sample
 from qtrace.numerics.relations import DELIBERATE, excuses
@@ -64,7 +63,7 @@ def kept_in(comparison: Comparison) -> frozenset[str]:
 
 
 def _record(
-    comparison: Comparison, met: Met, numbers: dict[int, int], kept: Mapping[str, Relation | None], *, local: bool
+    comparison: Comparison, met: CallPair, numbers: dict[int, int], kept: Mapping[str, Relation | None], *, local: bool
 ) -> CallRecord:
     call = met.call
     inner = max(LOCAL_DEPTH, call.order - call.entry)
@@ -300,12 +299,12 @@ class Runner:
         found = Target(self.models, self.plan, self._sample, module, self._options.call)
         return pinpoint(found, call, self._options.floors)
 
-    def during(self, module: str, call: int, during: During) -> None:
+    def during(self, module: str, call: int, during: CallProbe) -> None:
         """Run the reference by itself and have `during` told of one call of one of its modules."""
         reference = self.models[REFERENCE]
         run = reference.entry(self._options.call, copied(self._sample))
         with buffers_kept([reference]):
-            run_during(reference.modules[module], call, during, run)
+            run_with_probe(reference.modules[module], call, during, run)
 
     def answering(self, key: str) -> list[str]:
         """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""

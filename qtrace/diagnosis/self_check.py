@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qtrace.diagnosis.module_differences import minds_mode
-from qtrace.diagnosis.static_report import pattern_of
+from qtrace.diagnosis.static_differences import minds_mode, pattern_of
 from qtrace.diagnosis.suspects import role
 from qtrace.engine.comparison import Comparison
 from qtrace.engine.events import End
@@ -37,7 +36,7 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
-class Solo:
+class SingleModel:
     """Runs one model, each time on a copy of the same inputs and from the random state `random`,
     which is that of `devices`.
 
@@ -227,7 +226,7 @@ def self_check(models: tuple[Model, Model], plan: Plan, sample: Any, call: str, 
                 seen = first.fingerprints[side]
                 if seen is None or not suspicious[side]:
                     continue
-                solo = Solo(model, sample, call, first.random, devices)
+                solo = SingleModel(model, sample, call, first.random, devices)
                 warning, varies = _against_itself(solo, seen)
                 warnings += [warning] if warning is not None else []
                 if varies:
@@ -246,7 +245,7 @@ def self_check(models: tuple[Model, Model], plan: Plan, sample: Any, call: str, 
     )
 
 
-def _against_itself(solo: Solo, seen: Fingerprint) -> tuple[str | None, bool]:
+def _against_itself(solo: SingleModel, seen: Fingerprint) -> tuple[str | None, bool]:
     """Return the warning where a model run alone returns something else than it did, and whether it varies by run."""
     name = solo.model.name
     alone = solo.bare()

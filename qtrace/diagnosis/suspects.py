@@ -45,7 +45,7 @@ class Suspect:
         return self.callee.entry if self.callee is not None else self.call.order
 
 
-def opened(trial: Trial, already: Collection[str] = ()) -> set[str]:
+def containers_to_open(trial: Trial, already: Collection[str] = ()) -> set[str]:
     """Return the paths of the containers to open: they differ on clean arguments, and so do those around them.
 
     A container inside one that was not forced is judged by what accumulated since that one's entry, which is
@@ -89,7 +89,7 @@ def vanished(trial: Trial, least: float) -> list[Suspect]:
     Where forcing their children's boundaries makes the difference vanish though no child is at fault, their own
     code is: it keeps an alias that a child writes to, say, and the tensor that was handed over has none.
     """
-    open_paths = opened(trial)
+    open_paths = containers_to_open(trial)
     found = [
         Suspect("introduces", call.module, call, value=next(v for v in call.outputs if not v.agrees), has_children=True)
         for call in trial.calls

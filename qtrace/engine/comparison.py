@@ -3,21 +3,107 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from qtrace.engine.caches import conventions, inside
-from qtrace.engine.call_pair import Handed, Met, place
 from qtrace.engine.events import Call, Enter, Exit, Replacement, Site
 from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
 from qtrace.engine.lockstep import REFERENCE
-from qtrace.engine.pair import LeafPair, Pair, PairComparer, argument_leaves, match_arguments, match_leaves, spec_of
+from qtrace.engine.pair import (
+    CallPair,
+    LeafPair,
+    ObjectPair,
+    Pair,
+    PairComparer,
+    argument_leaves,
+    match_arguments,
+    match_leaves,
+    place,
+    spec_of,
+)
+from qtrace.numerics import NoValues, plain
+from qtrace.numerics.relations import excuses, relate
 from qtrace.numerics.tolerance import Floors, Place
 from qtrace.report.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tree import is_object, join, leaves, objects, tensors
+
+# Where so many tensors are in no known convention, the others are not asked: the cache is another one.
+_MOST_UNRELATED = 2
+# A relative L2 error beyond which it is no noise; that of five bits is below.
+_MOST_NOISE = 0.1
+
+
+CachePairs = list[tuple[str, Any, Any, Pair]]
+
+
+def inside(caches: Iterable[str], pairs: CachePairs) -> CachePairs:
+    """Return those of the pairs that lie in one of the objects at these paths."""
+    beginnings = tuple(f"{path}." for path in caches)
+    return [pair for pair in pairs if pair[0].startswith(beginnings)]
+
+
+def conventions(pairs: CachePairs, *, noise: float = 0.0) -> dict[str, Relation]:
+    """Return, by path, how the candidate holds the same values in another convention; the others are left out.
+
+    Heads stand for channels where a tensor is [batch, heads, tokens, channels]. `noise` is the relative L2 error of
+    what is returned beside the cache, as under quantization: one factor may leave as much.
+    """
+    found: dict[str, Relation] = {}
+    unrelated = 0
+    for path, mine, theirs, pair in pairs:
+        relation = _convention(mine, theirs, pair.statistics()) or _noisy_gain(mine, theirs, noise)
+        if relation is not None:
+            found[path] = relation
+            continue
+        off = pair.statistics().rel_l2
+        if off is not None and off <= min(noise, _MOST_NOISE):
+            continue
+        unrelated += 1
+        if unrelated == _MOST_UNRELATED:
+            break
+    return found
+
+
+def _convention(reference: Any, candidate: Any, found: Statistics) -> Relation | None:
+    if not (isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor)):
+        return None
+    try:
+        mine, theirs = plain(reference), plain(candidate)
+    except NoValues:
+        return None
+    if mine.shape != theirs.shape or not mine.is_cpu or not theirs.is_cpu:
+        return None
+    relation = relate(mine, theirs, found, thorough=True)
+    if not excuses(relation) and mine.dim() == 4:
+        relation = relate(_heads_as_channels(mine), _heads_as_channels(theirs), found, thorough=True)
+        if relation is not None:
+            relation = replace(relation, parameters={**relation.parameters, "heads": "as channels"})
+    return relation if excuses(relation) else None
+
+
+def _noisy_gain(reference: Any, candidate: Any, noise: float) -> Relation | None:
+    """Return the factor that leaves no more than the noise, as a relative L2 error, of the candidate's values."""
+    try:
+        mine, theirs = (plain(side).double().flatten() for side in (reference, candidate))
+    except (NoValues, AttributeError):
+        return None
+    size, reached = float(mine.dot(mine)), float(theirs.norm())
+    if mine.shape != theirs.shape or not size > 0 or not reached > 0:
+        return None
+    factor = float(mine.dot(theirs)) / size
+    left = float((theirs - factor * mine).norm()) / reached
+    # A factor within the noise of one is no convention.
+    if not left <= min(noise, _MOST_NOISE) or not abs(factor - 1) > max(noise, _MOST_NOISE):
+        return None
+    return Relation("gain", {"factor": factor}, left)
+
+
+def _heads_as_channels(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.transpose(1, 2).flatten(2)
+
 
 # A local error comes from few roundings, whatever the depth.
 LOCAL_DEPTH = 15
@@ -51,9 +137,9 @@ class Comparison:
     compared: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     alone_calls: Counter[tuple[int, str, str]] = field(default_factory=Counter)
-    met: list[Met] = field(default_factory=list)
+    met: list[CallPair] = field(default_factory=list)
     _asked: int = 0
-    _open: list[Met] = field(default_factory=list)
+    _open: list[CallPair] = field(default_factory=list)
     # The objects are kept so that their ids stay theirs.
     _handed_on: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
 
@@ -61,7 +147,7 @@ class Comparison:
 
     def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
         """Compare the arguments of a call that both sides are about to make."""
-        met = Met(reference.call, candidate.call, self._open[-1] if self._open else None)
+        met = CallPair(reference.call, candidate.call, self._open[-1] if self._open else None)
         self.met.append(met)
         self._open.append(met)
         if reference.call.key in self.outputs_only:
@@ -69,7 +155,7 @@ class Comparison:
         leaf_pairs: LeafPairs = []
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
             if self.forcing is not None and is_object(mine) and is_object(theirs):
-                met.handed.append(Handed(name, mine, theirs, {state for state, _ in _states(mine)}))
+                met.handed.append(ObjectPair(name, mine, theirs, {state for state, _ in _states(mine)}))
             if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
             leaf_pairs += self._compared(argument_leaves(name, mine, theirs), brief=self.forcing is None)
@@ -124,7 +210,7 @@ class Comparison:
 
     def returned(self, call: Call, reference: Any, candidate: Any, *, below: str) -> None:
         """Compare what another entry than forward returned, as rows of the root; their paths begin with `below`."""
-        met = Met(call, call, ended=True)
+        met = CallPair(call, call, ended=True)
         met.outputs.extend(
             (join(below, path), pair) for path, _, _, pair in self._compared(_matched(reference, candidate))
         )
@@ -139,7 +225,7 @@ class Comparison:
                 found.append((path, mine, theirs, pair))
         return found
 
-    def _keep_caches(self, met: Met, value: Any, found: LeafPairs) -> None:
+    def _keep_caches(self, met: CallPair, value: Any, found: LeafPairs) -> None:
         """Note which tensors that the root returned are the model's own affair: see `caches`."""
         read = {mine for mine, _ in self._handed_on}
         caches = [path for path, held in objects(value) if id(held) in read]
@@ -154,7 +240,7 @@ class Comparison:
             beside = (pair.statistics().rel_l2 for path, *_, pair in found if path not in own)
             met.kept.update(conventions(differing, noise=max((off for off in beside if off is not None), default=0.0)))
 
-    def _written(self, met: Met) -> LeafPairs:
+    def _written(self, met: CallPair) -> LeafPairs:
         """Compare what a call wrote into the objects that it was handed: that, too, is an output of it."""
         found: LeafPairs = []
         for handed in met.handed:
@@ -180,7 +266,9 @@ class Comparison:
 
     def _note_alone(self, side: int, call: Call, value: Any) -> None:
         parent = self._open[-1] if self._open else None
-        met = Met(call, None, parent, ended=True) if side == REFERENCE else Met(None, call, parent, ended=True)
+        met = (
+            CallPair(call, None, parent, ended=True) if side == REFERENCE else CallPair(None, call, parent, ended=True)
+        )
         for path, leaf in leaves(value) or [("", None)]:
             spec = spec_of(leaf) if leaf is not None else None
             if side == REFERENCE:
@@ -232,7 +320,7 @@ class Comparison:
             )
         }
 
-    def rows_of(self, met: Met) -> list[Row]:
+    def rows_of(self, met: CallPair) -> list[Row]:
         """Return the rows of one call, as soon as it was left."""
         return [self._row(met, path, pair) for path, pair in met.outputs]
 
@@ -246,7 +334,7 @@ class Comparison:
         ]
         return sorted(made, key=lambda argument: argument.order)
 
-    def _argument(self, met: Met, name: str, pair: Pair) -> Argument:
+    def _argument(self, met: CallPair, name: str, pair: Pair) -> Argument:
         call, found = met.call, pair.statistics()
         return Argument(
             module=call.key or "",
@@ -263,7 +351,7 @@ class Comparison:
             max=found.max,
         )
 
-    def _row(self, met: Met, output: str, pair: Pair) -> Row:
+    def _row(self, met: CallPair, output: str, pair: Pair) -> Row:
         call, found = met.call, pair.statistics()
         incoming = (p.statistics().peir for _, p in met.arguments)
         kept = met.kept.get(output)
@@ -301,7 +389,7 @@ class Comparison:
     def verdict(self, pair: Pair, depth: int, where: Place | None = None) -> Verdict | None:
         """Return what a pair means by itself, `depth` calls after the inputs; None where it just differs.
 
-        How such a difference came to be there, the calls around it tell; see `qtrace.diagnosis.verdicts`.
+        How such a difference came to be there, the calls around it tell; see `qtrace.diagnosis.trial`.
         """
         found = pair.statistics()
         if found.status in (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY):

@@ -19,15 +19,14 @@ from typing import Any
 
 import torch
 
-from qtrace.engine.call_pair import Met
 from qtrace.engine.events import Enter, Exit, Replacement
-from qtrace.engine.pair import Pair
+from qtrace.engine.pair import CallPair, Pair
 from qtrace.numerics import dequantizes
 from qtrace.numerics.relations import FILL, into_candidate, mask_relation
 from qtrace.report.records import Relation, Status
 from qtrace.tree import leaves, replaced
 
-# How `Met.forced` tells arguments from outputs.
+# How `CallPair.forced` tells arguments from outputs.
 IN, OUT = "in:", "out:"
 LeafPairs = list[tuple[str, Any, Any, Pair]]
 
@@ -56,7 +55,7 @@ class Forcing:
     unwraps: bool = True
     is_noisy: bool = False
 
-    def arguments(self, met: Met, candidate: Enter, pairs: LeafPairs) -> Replacement | None:
+    def arguments(self, met: CallPair, candidate: Enter, pairs: LeafPairs) -> Replacement | None:
         """Return the candidate's arguments with the reference's tensors in them, or None to leave them."""
         if met.call.key not in self.entries:
             return None
@@ -75,7 +74,7 @@ class Forcing:
         unchanged = args is candidate.args and all(kwargs.get(n) is v for n, v in candidate.kwargs.items())
         return None if unchanged and len(kwargs) == len(candidate.kwargs) else Replacement((args, kwargs))
 
-    def outputs(self, met: Met, candidate: Exit, pairs: LeafPairs) -> Replacement | None:
+    def outputs(self, met: CallPair, candidate: Exit, pairs: LeafPairs) -> Replacement | None:
         """Return the candidate's output with the reference's tensors in it, or None to leave it."""
         if met.call.key not in self.exits:
             return None
@@ -89,7 +88,7 @@ class Forcing:
                     leaf.copy_(swaps.pop(id(leaf))[0])
         return Replacement(replaced(candidate.value, swaps)) if swaps else None
 
-    def written(self, met: Met, pairs: LeafPairs) -> None:
+    def written(self, met: CallPair, pairs: LeafPairs) -> None:
         """Put the reference's values where the candidate's call wrote its own, in an object that it was handed."""
         if met.call.key not in self.exits:
             return
@@ -103,7 +102,7 @@ class Forcing:
                     theirs.copy_(handed)
                 met.forced.add(OUT + path)
 
-    def _swaps(self, met: Met, pairs: LeafPairs, mark: str) -> dict[int, list[torch.Tensor]]:
+    def _swaps(self, met: CallPair, pairs: LeafPairs, mark: str) -> dict[int, list[torch.Tensor]]:
         """Return what stands in for each of the candidate's tensors, by its id; `met.forced` notes the names.
 
         One tensor of the candidate may stand in several places and be several of the reference's. Where these are one
@@ -167,7 +166,7 @@ def _is_equal(pair: Pair) -> bool:
     return pair.layout is None and pair.relation is None and found.status is Status.COMPARED and found.max == 0
 
 
-def _may_be_written(met: Met, candidate: torch.Tensor) -> bool:
+def _may_be_written(met: CallPair, candidate: torch.Tensor) -> bool:
     """Return whether nobody else holds the tensor that the candidate's call returned."""
     fresh = met.candidate is not None and met.candidate.fresh
     return fresh and not candidate.is_inference() and candidate._base is None

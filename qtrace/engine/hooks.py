@@ -74,7 +74,7 @@ def _writes(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-class During(Protocol):
+class CallProbe(Protocol):
     """Told when the call begins and ends."""
 
     def begin(self, arguments: Bound) -> None:
@@ -85,11 +85,11 @@ class During(Protocol):
 
 
 @dataclass(slots=True)
-class _Watched:
+class _ProbedCall:
     """Counts a module's calls and finds the one in question among those that are under way."""
 
     index: int
-    during: During
+    during: CallProbe
     signature: Signature
     calls: int = 0
     open: list[int] = field(default_factory=list)
@@ -112,10 +112,10 @@ class _Watched:
             self.during.end(value)
 
 
-def run_during(
+def run_with_probe(
     module: torch.nn.Module,
     index: int,
-    during: During,
+    during: CallProbe,
     run: Callable[[], Any],
     *,
     inner: Iterable[torch.nn.Module] = (),
@@ -126,7 +126,7 @@ def run_during(
     end: cut short, it might leave state of its own behind. No hook is left in any case, and what the model raises is
     raised.
     """
-    watched = _Watched(index, during, signature_of(module, inner))
+    watched = _ProbedCall(index, during, signature_of(module, inner))
     handles = [
         # First in line at the entry and last at the exit: what the module's own hooks do is a part of the call.
         module.register_forward_pre_hook(watched.enter, with_kwargs=True, prepend=True),

@@ -322,7 +322,7 @@ class Attendant(Protocol):
         """Return what a reader of the report must know of what was done."""
 
 
-class Around:
+class MeetingProxy:
     """Hands all that it is told to `inner`, and returns what that returns."""
 
     def __init__(self, inner: Meeting) -> None:

@@ -1,19 +1,20 @@
-"""Which leaf of one side stands against which leaf of the other, and how the two compare."""
+"""What stands against each other on both sides: leaves of values by path or name, and calls with all their leaves."""
 
 from __future__ import annotations
 
 import contextlib
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from qtrace.engine.events import Bound
+from qtrace.engine.events import Bound, Call, Site
 from qtrace.numerics import Measurement, Metrics, NoValues, describe, measure, plain
 from qtrace.numerics.relations import FILL, VISIBLE, excuses, explanation, relate, undo_layout, with_layout_undone
+from qtrace.numerics.tolerance import Place
 from qtrace.report.records import Relation, Statistics, Status, TensorSpec
 from qtrace.tree import Leaf, join, leaves, tensors
 
@@ -358,3 +359,48 @@ def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         code = torch.isnan(tensor).to(torch.int8) * 3
         codes.append(code + torch.isposinf(tensor).to(torch.int8) + torch.isneginf(tensor).to(torch.int8) * 2)
     return (codes[0] == codes[1]).all()
+
+
+@dataclass(slots=True)
+class ObjectPair:
+    """Two objects, such as caches, that a call was handed on either side, and the tensors that the first one held."""
+
+    name: str
+    reference: Any
+    candidate: Any
+    held: set[tuple[int, int]]
+
+
+@dataclass(slots=True, eq=False)
+class CallPair:
+    """A call on which both sides met, or one that stayed alone (`candidate` is None, or `reference` is).
+
+    `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where
+    somebody asks for them. `kept` are the outputs that differ and are the model's own affair, with the convention that
+    they are in. Pairs may still have their numbers on an accelerator; they are read when the run is over.
+    """
+
+    reference: Call | None
+    candidate: Call | None
+    parent: CallPair | None = None
+    arguments: list[tuple[str, Pair]] = field(default_factory=list)
+    outputs: list[tuple[str, Pair]] = field(default_factory=list)
+    forced: set[str] = field(default_factory=set)
+    argument_ids: set[int] = field(default_factory=set)
+    sites: tuple[Site | None, Site | None] = (None, None)
+    handed: list[ObjectPair] = field(default_factory=list)
+    kept: dict[str, Relation | None] = field(default_factory=dict)
+    raised: bool = False
+    ended: bool = False
+
+    @property
+    def call(self) -> Call:
+        """Return the call of the side that is there, the reference's first."""
+        call = self.reference if self.reference is not None else self.candidate
+        assert call is not None
+        return call
+
+
+def place(met: CallPair, mark: str, name: str) -> Place:
+    """Return the key of one value of a call among the noise floors; `mark` tells arguments from outputs."""
+    return met.call.key or "", met.call.index, mark + name

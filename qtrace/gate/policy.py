@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Judged:
+class LimitResults:
     """Who does not keep to limits, whose difference is absorbed, how many rows were held.
 
     `rows` counts the rows that a limit was held against, `inconclusive` says that too little was compared.
@@ -150,13 +150,13 @@ def check_patterns(policy: Policy, paths: Iterable[str]) -> None:
     select(policy.allow_unmatched, known, option="the policy's allow_unmatched pattern")
 
 
-def judge_by_policy(report: ReportData, policy: Policy) -> Judged:
+def judge_by_policy(report: ReportData, policy: Policy) -> LimitResults:
     """Hold a report against a policy.
 
     Raises `UsageError` for a pattern that matches no module of the report.
     """
     _check_patterns(report, policy)
-    causes, judged = Causes(report), Judged()
+    causes, judged = Causes(report), LimitResults()
     _hold_run(report, policy, causes, judged)
     held = _hold_rows(report, policy, causes, judged)
     judged.violations += unmatched(report, policy.allow_unmatched, causes)
@@ -178,7 +178,7 @@ def _check_patterns(report: ReportData, policy: Policy) -> None:
         raise
 
 
-def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: Judged) -> None:
+def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: LimitResults) -> None:
     """Hold the limits of the whole run."""
     covered, least = report.coverage, policy.min_coverage
     # A model without modules inside makes no call that counts.
@@ -198,7 +198,7 @@ def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: Judged
         judged.violations.append(of_run("outcome", "fail_on", reason, causes.of(None)))
 
 
-def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: Judged) -> list[Row]:
+def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: LimitResults) -> list[Row]:
     """Hold each row against its limits; return the rows that were."""
     common = policy.limits()
     overrides = {pattern: section.limits() for pattern, section in policy.overrides.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from qtrace.gate.baseline import FACTOR, SLACK, Baseline, BaselineRow, Key, fingerprint, rounded
 from qtrace.gate.limits import Context, Limit, column_name, error_of, has_integers, is_excused, numberless
-from qtrace.gate.policy import Causes, Judged
+from qtrace.gate.policy import Causes, LimitResults
 from qtrace.patterns import ROOT
 from qtrace.report.records import BaselineChange, ReportData, Row, Status, Verdict, Violation
 
@@ -22,7 +22,7 @@ _TOLD = (Status.COMPARED, Status.CONSTANT_REFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
-class Worse:
+class RegressedColumn:
     """One way in which a row is worse than its line: the column, its number, what it may be, what it was."""
 
     column: str
@@ -32,32 +32,32 @@ class Worse:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRow:
     """The numbers of one output of one call, and the row they are from: the first of the worst, of several."""
 
     line: BaselineRow
     row: Row
 
 
-def measured(report: ReportData) -> dict[Key, Measured]:
+def measured(report: ReportData) -> dict[Key, MeasuredRow]:
     """Return a report's numbers, unrounded, by what tells rows apart."""
-    found: dict[Key, Measured] = {}
+    found: dict[Key, MeasuredRow] = {}
     named = Context.of(report).named
     for row in report.rows:
         line = _line(row, named)
         before = found.get(line.key)
         if before is None:
-            found[line.key] = Measured(line, row)
+            found[line.key] = MeasuredRow(line, row)
         else:
             both = _worst(before.line, line)
-            found[line.key] = Measured(both, before.row if both == before.line else row)
+            found[line.key] = MeasuredRow(both, before.row if both == before.line else row)
     return found
 
 
-def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = False) -> Judged:
+def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = False) -> LimitResults:
     """Hold a report against a baseline; rows whose difference is absorbed count under `strict` alone."""
     now, then = measured(report), {row.key: row for row in baseline.rows}
-    causes, judged = Causes(report), Judged()
+    causes, judged = Causes(report), LimitResults()
     for key, old in then.items():
         new = now.get(key)
         if new is None:
@@ -91,11 +91,11 @@ def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = 
     return judged
 
 
-def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Iterator[Worse]:
+def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Iterator[RegressedColumn]:
     """Yield the ways in which a row is worse than its line, by more than noise and what the baseline allows."""
     if new.status not in _TOLD and new.status is not old.status:
         reason = f"{_words(new.status)}, and was {_words(old.status)} in the baseline"
-        yield Worse("status", None, None, reason)
+        yield RegressedColumn("status", None, None, reason)
         return
     if _is_untold(old):
         return
@@ -140,13 +140,15 @@ def improved(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> dict[str
     return found
 
 
-def _worse(column: str, old: float | None, new: float | None, floor: float, baseline: Baseline) -> Iterator[Worse]:
+def _worse(
+    column: str, old: float | None, new: float | None, floor: float, baseline: Baseline
+) -> Iterator[RegressedColumn]:
     limit = floor if old is None else _allowed(old, floor, baseline)
     was = f"was {old:.3g} in the baseline" if old is not None else "the baseline has no number for it"
     if new is None or math.isnan(new):
-        yield Worse(column, None, limit, f"no number, and {was}")
+        yield RegressedColumn(column, None, limit, f"no number, and {was}")
     elif not new <= limit:
-        yield Worse(column, new, limit, was + (f", now {new / old:.4g} times that" if old else ""))
+        yield RegressedColumn(column, new, limit, was + (f", now {new / old:.4g} times that" if old else ""))
 
 
 def _allowed(old: float, floor: float, baseline: Baseline) -> float:
@@ -162,7 +164,7 @@ def _is_less(old: float | None, new: float | None, floors: tuple[float, float], 
     return after < before and baseline.factor * after <= before
 
 
-def _severity(worse: Worse) -> float:
+def _severity(worse: RegressedColumn) -> float:
     if worse.observed is None or worse.limit is None:
         return math.inf
     return Limit(f"max_{worse.column}", worse.limit, RULE).severity(worse.observed)

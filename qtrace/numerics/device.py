@@ -6,7 +6,7 @@ from functools import reduce
 
 import torch
 
-from qtrace.numerics.exact import difference
+from qtrace.numerics.float64 import difference
 from qtrace.numerics.kernel import INTEGERS, blocks
 from qtrace.numerics.metrics import Sums, merge
 

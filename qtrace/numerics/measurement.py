@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qtrace.numerics import device, exact, kernel
+from qtrace.numerics import device, float64, kernel
 from qtrace.numerics.dense import plain
 from qtrace.numerics.kernel import INTEGERS, NARROW, blocks
 from qtrace.numerics.metrics import Metrics, Sums, merge, statistics
@@ -70,7 +70,7 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metric
     if reference.dtype in NARROW and candidate.dtype in NARROW and reference.numel() >= SMALL:
         found = kernel.sums(reference, candidate, metrics)
     if found is None:
-        found = exact.sums(reference, candidate, full=full)
+        found = float64.sums(reference, candidate, full=full)
     return Measurement(found, metrics, counted)
 
 

@@ -27,7 +27,7 @@ SIZE_WIDTH = 9
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldModule:
     """What a trace holds of one module: its calls over all samples, what it returns, and the bytes of that."""
 
     module: str
@@ -65,7 +65,7 @@ def returned(outputs: Sequence[str]) -> str:
     return outputs[0] if len(outputs) == 1 else f"{outputs[0]}\nand {len(outputs) - 1} more"
 
 
-def contents(facts: Sequence[tuple[str, str]], held: Sequence[Held], *, width: int) -> Iterator[RenderableType]:
+def contents(facts: Sequence[tuple[str, str]], held: Sequence[HeldModule], *, width: int) -> Iterator[RenderableType]:
     """Yield the facts by name, then the modules in the order of their first calls."""
     named = Table.grid(padding=(0, 2))
     for name, fact in facts:

@@ -14,6 +14,7 @@ from qtrace.toolkits.quantizer import Reading, channel_axis, integer_name, own_w
 from qtrace.tree import tensors
 
 TOOLKIT = "aimet"
+MARKS = ("param_quantizers", "input_quantizers", "output_quantizers")
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:

@@ -16,6 +16,7 @@ from qtrace.toolkits.calibration import linear_layers, toolkit
 from qtrace.toolkits.quantizer import Reading
 
 TOOLKIT = "bitsandbytes"
+MARKS = ("quant_state", "SCB")
 _FOUR_BITS = 16
 
 

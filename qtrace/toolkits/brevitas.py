@@ -14,6 +14,7 @@ from qtrace.toolkits.quantizer import Reading, channel_axis, integer_name, own_w
 
 TOOLKIT = "brevitas"
 _OF = {"input_quant": "input", "weight_quant": "weight", "act_quant": "output", "output_quant": "output"}
+MARKS = tuple(_OF)
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:

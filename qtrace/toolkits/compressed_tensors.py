@@ -13,6 +13,7 @@ from qtrace.toolkits.calibration import chosen, toolkit
 from qtrace.toolkits.quantizer import Reading, levels_of, own_weight
 
 TOOLKIT = "compressed-tensors"
+MARKS = ("quantization_scheme",)
 _FLOATS = {8: "float8_e4m3fn", 4: "float4_e2m1"}
 _ARGUMENTS = {"weight": "weights", "input": "input_activations", "output": "output_activations"}
 

@@ -13,6 +13,7 @@ from qtrace.toolkits.calibration import calibrate, chosen, toolkit
 from qtrace.toolkits.quantizer import Reading, holders, levels_of, own_weight
 
 TOOLKIT = "modelopt"
+MARKS = ("_num_bits",)
 _FLOATS = {(4, 3): "float8_e4m3fn", (5, 2): "float8_e5m2"}
 
 

@@ -14,6 +14,7 @@ from qtrace.toolkits.calibration import calibrate, toolkit
 from qtrace.toolkits.quantizer import Reading, integer_name
 
 TOOLKIT = "neural-compressor"
+MARKS = ("qweight",)
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:

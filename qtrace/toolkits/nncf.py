@@ -16,6 +16,7 @@ from qtrace.toolkits.quantizer import Reading, channel_axis, integer_name, own_w
 
 TOOLKIT = "nncf"
 _HOOKS = "__nncf_hooks"
+MARKS = (_HOOKS,)
 # "encoder/attention/linear/0__1": the second argument of the first `linear` that is called there.
 _PLACE = re.compile(r"(?P<module>.*)/(?P<function>[^/]+)/(?P<call>\d+)__(?P<port>\d+)")
 # Where a weight is no function's second argument.

@@ -13,6 +13,7 @@ from qtrace.toolkits.calibration import calibrate, chosen, toolkit
 from qtrace.toolkits.quantizer import Reading, dtype_name, levels_of
 
 TOOLKIT = "optimum-quanto"
+MARKS = ("_qtype", "weight_qtype", "activation_qtype")
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:

@@ -14,6 +14,7 @@ from qtrace.toolkits.quantizer import Reading, levels_of, own_weight
 
 TOOLKIT = "quark"
 _OF = {"_weight_quantizer": "weight", "_input_quantizer": "input", "_output_quantizer": "output"}
+MARKS = tuple(_OF)
 _FLOATS = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "fp4": "float4_e2m1"}
 
 

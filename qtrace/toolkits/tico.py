@@ -17,6 +17,7 @@ from qtrace.toolkits.calibration import calibrate, chosen
 from qtrace.toolkits.quantizer import Reading, dtype_name, holders, own_weight
 
 TOOLKIT = "tico"
+MARKS = ("_mode",)
 _OF = {"weight": "weight", "act_in": "input", "act_out": "output"}
 
 

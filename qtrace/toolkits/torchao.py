@@ -14,6 +14,7 @@ from qtrace.toolkits.calibration import chosen, toolkit
 from qtrace.toolkits.quantizer import Reading, dtype_name, levels_of, own_weight
 
 TOOLKIT = "torchao"
+MARKS = ("qdata", "weight_fake_quantizer", "activation_fake_quantizer")
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:

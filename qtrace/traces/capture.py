@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 import qtrace
-from qtrace.engine.environment import environment
 from qtrace.engine.events import Call, End, Enter, Exit
 from qtrace.engine.live_side import LiveSide
 from qtrace.engine.lockstep_pass import copied
 from qtrace.engine.model import Model, buffers_kept
-from qtrace.engine.samples import as_samples
+from qtrace.engine.samples import as_samples, environment
 from qtrace.engine.torch_state import RandomState
 from qtrace.errors import ForwardError, UsageError, first_line
 from qtrace.patterns import select

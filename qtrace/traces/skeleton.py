@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from qtrace.diagnosis.operators.code import forward_of
-from qtrace.engine.environment import describe_inputs
 from qtrace.engine.events import signature_of
 from qtrace.engine.model import Model
 from qtrace.engine.pair import spec_of
+from qtrace.engine.samples import describe_inputs
 from qtrace.errors import UsageError
 from qtrace.numerics import NoValues, plain
 from qtrace.traces.literals import decode, encode

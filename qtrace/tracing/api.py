@@ -178,9 +178,9 @@ def _attendant(
         raise UsageError("both sides are stored traces, which have no code to stop in; breakpoints need a live model")
     if texts is None:
         return cast("Attendant", breakpoints)
-    from qtrace.debug import Debugger, wanted_in_python
+    from qtrace.debug import Debugger, stop_request_from_python
 
-    wanted = wanted_in_python(texts)
+    wanted = stop_request_from_python(texts)
     return Debugger(wanted.breakpoints(reference), wanted.conditions)
 
 

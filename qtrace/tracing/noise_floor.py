@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from qtrace.engine.call_pair import place
 from qtrace.engine.comparison import Comparison
 from qtrace.engine.forcing import IN, OUT
 from qtrace.engine.lockstep_pass import Options, Pass, copied
 from qtrace.engine.model import Model
+from qtrace.engine.pair import place
 from qtrace.engine.plan import make_plan
 from qtrace.engine.samples import map_tensors
 from qtrace.numerics.tolerance import Floors, Place

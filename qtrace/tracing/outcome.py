@@ -88,7 +88,7 @@ _UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ON
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class SampleOutcome:
     """What the final outputs say, of one sample or of several together (`+`).
 
     `told` counts the samples with a final output that could be compared; `untold` says whether there is one that could
@@ -102,8 +102,8 @@ class Ending:
     agreeing: bool = True
     broken: bool = False
 
-    def __add__(self, other: Ending) -> Ending:
-        return Ending(
+    def __add__(self, other: SampleOutcome) -> SampleOutcome:
+        return SampleOutcome(
             self.told + other.told,
             self.untold or other.untold,
             self.clean and other.clean,
@@ -112,7 +112,7 @@ class Ending:
         )
 
 
-def ending(rows: Sequence[Row], floors: Floors) -> Ending:
+def sample_outcome(rows: Sequence[Row], floors: Floors) -> SampleOutcome:
     """Judge one sample by its root's rows; one that the candidate gives beside the reference's is no difference.
 
     Nor is one of a cache that nobody but the model reads.
@@ -122,7 +122,7 @@ def ending(rows: Sequence[Row], floors: Floors) -> Ending:
         for row in rows
         if row.module == "" and row.status is not Status.CANDIDATE_ONLY and row.verdict is not Verdict.ABSORBED
     ]
-    return Ending(
+    return SampleOutcome(
         told=int(any(row.status not in _UNTOLD for row in root)),
         untold=any(row.status in _UNTOLD for row in root),
         clean=all(is_clean(row, floors) for row in root),
@@ -131,7 +131,9 @@ def ending(rows: Sequence[Row], floors: Floors) -> Ending:
     )
 
 
-def outcome(end: Ending, coverage: Coverage, findings: Sequence[Finding], *, samples: int, options: Options) -> Outcome:
+def outcome(
+    end: SampleOutcome, coverage: Coverage, findings: Sequence[Finding], *, samples: int, options: Options
+) -> Outcome:
     """Judge a run over so many samples that came to its end: the worst of them says how.
 
     Agreeing up to the rounding of the reference's dtype is clean. Beyond that it is a fault where somebody is to

@@ -16,27 +16,27 @@ from typing import Any
 import torch
 
 import qtrace
-from qtrace.diagnosis.crash import raising
+from qtrace.diagnosis.crash import crash_findings
 from qtrace.diagnosis.investigation import Investigation
 from qtrace.diagnosis.quantization import facts_by_path, problem_notes, with_interval
 from qtrace.diagnosis.runner import as_trial
 from qtrace.diagnosis.self_check import FirstPass, SelfCheck, self_check
-from qtrace.diagnosis.static_report import static_report
-from qtrace.diagnosis.verdicts import verdicts
+from qtrace.diagnosis.static_differences import static_report
+from qtrace.diagnosis.trial import verdicts
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.environment import describe_inputs, environment
 from qtrace.engine.events import End
 from qtrace.engine.lockstep import CANDIDATE, REFERENCE, Attendant, EndRun, Meeting
 from qtrace.engine.lockstep_pass import Fingerprint, Options, Pass
 from qtrace.engine.model import Model, SharedTensors, devices_of
 from qtrace.engine.plan import Plan, better_plan, make_plan
+from qtrace.engine.samples import describe_inputs, environment
 from qtrace.engine.torch_state import RandomState
 from qtrace.errors import ForwardError, Interrupted, first_line
 from qtrace.numerics.tolerance import Floors
 from qtrace.report.records import Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
 from qtrace.tracing.aggregate import Aggregate
 from qtrace.tracing.noise_floor import measured_floors
-from qtrace.tracing.outcome import NAMES, CallCounts, Ending, ending, is_too_little, outcome
+from qtrace.tracing.outcome import NAMES, CallCounts, SampleOutcome, is_too_little, outcome, sample_outcome
 
 # Just below the largest block that raises glibc's limits (DEFAULT_MMAP_THRESHOLD_MAX, 32 MiB).
 _LARGE = 31 * 2**20
@@ -55,7 +55,7 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def set_apart(models: Sequence[Model]) -> Iterator[None]:
+def process_state_kept(models: Sequence[Model]) -> Iterator[None]:
     """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
     random = RandomState(devices_of(models))
     keep_freed_memory()
@@ -104,7 +104,7 @@ class Run:
         self._kept: Pass | None = None
         self._others = Aggregate()
         self._calls = CallCounts(self.plan, self._models[REFERENCE])
-        self._ending = Ending()
+        self._ending = SampleOutcome()
         self._differing: list[int] = []
         self._findings: list[Finding] = []
         self._investigation: Investigation | None = None
@@ -150,9 +150,9 @@ class Run:
             around=around,
         )
 
-    def judged(self, final: Sequence[Row], floors: Floors) -> Ending:
+    def judged(self, final: Sequence[Row], floors: Floors) -> SampleOutcome:
         """Return what the root's rows say of one sample."""
-        return ending(final, floors)
+        return sample_outcome(final, floors)
 
     def look_into(self, done: Pass) -> list[Finding]:
         """Return who is to blame for what a pass showed, best first; measure each module's own error at least."""
@@ -173,9 +173,11 @@ class Run:
         check = self._self_check(done, investigation.reference_again())
         return check.applied(found)
 
-    def raising(self, end: End, done: Pass) -> list[Finding]:
+    def crash_findings(self, end: End, done: Pass) -> list[Finding]:
         """Return who is to blame where the candidate raised."""
-        return raising(self._models, self._whole_plan, self._samples, self._with(done.comparison.floors), done, end)
+        return crash_findings(
+            self._models, self._whole_plan, self._samples, self._with(done.comparison.floors), done, end
+        )
 
     @cached_property
     def _whole_plan(self) -> Plan:
@@ -191,7 +193,7 @@ class Run:
         compared until then. No hook is left in any case.
         """
         try:
-            with set_apart(self._models):
+            with process_state_kept(self._models):
                 for index, sample in enumerate(self._samples):
                     self._run_sample(index, sample)
                 self._investigate()
@@ -355,7 +357,7 @@ class Run:
             f"the {model.name} raised {type(end.error).__name__} in {where}{which}: {said}{_raised_at(end.error)}"
         )
         if model.name == NAMES[CANDIDATE]:
-            self._findings = self.raising(end, done)
+            self._findings = self.crash_findings(end, done)
         raise ForwardError(self._error, side=model.name, module=end.module, report=self.report()) from end.error
 
     def report(self) -> ReportData:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from qtrace.diagnosis.accumulated import accumulated
+from qtrace.diagnosis.accumulated_errors import accumulated
 from qtrace.diagnosis.crash import raised
-from qtrace.diagnosis.module_differences import attribute_differences, tensor_differences
 from qtrace.diagnosis.naming import evidence_for, finding_of
 from qtrace.diagnosis.operators.code import Line, forward_of, source_of
 from qtrace.diagnosis.outliers import is_noisy
 from qtrace.diagnosis.runner import as_trial
+from qtrace.diagnosis.static_differences import attribute_differences, tensor_differences
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.engine.events import End
 from qtrace.engine.lockstep import CANDIDATE
@@ -30,7 +30,7 @@ from qtrace.traces.manifest import Manifest, StoredInput, StoredParameter
 from qtrace.traces.reader import Trace
 from qtrace.traces.skeleton import Skeleton, inputs_of, parameter, trace_of
 from qtrace.traces.stored_side import StoredSide
-from qtrace.tracing.outcome import NAMES, Ending
+from qtrace.tracing.outcome import NAMES, SampleOutcome
 from qtrace.tracing.run import Run
 
 Traces = tuple[Trace | None, Trace | None]
@@ -189,7 +189,7 @@ class StoredRun(Run):
         stored = [name for name, trace in zip(NAMES, self._traces, strict=True) if trace is not None]
         return dataclasses.replace(done, inputs=tuple(told), settings={**done.settings, "stored": stored})
 
-    def judged(self, final: Sequence[Row], floors: Floors) -> Ending:
+    def judged(self, final: Sequence[Row], floors: Floors) -> SampleOutcome:
         """Return what the root's rows say; no more is asked of what a candidate returned than storing it left."""
         trace = self._traces[CANDIDATE]
         rounded = _rounded(trace.manifest) if trace is not None else frozenset()
@@ -245,7 +245,7 @@ class StoredRun(Run):
             self._not_looked_for("what accumulated does not tell it from rounding")
         return [finding(rank, suspect, self._models, self.plan) for rank, suspect in enumerate(found, 1)]
 
-    def raising(self, end: End, done: Pass) -> list[Finding]:
+    def crash_findings(self, end: End, done: Pass) -> list[Finding]:
         """Return the module that raised: the reference has run, and nobody can hand over anything here."""
         return [] if self._traces[CANDIDATE] is not None else [raised(self.plan, done, end)]
 

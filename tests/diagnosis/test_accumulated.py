@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qtrace.diagnosis.accumulated import accumulated
+from qtrace.diagnosis.accumulated_errors import accumulated
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
 from qtrace.report.records import Relation, Status, TensorSpec
 

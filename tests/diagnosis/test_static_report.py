@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qtrace.diagnosis.module_differences import minds_mode, static_differences
-from qtrace.diagnosis.static_report import StaticNote, pattern_of, static_report
+from qtrace.diagnosis.static_differences import StaticNote, minds_mode, pattern_of, static_differences, static_report
 from qtrace.engine.model import Model
 from qtrace.engine.plan import make_plan
 from tests.helpers.models import Stack, Wrapped, twin, wrap_children
@@ -89,7 +88,7 @@ def test_a_weight_that_differs_everywhere_is_described() -> None:
 
 
 def test_rows_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtrace.diagnosis.module_differences._BLOCK", 40)
+    monkeypatch.setattr("qtrace.diagnosis.static_differences._BLOCK", 40)
     assert changed(with_row(63, -1)) == ["weight differs in 1 of 64 rows (63: opposite sign)"]
     assert changed(lambda weight: weight * 3) == ["weight is 3 times the reference's"]
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from qtrace.diagnosis.suspects import Suspect, opened, repeats, suspects, unaccounted
-from qtrace.diagnosis.trial import CallRecord, Trial, Value
-from qtrace.diagnosis.verdicts import verdicts
+from qtrace.diagnosis.suspects import Suspect, containers_to_open, repeats, suspects, unaccounted
+from qtrace.diagnosis.trial import CallRecord, Trial, Value, verdicts
 from qtrace.report.records import Finding, Relation, Verdict
 
 
@@ -139,17 +138,17 @@ def test_one_fault_is_told_from_the_pass_that_forced_everything() -> None:
         call("a", 0.0, 0.1, call("a.bad", 0.0, 0.1)), call("b", 0.1, 0.1, call("b.fine", 0.1, 0.1)), given=0.1
     )
     forced = trial(call("a", 0.0, 0.0, call("a.bad", 0.0, 0.1)), call("b", 0.0, 0.0, call("b.fine", 0.0, 0.0)))
-    assert unaccounted(forced, first, opened(first)) == set()
-    assert [one.module for one in suspects(forced, opened(first))] == ["a.bad"]
+    assert unaccounted(forced, first, containers_to_open(first)) == set()
+    assert [one.module for one in suspects(forced, containers_to_open(first))] == ["a.bad"]
 
 
 def test_a_second_fault_behind_the_first_needs_a_look_of_its_own() -> None:
     first = trial(call("a", 0.0, 0.1, call("a.bad", 0.0, 0.1)), call("b", 0.1, 0.2, call("b.bad", 0.1, 0.2)), given=0.2)
     forced = trial(call("a", 0.0, 0.0, call("a.bad", 0.0, 0.1)), call("b", 0.0, 0.0, call("b.bad", 0.0, 0.1)))
-    assert unaccounted(forced, first, opened(first)) == {"b"}
+    assert unaccounted(forced, first, containers_to_open(first)) == {"b"}
 
 
 def test_what_came_out_right_needs_no_look_inside() -> None:
     first = trial(call("folded", 0.0, 0.0, call("folded.scaled", 0.0, 0.3)), call("bad", 0.0, 0.1), given=0.1)
     forced = trial(call("folded", 0.0, 0.3, call("folded.scaled", 0.0, 0.3)), call("bad", 0.0, 0.1))
-    assert unaccounted(forced, first, opened(first)) == set()
+    assert unaccounted(forced, first, containers_to_open(first)) == set()

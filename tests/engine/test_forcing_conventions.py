@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from qtrace.engine.call_pair import Met
 from qtrace.engine.events import Bound, Call, Enter, Exit
 from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
-from qtrace.engine.pair import PairComparer
+from qtrace.engine.pair import CallPair, PairComparer
 from tests.helpers.relations import FINE, RELATED, UNRELATED, Change, factors, rotated, table
 
 PATH = "block.norm"
@@ -36,13 +35,13 @@ def pairs_of(reference: torch.Tensor, candidate: torch.Tensor, name: str = "") -
 
 def at_exit(forcing: Forcing, reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Return what the candidate goes on with, and whether that counts as the reference's."""
-    met = Met(a_call(), a_call())
+    met = CallPair(a_call(), a_call())
     done = forcing.outputs(met, Exit(a_call(), candidate), pairs_of(reference, candidate))
     return candidate if done is None else done.value, OUT in met.forced
 
 
 def at_entry(forcing: Forcing, reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    met = Met(a_call(), a_call())
+    met = CallPair(a_call(), a_call())
     bound = Bound({"x": candidate}, ("x",), frozenset({"x"}))
     entered = Enter(a_call(), bound, (candidate,))
     done = forcing.arguments(met, entered, pairs_of(reference, candidate, "x"))
@@ -197,7 +196,7 @@ def test_an_in_place_module_is_forced_into_what_it_wrote_to() -> None:
     wanted, scales = torch.randn(84, 64), factors(64)
     candidate = wanted * scales * (1 + 1e-6 * torch.randn(84, 64))
     before = candidate.clone()
-    met = Met(a_call(), a_call(), argument_ids={id(candidate)})
+    met = CallPair(a_call(), a_call(), argument_ids={id(candidate)})
     pairs = pairs_of(wanted, candidate)
     assert CONVERTED.outputs(met, Exit(a_call(), candidate), pairs) is None
     assert met.forced == {OUT}

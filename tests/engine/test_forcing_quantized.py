@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.engine.call_pair import Met
 from qtrace.engine.events import Bound, Call, Enter, Exit
 from qtrace.engine.forcing import IN, OUT, Forcing
-from qtrace.engine.pair import PairComparer
+from qtrace.engine.pair import CallPair, PairComparer
 
 CALL = Call("norm", "norm", "Norm", 0, "")
 HERE = frozenset({"norm"})
@@ -51,7 +50,7 @@ def handed_over(forcing: Forcing, reference: Tensor, candidate: Tensor) -> list[
     """Return what the candidate goes on with, and whether that counts as the reference's: at the entry, at the exit."""
     pair = PairComparer().compare(reference, candidate)
     assert pair is not None
-    met = Met(CALL, CALL)
+    met = CallPair(CALL, CALL)
     entered = Enter(CALL, Bound({"x": candidate}, ("x",), frozenset({"x"})), (candidate,))
     taken = forcing.arguments(met, entered, [("x", reference, candidate, pair)])
     returned = forcing.outputs(met, Exit(CALL, candidate), [("", reference, candidate, pair)])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qtrace.engine.events import Bound
-from qtrace.engine.hooks import run_during
+from qtrace.engine.hooks import run_with_probe
 from tests.helpers.models import Chain, hooks_of
 
 
@@ -29,10 +29,10 @@ def test_the_call_with_the_number_is_told_of_and_all_are_counted() -> None:
     model, given = Chain(), torch.randn(2, 8)
     for index, told in ((0, 1), (1, 1), (2, 0)):
         heard = Heard()
-        assert run_during(model.first, index, heard, lambda: model(given)) == 2
+        assert run_with_probe(model.first, index, heard, lambda: model(given)) == 2
         assert len(heard.begun) == len(heard.ended) == told
     heard = Heard()
-    run_during(model.first, 1, heard, lambda: model(given))
+    run_with_probe(model.first, 1, heard, lambda: model(given))
     assert torch.equal(heard.ended[0], model(given))
     assert list(heard.begun[0].values) == ["input"]
 
@@ -44,9 +44,9 @@ def test_a_module_that_calls_itself_is_told_of_once() -> None:
 
     for index, depth in ((0, 3), (1, 2), (3, 0)):
         heard = Heard()
-        assert run_during(Nested(), index, heard, lambda: Nested()(0)) == 0
+        assert run_with_probe(Nested(), index, heard, lambda: Nested()(0)) == 0
         model = Nested()
-        assert run_during(model, index, heard, lambda model=model: model(3)) == 4  # type: ignore[misc]
+        assert run_with_probe(model, index, heard, lambda model=model: model(3)) == 4  # type: ignore[misc]
         assert heard.begun[0].values == {"depth": depth}
         assert heard.ended == [depth]
 
@@ -58,6 +58,6 @@ def test_what_the_module_raises_is_raised_and_the_end_is_told() -> None:
 
     model, heard = Raises(), Heard()
     with pytest.raises(ValueError, match="too bad"):
-        run_during(model, 0, heard, lambda: model(torch.ones(1)))
+        run_with_probe(model, 0, heard, lambda: model(torch.ones(1)))
     assert heard.ended == [None]
     assert hooks_of(model)[""] == 0

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import qtrace
-from qtrace.debug import Debugger, Script, wanted
+from qtrace.debug import Debugger, Script, stop_request
 from qtrace.tracing.api import Report
 from tests.helpers.models import Stack, hooks_of, twin
 
@@ -50,7 +50,7 @@ def say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Say:
     ) -> tuple[str, Report]:
         path = tmp_path / "commands.txt"
         path.write_text(commands)
-        stops = wanted(at, when)
+        stops = stop_request(at, when)
         debugger = Debugger(stops.breakpoints(pair[0]), stops.conditions, script=Script(path))
         before = [hooks_of(model) for model in pair], sys.gettrace()
         try:

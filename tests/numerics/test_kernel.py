@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qtrace.numerics import exact, kernel, measure
+from qtrace.numerics import float64, kernel, measure
 from tests.numerics.test_oracle import check, oracle
 
 N = 6 * 1024 + 64
@@ -147,13 +147,13 @@ def test_bfloat16_rounding_of_float32() -> None:
     assert 0 < found.max < 2**-7
 
 
-@pytest.mark.parametrize("module", [kernel, exact], ids=["kernel", "exact"])
+@pytest.mark.parametrize("module", [kernel, float64], ids=["kernel", "exact"])
 @pytest.mark.parametrize("extra", [-1, 0, 1, 63, 64, 513])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_sizes_about_the_block(monkeypatch: pytest.MonkeyPatch, module: object, extra: int, count: int) -> None:
     monkeypatch.setattr(module, "BLOCK", 4096)
     reference, candidate = close(n=count * 4096 + extra)
-    if module is exact:
+    if module is float64:
         monkeypatch.setattr(kernel, "sums", lambda *_, **__: None)
     check(measure(reference, candidate).result(), oracle(reference, candidate))
 
@@ -196,7 +196,7 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(monkeypatch: pytest.MonkeyPatch, name: str, alike: bool, dtype: torch.dtype) -> None:
     monkeypatch.setattr(kernel, "BLOCK", 4096)
-    monkeypatch.setattr(exact, "BLOCK", 4096)
+    monkeypatch.setattr(float64, "BLOCK", 4096)
     reference = LAYOUTS[name]((10 * normal(20, 30, 40)).to(dtype))
     candidate = LAYOUTS[name]((10 * normal(20, 30, 40)).to(dtype))
     if not alike:

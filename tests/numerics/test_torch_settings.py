@@ -12,7 +12,7 @@ import pytest
 import torch
 from greenlet import greenlet
 
-from qtrace.numerics import exact, kernel, measure
+from qtrace.numerics import float64, kernel, measure
 from qtrace.report.records import Statistics
 from tests.numerics.test_oracle import check, oracle
 
@@ -56,7 +56,7 @@ def test_state_does_not_matter(state: str, n: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("n", SIZES)
 def test_scratch_made_in_one_mode_serves_in_the_other(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     for first, second in ((torch.inference_mode, nullcontext), (nullcontext, torch.inference_mode)):
-        for module in (kernel, exact):
+        for module in (kernel, float64):
             monkeypatch.setattr(module, "_scratch", type(module._scratch)())
         for context in (first, second, first):
             with context():

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from qtrace.errors import SourceError, UsageError
 from qtrace.traces import Trace
 from qtrace.traces.capture import capture
-from qtrace.traces.foreign import foreign_tensors, import_trace
+from qtrace.traces.foreign_tensors import foreign_tensors, import_trace
 from tests.helpers.models import Chain, Stack
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(2, dtype=torch.int64)

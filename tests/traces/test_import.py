@@ -18,7 +18,7 @@ from qtrace.errors import SourceError, UsageError
 from qtrace.report.records import Outcome, Status
 from qtrace.traces import Form, Trace, skeleton
 from qtrace.traces.capture import capture
-from qtrace.traces.foreign import import_trace
+from qtrace.traces.foreign_tensors import import_trace
 from qtrace.traces.mapping import read_mapping
 from tests.cli.test_run import Ended, folder, options
 from tests.helpers.models import Stack

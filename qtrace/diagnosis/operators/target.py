@@ -14,7 +14,7 @@ import torch
 from qtrace.diagnosis.operators.graph import Recording, place
 from qtrace.diagnosis.operators.recorder import Recorder
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.hooks import run_during
+from qtrace.engine.hooks import run_with_probe
 from qtrace.engine.lockstep import CANDIDATE, REFERENCE
 from qtrace.engine.lockstep_pass import copied
 from qtrace.engine.model import Model, buffers_kept, devices_of
@@ -79,7 +79,7 @@ class Target:
         inner = [one for one in self.standing(side) if one is not model.modules[path]]
         try:
             with buffers_kept([model]), _eagerly(model):
-                calls = run_during(model.modules[path], index, recorder, run, inner=inner)
+                calls = run_with_probe(model.modules[path], index, recorder, run, inner=inner)
         except QtraceError:
             raise
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,13 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qtrace.diagnosis.quantization.ranges import Range, handed, range_problems, saturated_share, without_empty
-from qtrace.diagnosis.static_report import StaticNote, pattern_of
+from qtrace.diagnosis.quantization.ranges import Range, quantizer_input, range_problems, saturated_share, without_empty
+from qtrace.diagnosis.static_differences import StaticNote, pattern_of
 from qtrace.diagnosis.suspects import role
 from qtrace.engine.model import Model
 from qtrace.numerics import NoValues, describe
 from qtrace.report.records import QuantFacts, Quantizer, QuantProblem, QuantProblemKind
-from qtrace.toolkits import read
+from qtrace.toolkits import Readers, read, readers_for
 from qtrace.toolkits.quantizer import Reading
 
 _CALIBRATE = "calibrate on inputs like these before converting"
@@ -29,22 +30,26 @@ def quant_facts(
     candidates: Sequence[torch.nn.Module],
     aligned: frozenset[torch.nn.Module] = frozenset(),
     values: Mapping[str, Tensor] | None = None,
+    *,
+    readers: Readers | None = None,
 ) -> QuantFacts | None:
     """Return how the modules that answer to `reference` quantize; None where nothing is known of that.
 
     `aligned` are all of the candidate's modules that answer to some module. A weight's quantizer is held against the
     weight that it rounds, the candidate's own or, of one that is kept rounded alone, the reference's; that of the
-    "input" or "output" against the tensor of this name in `values`, which is the reference's. Waits for the
-    accelerator if a scale is on one.
+    "input" or "output" against the tensor of this name in `values`, which is the reference's. `readers` are those that
+    the whole model needs, if they are known. Waits for the accelerator if a scale is on one.
     """
     toolkit, quantizers = "", []
-    for named, found in _read_each(candidates, aligned):
+    for named, found in _read_each(candidates, aligned, readers):
         # What a toolkit keeps under a name that is known here may be of another form: then nothing is known of it.
         try:
             # Which of several inner ones a call comes by depends on the path it takes: of a module that was calibrated,
             # those that saw nothing are not in use.
             calibrated = any(not reading.saw_nothing for reading in found if reading.of != "weight")
-            told = [_quantizer(reading, handed(reading, reference, values or {}), calibrated) for reading in found]
+            told = [
+                _quantizer(reading, quantizer_input(reading, reference, values or {}), calibrated) for reading in found
+            ]
         except UNREADABLE:
             continue
         toolkit = toolkit or named
@@ -60,11 +65,14 @@ def readings_of(
 
 
 def _read_each(
-    candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module]
+    candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module], readers: Readers | None = None
 ) -> Iterator[tuple[str, list[Reading]]]:
+    if readers is None:
+        inside = (module for candidate in candidates for module in candidate.modules())
+        readers = readers_for(itertools.chain(inside, aligned))
     for candidate in _with_inner(candidates, aligned):
         try:
-            yield read(candidate, aligned)
+            yield read(candidate, aligned, readers)
         except UNREADABLE:
             continue
 
@@ -199,7 +207,11 @@ def facts_by_path(models: tuple[Model, Model], candidate_keys: Mapping[str, str]
     for path, key in candidate_keys.items():
         answering.setdefault(key, []).append(candidate.modules[path])
     aligned = frozenset(module for modules in answering.values() for module in modules)
-    found = {key: quant_facts(reference.modules[key], modules, aligned) for key, modules in answering.items()}
+    readers = readers_for(candidate.root.modules())
+    found = {
+        key: quant_facts(reference.modules[key], modules, aligned, readers=readers)
+        for key, modules in answering.items()
+    }
     return {key: facts for key, facts in found.items() if facts is not None}
 
 

@@ -18,8 +18,8 @@ from qtrace.report.records import QuantFacts
 from qtrace.tree import leaves
 
 
-class Observed:
-    """Told of a call (`qtrace.engine.hooks.During`), it keeps copies of the first tensors of floats.
+class ObservedValues:
+    """Told of a call (`qtrace.engine.hooks.CallProbe`), it keeps copies of the first tensors of floats.
 
     `values` has that of the arguments under "input", that of what is returned under "output".
     """
@@ -55,7 +55,7 @@ _EXPLAINED_PEAK = 2.5
 _MOST = 0.25
 
 
-class Quantized:
+class QuantizerEvidence:
     """Reads the quantizers of suspects; looks once at what the reference takes and returns at each, if at all."""
 
     def __init__(self, runner: Runner) -> None:
@@ -106,7 +106,7 @@ class Quantized:
         )
 
     def _observed(self, suspect: Suspect) -> dict[str, torch.Tensor]:
-        observed = Observed()
+        observed = ObservedValues()
         self._runner.during(suspect.module, suspect.call.call, observed)
         return observed.values
 

@@ -53,7 +53,7 @@ def cut(values: Tensor, blocks: Sequence[int]) -> Tensor:
     return values.reshape([part for size, count in sizes for part in (count, size // count)])
 
 
-def handed(reading: Reading, reference: torch.nn.Module, values: Mapping[str, Tensor]) -> Tensor | None:
+def quantizer_input(reading: Reading, reference: torch.nn.Module, values: Mapping[str, Tensor]) -> Tensor | None:
     """Return what a quantizer rounds; None where that is not known.
 
     Of a weight that is the candidate's own or, of one that is kept rounded alone, the reference's; of "input" and

@@ -6,7 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 
 from qtrace.engine.align.fusion import Fusion, experts, fusions, grown, projections
 from qtrace.engine.align.module_info import Alignment, ModuleInfo, Names, Tree
-from qtrace.engine.align.names import by_attribute, doubts, infixed, outdone, prefix_shift, renamed, same_path, stripped
+from qtrace.engine.align.names import (
+    by_attribute,
+    overruled_renames,
+    prefix_shift,
+    rename_doubts,
+    renamed,
+    same_path,
+    with_inserted_components,
+    without_wrapper_components,
+)
 from qtrace.engine.align.places import enclosing, in_order, renumbered
 from qtrace.engine.align.weights import by_weights
 from qtrace.report.records import Pairing
@@ -50,13 +59,13 @@ def align(
     for rule, names in (
         ("renamed", given),
         ("name_attribute", by_attribute(mine, theirs)),
-        ("prefix", shifted) if shifted else ("stripped", infixed(mine, theirs)),
+        ("prefix", shifted) if shifted else ("stripped", with_inserted_components(mine, theirs)),
         ("exact", {} if shifted else same_path(mine, theirs)),
-        ("stripped", stripped(mine, theirs, shifted)),
+        ("stripped", without_wrapper_components(mine, theirs, shifted)),
     ):
         for path, name in names.items():
             found.setdefault(path, (name, rule))
-    for path in outdone(given, _names(found)):
+    for path in overruled_renames(given, _names(found)):
         del found[path]
     by_path = {path: name for path, (name, rule) in found.items() if rule in _BY_PATH}
     for path in renumbered(mine, theirs, by_path) | {path for path, name in by_path.items() if name in denied}:
@@ -81,7 +90,7 @@ def align(
     }
     taken = {pair.reference for pair in pairs.values()}
     alone = tuple(path for path in mine.modules if path not in taken)
-    return Alignment(pairs, alone, fused, split, doubts(mine, theirs, given))
+    return Alignment(pairs, alone, fused, split, rename_doubts(mine, theirs, given))
 
 
 def _find_the_rest(

@@ -84,7 +84,7 @@ def renamed(reference: Tree, candidate: Tree, renames: Mapping[str, str]) -> Nam
     return found
 
 
-def outdone(given: Names, names: Names) -> list[str]:
+def overruled_renames(given: Names, names: Names) -> list[str]:
     """Return the paths that answer to what the user gave another partner: neither around that partner nor inside it."""
     partners: dict[str, list[str]] = {}
     for path, name in given.items():
@@ -96,7 +96,7 @@ def outdone(given: Names, names: Names) -> list[str]:
     ]
 
 
-def doubts(reference: Tree, candidate: Tree, given: Names) -> tuple[str, ...]:
+def rename_doubts(reference: Tree, candidate: Tree, given: Names) -> tuple[str, ...]:
     """Return in a sentence which of the user's pairs hold weights that have nothing to do with each other."""
     wrong = []
     for path, name in given.items():
@@ -183,7 +183,7 @@ def by_attribute(reference: Tree, candidate: Tree) -> Names:
     return found
 
 
-def stripped(reference: Tree, candidate: Tree, shifted: Names) -> Names:
+def without_wrapper_components(reference: Tree, candidate: Tree, shifted: Names) -> Names:
     """Return the paths that are the reference's once the components are dropped that occur nowhere in the reference.
 
     `wrapped` and `_orig_mod` are such. At the end of a path only those that elsewhere stand before a known one:
@@ -218,7 +218,7 @@ def stripped(reference: Tree, candidate: Tree, shifted: Names) -> Names:
     return found
 
 
-def infixed(reference: Tree, candidate: Tree) -> Names:
+def with_inserted_components(reference: Tree, candidate: Tree) -> Names:
     """Return the paths that are the reference's without one component that wraps a single module each time it occurs.
 
     For a wrapper whose attribute has a name that the reference uses as well, as `model` or `module`. None where names

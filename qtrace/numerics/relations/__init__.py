@@ -1,9 +1,9 @@
 """How a candidate's tensor is related to the reference's; every relation is verified by value, never guessed."""
 
-from qtrace.numerics.relations.channel_gain import channel_factors
 from qtrace.numerics.relations.convention import CONVENTIONS, DELIBERATE, DESCRIPTIONS, excuses, into_candidate
+from qtrace.numerics.relations.difference import VISIBLE
 from qtrace.numerics.relations.extent import where
-from qtrace.numerics.relations.gain import VISIBLE, gain_relation
+from qtrace.numerics.relations.gain import channel_factors, gain_relation
 from qtrace.numerics.relations.layout import undo_layout, with_layout_undone
 from qtrace.numerics.relations.mask import FILL, mask_relation
 from qtrace.numerics.relations.search import explanation, relate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from qtrace.numerics.measurement import measure
-from qtrace.numerics.relations.channel_gain import channel_factors, channel_gain_relation
 from qtrace.numerics.relations.difference import Difference, difference_of
+from qtrace.numerics.relations.gain import channel_factors, channel_gain_relation
 from qtrace.numerics.relations.layout import with_layout, with_layout_undone
 from qtrace.numerics.relations.mask import blocked_entries, mask_relation
 from qtrace.numerics.relations.permutation import channel_permutation, halves_order

@@ -1,4 +1,4 @@
-"""A pair that differs, prepared once for all who ask how: comparable dtypes, and what counts as explained."""
+"""A pair that differs, prepared once for all relations: comparable dtypes, and what counts as explained."""
 
 from __future__ import annotations
 
@@ -7,11 +7,53 @@ from dataclasses import dataclass
 import torch
 
 from qtrace.numerics.dense import plain
-from qtrace.numerics.relations.elements import MOST, loose, near, picks, typical
-from qtrace.numerics.relations.gain import VISIBLE
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Statistics
 
+# An element may be off by so many tolerances, of its own size...
+_SLACK = 10.0
+_LOOSEST = 0.05
+# Sums over a huge channel leave more rounding than an ordinary channel would have of its own.
+_TIGHTEST = 1e-3
+# ...and so many elements must not be off by more.
+MOST = 0.9
+_SAMPLE = 1 << 16
+
+
+def picks(count: int, most: int, device: torch.device) -> torch.Tensor:
+    """Return up to `most` different indices below `count`, spread evenly and without a period."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    golden = torch.arange(most, dtype=torch.float64) * 0.618_033_988_749_895
+    indices: torch.Tensor = torch.unique((golden.frac() * count).long())
+    return indices.to(device)
+
+
+def sampled(tensor: torch.Tensor) -> torch.Tensor:
+    """Return up to 2^16 elements, the same ones of any two tensors of one size."""
+    flat = tensor.reshape(-1)
+    return flat[picks(len(flat), _SAMPLE, flat.device)]
+
+
+def loose(limit: float) -> float:
+    """Return the share of its size by which an element may be off where the PEIR may be `limit`."""
+    return min(max(_SLACK * limit, _TIGHTEST), _LOOSEST)
+
+
+def typical(tensor: torch.Tensor) -> float:
+    """Return the median size of the elements that are not zero, of a sample; 0 where all are."""
+    sizes = sampled(tensor).abs()
+    sizes = sizes[sizes > 0]
+    return float(sizes.median()) if len(sizes) else 0.0
+
+
+def near(found: torch.Tensor, wanted: torch.Tensor, share: float, least: float) -> torch.Tensor:
+    """Return which elements are apart by at most `share` of their size, or of `least` where they are smaller."""
+    return (found - wanted).abs_() <= share * wanted.abs().clamp_min_(least)
+
+
+# A PEIR beyond this is more than rounding in float32, and worth a relation.
+VISIBLE = 1e-3
 # What remains under a relation must be rounding, of a depth that any model has...
 _DEPTH = 100
 # ...and at most this share of what there was: coarse dtypes have tolerances that a small fault fits into as well.

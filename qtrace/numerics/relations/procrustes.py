@@ -7,10 +7,8 @@ import math
 import torch
 
 from qtrace.numerics.measurement import measure
-from qtrace.numerics.relations.channel_gain import each_its_own
-from qtrace.numerics.relations.difference import Difference, difference_of
-from qtrace.numerics.relations.elements import picks
-from qtrace.numerics.relations.gain import VISIBLE
+from qtrace.numerics.relations.difference import VISIBLE, Difference, difference_of, picks
+from qtrace.numerics.relations.gain import each_its_own
 from qtrace.report.records import Relation
 
 # Inner products add up many elements, each of which may be off by its share of rounding.

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from qtrace.numerics.relations.difference import Difference
-from qtrace.numerics.relations.elements import sampled
+from qtrace.numerics.relations.difference import Difference, sampled
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Relation
 

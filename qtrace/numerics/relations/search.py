@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from qtrace.numerics.relations.channel_gain import channel_gain_relation
 from qtrace.numerics.relations.difference import difference_of
 from qtrace.numerics.relations.extent import shifted_relation, where
-from qtrace.numerics.relations.gain import gain_relation
+from qtrace.numerics.relations.gain import channel_gain_relation, gain_relation
 from qtrace.numerics.relations.mask import FILL, mask_relation
 from qtrace.numerics.relations.permutation import halves_relation, permuted_relation
 from qtrace.numerics.relations.procrustes import rescaled_relation, rotation_relation

@@ -7,7 +7,7 @@ behind it everything differs, and what else may be wrong there cannot be told fr
 from __future__ import annotations
 
 from qtrace.diagnosis.outliers import is_noisy
-from qtrace.diagnosis.suspects import Suspect, opened, repeats, suspects
+from qtrace.diagnosis.suspects import Suspect, containers_to_open, repeats, suspects
 from qtrace.diagnosis.trial import Trial, Value
 from qtrace.report.records import Status
 
@@ -32,7 +32,7 @@ def accumulated(trial: Trial) -> list[Suspect]:
 
 
 def _suspects(trial: Trial) -> list[Suspect]:
-    found = suspects(trial, opened(trial))
+    found = suspects(trial, containers_to_open(trial))
     return [
         suspect for suspect in found if not (_is_extra(suspect) or _is_relaid(suspect) or _may_be_noise(trial, suspect))
     ]
