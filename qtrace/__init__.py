@@ -1,6 +1,9 @@
-"""qtrace: find the module where a wrapped, quantized or ported model stops computing what the original did.
+"""qtrace: find the module where a wrapped, quantized or ported model stops computing the original's results.
 
-report = qtrace.trace(reference, candidate, inputs) report.outcome, report.rows, report.save("report.json")
+In Python:
+
+    report = qtrace.trace(reference, candidate, inputs)
+    report.outcome, report.rows, report.save("report.json")
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ __all__ = ["ForwardError", "Interrupted", "QtraceError", "Report", "__version__"
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported with the first use of what needs it: the command line's help and stored reports do not.
+    # torch is imported by the first use that needs it: the command line's help and stored reports do not need it.
     if name in ("Report", "trace"):
         from qtrace.tracing import api
 

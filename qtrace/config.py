@@ -1,4 +1,4 @@
-"""What a run is made of: the YAML config, checked, with the command line's options laid over it. No torch.
+"""The configuration of a run: reads and checks the YAML config, and merges the command line's options. No torch.
 
     reference: {source: "qtrace.zoo.qwen3_vl:tiny", args: {seed: 42}}
     candidate: {wrap: tico, args: {quantize: false}}
@@ -6,8 +6,8 @@
     compare:   {only: [], skip: [], tolerance: auto, local: true}
     policy:    {max_peir: 1.0e-4, overrides: {"model.visual.**": 1.0e-3}, min_coverage: 0.95}
 
-The common options (`seed`, `device`, `dtype`, `threads`, `call`, `cache_dir`, `token`, `revision`,
-`trust_remote_code`) stand at top level. What does not fit is a `UsageError` that names file, line and key.
+The common options (`seed`, `device`, `dtype`, `threads`, `call`, `cache_dir`, `token`, `revision`, `trust_remote_code`)
+stand at top level. An invalid entry is a `UsageError` that names file, line and key.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qtrace.errors import UsageError
 
 
 def _number(value: Any) -> float:
-    """Accept a number or a text that spells one (`1e-4` is a text to YAML 1.1); never NaN or a bool."""
+    """Accept a number or a text of a number (`1e-4` is a text in YAML 1.1); never NaN or a bool."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -79,19 +79,19 @@ def _fraction(value: Any) -> float:
 
 
 def _names(value: Any) -> Any:
-    """Accept one name where a list of names is meant."""
+    """Accept one name in place of a list of names."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _source(value: Any) -> Any:
-    """Accept the bare SPEC where a section with `source` is meant."""
+    """Accept a bare SPEC in place of a section with `source`."""
     return {"source": value} if isinstance(value, str) else value
 
 
 def _limits(value: Any) -> Any:
-    """Accept the bare number where a section with `max_peir` is meant."""
+    """Accept a bare number in place of a section with `max_peir`."""
     is_section = isinstance(value, (Mapping, BaseModel)) or value is None
     return value if is_section else {"max_peir": value}
 
@@ -107,20 +107,20 @@ OutcomeName = Literal["clean", "fault", "drift", "inconclusive"]
 
 
 class _Section(BaseModel):
-    """A mapping whose keys are all known and whose values have the type they should."""
+    """A mapping in which all keys are known and all values have the expected type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 class ReferenceSource(_Section):
-    """Where the reference comes from: a SPEC, and arguments for it when it is a callable."""
+    """The source of the reference: a SPEC, and arguments for it when it is a callable."""
 
     source: str
     args: dict[str, Any] = {}
 
 
 class CandidateSource(_Section):
-    """Where the candidate comes from: a SPEC of its own, or a registered wrapper of the reference."""
+    """The source of the candidate: a SPEC of its own, or a registered wrapper of the reference."""
 
     source: str | None = None
     wrap: str | None = None
@@ -135,7 +135,7 @@ class CandidateSource(_Section):
 
 
 class InputsSource(_Section):
-    """What both models are run on: a SPEC or a file, or texts and images for the reference's processor."""
+    """The inputs of both models: a SPEC or a file, or texts and images for the reference's processor."""
 
     source: str | None = None
     args: dict[str, Any] = {}
@@ -151,9 +151,9 @@ class InputsSource(_Section):
 
 
 class Compare(_Section):
-    """What is compared, and how strictly: globs over the reference's paths, tolerances as PEIR (a ratio).
+    """The compared modules and the tolerances: globs over the reference's paths, tolerances as PEIR (a ratio).
 
-    `local` asks for the error that each module makes on clean inputs; None leaves it to what is found.
+    `local` requests the error that each module makes on clean inputs; None measures it only if the outputs differ.
     """
 
     only: Names = ()
@@ -165,7 +165,7 @@ class Compare(_Section):
 
 
 class Limits(_Section):
-    """Limits on a row's columns: `max_…` may not be exceeded, `min_…` must be reached. None is no limit.
+    """Limits on a row's columns: `max_…` must not be exceeded, `min_…` must be reached. None is no limit.
 
     PEIR and relative L2 are ratios, SQNR is in dB (higher is better), the mismatch is a fraction; mean, max
     and stddev are of |reference - candidate|, in the tensor's own unit.
@@ -184,17 +184,17 @@ class Limits(_Section):
     min_cosine: Number | None = None
 
     def limits(self) -> dict[str, float | None]:
-        """Return the limits that are written down here, by name; one that is None lifts what would hold otherwise."""
+        """Return the limits that are given here, by name; None lifts a limit that would hold otherwise."""
         return {name: getattr(self, name) for name in Limits.model_fields if name in self.model_fields_set}
 
 
 class Policy(Limits):
-    """What a run must keep to, to pass: limits for every row, and others where a module path matches a glob.
+    """The limits that a run must keep to pass: for every row, and others where a module path matches a glob.
 
-    Under `overrides` a bare number stands for `max_peir`. For each column the most specific pattern that matches a
-    path and names that column wins, and `null` lifts a limit; see `qtrace.gate.limits`. `min_coverage` is the fraction
-    of the reference's calls that must have been compared, `allow_unmatched` names modules that may lack a partner,
-    `fail_on` the outcomes that fail by themselves; under `strict` rows whose difference was absorbed count too.
+    Under `overrides` a bare number stands for `max_peir`. For each column the most specific pattern that matches a path
+    and names that column wins, and `null` lifts a limit; see `qtrace.gate.limits`. `min_coverage` is the fraction of
+    the reference's calls that must have been compared, `allow_unmatched` names modules that may lack a partner,
+    `fail_on` the outcomes that fail by themselves. With `strict`, rows whose difference was absorbed count too.
     """
 
     overrides: dict[str, Annotated[Limits, BeforeValidator(_limits)]] = {}
@@ -205,7 +205,7 @@ class Policy(Limits):
 
 
 class RunConfig(_Section):
-    """All of one run. A section that is None was not given; `load_pair` says which one it misses."""
+    """The whole config of a run. A section that was not given is None; `load_pair` names a section that is missing."""
 
     reference: Annotated[ReferenceSource, BeforeValidator(_source)] | None = None
     candidate: Annotated[CandidateSource, BeforeValidator(_source)] | None = None
@@ -225,7 +225,7 @@ class RunConfig(_Section):
 
     @property
     def folder(self) -> Path | None:
-        """The config file's folder, where relative names are looked for second; None without a file."""
+        """The config file's folder, the second place where relative names are searched; None without a file."""
         return self._folder
 
 
@@ -237,7 +237,7 @@ def load_config(path: str | Path) -> RunConfig:
 
     Raises:
         UsageError: no such file, no valid YAML, an unknown key, a value of the wrong type.
-        SourceError: the file is there and cannot be read.
+        SourceError: the file exists and cannot be read.
     """
     config, folder = _load(path, RunConfig, "config file")
     config._folder = folder
@@ -288,11 +288,11 @@ def merge(
     revision: str | None = None,
     trust_remote_code: bool | None = None,
 ) -> RunConfig:
-    """Lay the command line's options over a config (or over an empty one) and check the whole.
+    """Return a config (or an empty one) overridden by the command line's options, after checking the whole.
 
-    An option that was given replaces what the config says: a source with its `args`, a list as a whole. None
-    and an empty list stand for "not given". `wrap_args` are `key=value` with YAML values; they go to `wrap`,
-    or are laid over the `args` of the config's own wrapper.
+    An option that was given replaces the config's entry: a source with its `args`, a list as a whole. None and an empty
+    list mean "not given". `wrap_args` are `key=value` with YAML values; they are passed to `wrap`, or override the
+    `args` of the config's own wrapper.
 
     Raises:
         UsageError: options that exclude each other, or a value that does not fit; the option is named.
@@ -338,13 +338,13 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
-    """Return what `--rename OLD=NEW` options stand for.
+    """Return the mapping that `--rename OLD=NEW` options give.
 
     >>> parse_renames(["encoder.layer.*=layers.*"])
     {'encoder.layer.*': 'layers.*'}
 
     Raises:
-        UsageError: no `OLD=NEW`.
+        UsageError: the text is not `OLD=NEW`.
     """
     parsed: dict[str, str] = {}
     for pair in pairs:
@@ -358,13 +358,13 @@ def parse_renames(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def parse_wrap_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments that `--wrap-arg key=value` options stand for; values are YAML.
+    """Return the arguments that `--wrap-arg key=value` options give; values are YAML.
 
     >>> parse_wrap_args(["quantize=true", "dtype=uint8", "scale=1e-4"])
     {'quantize': True, 'dtype': 'uint8', 'scale': 0.0001}
 
     Raises:
-        UsageError: no `key=value`, or the value is no YAML.
+        UsageError: the text is not `key=value`, or the value is no YAML.
     """
     parsed: dict[str, Any] = {}
     for pair in pairs:
@@ -379,6 +379,6 @@ def parse_wrap_args(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _option(keys: tuple[object, ...]) -> str:
-    """Return the option that a config key is set by: `compare.noise_floor` is `--noise-floor`."""
+    """Return the option that sets a config key: `compare.noise_floor` is `--noise-floor`."""
     name = str(keys[-1] if keys and keys[0] in ("compare", "inputs") else keys[0] if keys else "options")
     return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""YAML as people write it: files found, `1e-4` read as a number, and pydantic's complaints turned into one sentence."""
+"""Reads YAML: finds files, reads `1e-4` as a number, and turns pydantic's messages into one sentence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from qtrace.errors import SourceError, UsageError, did_you_mean, near
 def find_path(name: str, folder: Path | None = None) -> Path | None:
     """Return the file or folder called `name`, or None.
 
-    A relative name is looked for in the current directory first, then in `folder` (a config's own). `~` is
-    the home directory.
+    A relative name is searched in the current directory first, then in `folder` (the config's folder). `~` is the home
+    directory.
     """
     path = Path(name).expanduser()
     places = [path] if path.is_absolute() or folder is None else [path, folder / path]
@@ -26,9 +26,9 @@ def find_path(name: str, folder: Path | None = None) -> Path | None:
 
 
 def near_paths(name: str, folder: Path | None = None) -> list[str]:
-    """Return names of existing files near a missing one, in its own folder (or the nearest one that exists).
+    """Return names of existing files similar to a missing one, in its own folder (or the nearest one that exists).
 
-    Of `configs/qwen3vl.yaml` the answer may be `["configs/qwen3_vl.yaml"]`.
+    For `configs/qwen3vl.yaml` the result may be `["configs/qwen3_vl.yaml"]`.
     """
     path = Path(name).expanduser()
     parents = [path.parent] if path.is_absolute() or folder is None else [path.parent, folder / path.parent]
@@ -55,7 +55,7 @@ def missing(kind: str, name: str, folder: Path | None = None) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats that refuses a key given twice."""
+    """A SafeLoader that reads YAML 1.2 floats and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
@@ -78,7 +78,7 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML file: `value` is what it holds, `name` the path as it was given."""
+    """A YAML file: `value` is its contents, `name` the path as it was given."""
 
     name: str
     value: Any
@@ -86,7 +86,7 @@ class Document:
     root: yaml.Node | None
 
     def line(self, keys: tuple[object, ...]) -> int | None:
-        """Return the 1-based line of the key or list item that `keys` leads to, or the nearest above."""
+        """Return the 1-based line of the key or list item that `keys` leads to, or of the nearest one above it."""
         node, line = self.root, None
         for key in keys:
             if isinstance(node, yaml.MappingNode):
@@ -102,7 +102,7 @@ class Document:
         return line
 
     def place(self, keys: tuple[object, ...]) -> str:
-        """Return `file:line` of a key, for the head of an error message."""
+        """Return `file:line` of a key, for the beginning of an error message."""
         line = self.line(keys)
         return self.name if line is None else f"{self.name}:{line}"
 
@@ -111,8 +111,8 @@ def read_yaml(name: str | Path, kind: str = "config file") -> Document:
     """Read a YAML file.
 
     Raises:
-        UsageError: there is no such file (near names are given), or it is no valid YAML (file, line, column).
-        SourceError: it is there and cannot be read.
+        UsageError: there is no such file (similar names are given), or it is no valid YAML (file, line, column).
+        SourceError: the file exists and cannot be read.
     """
     text_name = str(name)
     path = find_path(text_name)
@@ -135,7 +135,7 @@ def read_yaml(name: str | Path, kind: str = "config file") -> Document:
 
 
 def parse_value(text: str) -> Any:
-    """Return what a YAML value on the command line stands for: `true`, `1e-4`, `uint8`, `[1, 2]`, `{a: 1}`.
+    """Return the value of a YAML text on the command line: `true`, `1e-4`, `uint8`, `[1, 2]`, `{a: 1}`.
 
     Raises:
         yaml.YAMLError: the text is no YAML.
@@ -163,12 +163,12 @@ def complain(
     place: Callable[[tuple[object, ...]], str],
     name: Callable[[tuple[object, ...]], str] | None = None,
 ) -> str:
-    """Return the sentence for the first thing that is wrong, and how many more there are.
+    """Return the sentence for the first error, with the number of further errors.
 
-    `place` says where a key stands (`file:line`, or nothing), `name` what it is called (its dotted path).
+    `place` returns the place of a key (`file:line`, or nothing), `name` its name (its dotted path).
     """
     problems = error.errors(include_url=False)
-    # For a key that is no text, pydantic's location ends in the marker [key].
+    # For a key that is no text, pydantic's location ends with the marker [key].
     keys = tuple(key for key in problems[0]["loc"] if key != "[key]")
     where = place(keys)
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -196,7 +196,7 @@ def _problem(root: type[BaseModel], keys: tuple[object, ...], problem: Mapping[s
 
 
 def dotted(keys: tuple[object, ...]) -> str:
-    """Return a key's full path; one that holds dots itself is in brackets: `policy.overrides[model.**]`."""
+    """Return a key's full path; a key that contains dots is in brackets: `policy.overrides[model.**]`."""
     path = ""
     for key in keys:
         text = str(key)
@@ -208,7 +208,7 @@ def dotted(keys: tuple[object, ...]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a wrong value as a person knows it from YAML."""
+    """Return a wrong value as it is written in YAML."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -223,7 +223,7 @@ def _shown(value: object) -> str:
 
 
 def _nearest(root: type[BaseModel], keys: tuple[object, ...]) -> str:
-    """Return the tail that proposes a known key: of that name in another section, else near ones of this."""
+    """Return the end of a message that proposes a known key: the same name in another section, else a near one."""
     name = str(keys[-1])
     elsewhere = [path for path in _all_paths(root) if path.rsplit(".", 1)[-1] == name]
     if elsewhere:
@@ -233,7 +233,7 @@ def _nearest(root: type[BaseModel], keys: tuple[object, ...]) -> str:
 
 
 def _sections(annotation: object) -> Iterator[tuple[type[BaseModel], bool]]:
-    """Yield the section types inside an annotation, and whether keys of a mapping stand before them."""
+    """Yield the section types inside an annotation, and whether a mapping's key precedes them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, False
     is_mapping = getattr(annotation, "__origin__", None) is dict

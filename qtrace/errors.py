@@ -1,7 +1,7 @@
-"""Everything that qtrace raises on purpose, and the exit code that each error ends a command with.
+"""The errors that qtrace raises on purpose, and the exit code of each.
 
-A message is one sentence that says what went wrong, where, what was expected and what to do next. Odd
-*data* (NaN, shapes that differ, a module without partner) is never an exception: it is a status on a row.
+A message is one sentence that states the error, the place, the expectation and the next step. Unusual *data* (NaN,
+shapes that differ, a module without partner) never raises an exception: it is a status of a row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code means; the numbers are a contract with scripts and CI."""
+    """The meaning of a command's exit code; the numbers are a contract with scripts and CI."""
 
     DONE = 0
     ERROR = 1
@@ -23,30 +23,30 @@ class ExitCode(IntEnum):
 
 
 class QtraceError(Exception):
-    """Root of all errors that qtrace raises on purpose; `exit_code` is what the command line ends with."""
+    """Base class of all errors that qtrace raises on purpose; `exit_code` is the exit code of the command line."""
 
     exit_code: ExitCode = ExitCode.ERROR
 
 
 class UsageError(QtraceError):
-    """What was asked for does not fit together: options, a config key, a pattern, the form of a spec."""
+    """The request is invalid: options, a config key, a pattern, the form of a spec."""
 
     exit_code = ExitCode.USAGE
 
 
 class SourceError(QtraceError):
-    """A model, wrapper or input that was named could not be had: file, callable, toolkit or weights."""
+    """A named model, wrapper or input could not be loaded: file, callable, toolkit or weights."""
 
 
 class OutputError(QtraceError):
-    """A result could not be written where it was asked for."""
+    """A result could not be written to the requested place."""
 
 
 class ForwardError(QtraceError):
     """A model raised, or was interrupted, while it was traced.
 
-    `side` is "reference" or "candidate", `module` the path of the innermost module that was running (in that
-    side's own names), `report` holds what was compared until then. The model's own exception is `__cause__`.
+    `side` is "reference" or "candidate", `module` the path of the innermost module that was running (in that side's own
+    names), `report` holds the comparison until then. The model's own exception is `__cause__`.
     """
 
     def __init__(self, message: str, *, side: str, module: str, report: object = None) -> None:
@@ -57,7 +57,7 @@ class ForwardError(QtraceError):
 
 
 class Interrupted(QtraceError):
-    """Ctrl-C while models were traced; `report` holds what was compared until then."""
+    """Ctrl-C while models were traced; `report` holds the comparison until then."""
 
     exit_code = ExitCode.INTERRUPTED
 
@@ -67,7 +67,7 @@ class Interrupted(QtraceError):
 
 
 def first_line(error: BaseException | None) -> str:
-    """Return the first line of what an exception says; nothing where it says nothing.
+    """Return the first line of an exception's message; an empty text without a message.
 
     >>> first_line(ValueError("sizes differ\\n  at dim 1"))
     'sizes differ'
@@ -76,7 +76,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 def near(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
-    """Return the known names nearest to a mistyped one, best first.
+    """Return the known names most similar to a mistyped one, best first.
 
     >>> near("refernce", ["reference", "candidate", "inputs"])
     ['reference']
@@ -85,7 +85,7 @@ def near(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the tail of an error message that proposes the nearest known names, or lists them when few.
+    """Return the end of an error message that proposes the most similar known names, or lists them when few.
 
     >>> did_you_mean("refernce", ["reference", "candidate"])
     'did you mean reference?'

@@ -24,7 +24,7 @@ _TOKEN = re.compile(r"\*|\?|\[!?[^\]]+\]|.", re.DOTALL)
 
 @lru_cache(maxsize=512)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    # Every component is matched with the dot behind it, so that `**` may stand for none at all.
+    # Every component is matched with the dot behind it, so that `**` may match no component at all.
     parts = []
     for component in pattern.split("."):
         if component == "**":
@@ -55,8 +55,8 @@ def select(
 ) -> set[str]:
     """Return the paths that any of the patterns matches.
 
-    Raises `UsageError`, naming `option` and the nearest paths, or the command that lists them, for a pattern that
-    matches nothing: it would silently compare something else than what was meant.
+    Raises `UsageError`, naming `option` and the most similar paths, or the command that lists them, for a pattern that
+    matches nothing: the run would silently compare other modules than intended.
     """
     known = list(paths)
     chosen: set[str] = set()

@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `qtrace`, with which a test holds a model against the one that it stands in for.
+"""The pytest plugin: the fixture `qtrace`, with which a test compares a model with the one that it replaces.
 
     def test_quantized_head(qtrace):
         qtrace.assert_parity(reference, candidate, inputs, max_peir=1e-3)
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark, and refuse options that do not go together."""
+    """Register the mark, and refuse options that exclude each other."""
     config.addinivalue_line(
         "markers", "qtrace(max_peir=…, policy=…, baseline=…, **trace options): defaults of qtrace.assert_parity"
     )
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say which baselines were written, and which ones could be."""
+    """Print the baselines that were written, and those that could be written."""
     reports = [one for several in terminalreporter.stats.values() for one in several]
     for report in reports:
         if getattr(report, "when", None) != "call":
@@ -48,12 +48,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(name="qtrace")
 def parity(request: pytest.FixtureRequest) -> Parity:
-    """Hold a model against the one that it stands in for: `qtrace.assert_parity(reference, candidate, inputs)`."""
+    """Compare a model with the one that it replaces: `qtrace.assert_parity(reference, candidate, inputs)`."""
     given: dict[str, Any] = {}
     for mark in request.node.iter_markers("qtrace"):
         if mark.args:
             value = mark.args[0]
             raise UsageError(f"the mark qtrace has {value!r} without a name; write it as max_peir={value!r}")
-        # The nearest one comes first.
+        # The mark nearest to the test comes first.
         given = {**mark.kwargs, **given}
     return Parity(request.node, given)

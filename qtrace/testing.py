@@ -1,4 +1,4 @@
-"""`assert_parity`: a test that holds a model against the one that it stands in for, with limits or a baseline."""
+"""`assert_parity`: compares a model with the one that it replaces in a test, by limits or a baseline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOOSEN = "--qtrace-allow-loosen"
 WRITTEN = "qtrace_baseline"
 NOTE = "qtrace_note"
 FOLDER = "__qtrace__"
-# Of a name that is longer than file systems take, or that holds what they do not, a digest tells the rest.
+# A digest replaces the rest of a name that is too long for file systems, or has characters that they refuse.
 LONGEST = 100
 _UNFIT = re.compile(r"[^\w.\-\[\]]", re.ASCII)
 
@@ -37,8 +37,8 @@ _UNFIT = re.compile(r"[^\w.\-\[\]]", re.ASCII)
 def baseline_path(item: pytest.Item, nth: int = 1) -> Path:
     """Return the file of a test's own baseline: `__qtrace__/test_file/test_name.json` beside the test file.
 
-    A class goes before the name (`TestHead.test_name.json`), parameters behind it in brackets; the second assertion of
-    a test and later ones have their number (`test_name.2.json`).
+    A class precedes the name (`TestHead.test_name.json`), parameters follow it in brackets; the second assertion of a
+    test and later ones have their number (`test_name.2.json`).
     """
     name = ".".join(item.nodeid.split("::")[1:])
     fit = _UNFIT.sub("_", name)
@@ -50,7 +50,7 @@ def baseline_path(item: pytest.Item, nth: int = 1) -> Path:
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict on a run; where the baseline was to be written, what that changes, and why it was not, if so."""
+    """The verdict on a run; where the baseline was to be written, its change, and the reason if it was not written."""
 
     verdict: GateVerdict
     update: Update | None = None
@@ -58,9 +58,9 @@ class Decision:
 
 
 class BaselineFile:
-    """The baseline at `path` of the test `item`, read when this is made.
+    """The baseline at `path` of the test `item`, read by the constructor.
 
-    Raises `UsageError` where there is none and none is to be written, `SourceError` where it is damaged.
+    Raises `UsageError` where there is no baseline and none is to be written, `SourceError` where it is damaged.
     """
 
     def __init__(self, path: Path, item: pytest.Item) -> None:
@@ -78,9 +78,9 @@ class BaselineFile:
             raise UsageError(f"no baseline {self.name}; pytest {UPDATE} writes it")
 
     def decide(self, report: ReportData, policy: Policy | None) -> Decision:
-        """Hold a report against the baseline, or write it anew where that is asked for and nothing speaks against it.
+        """Judge a report by the baseline, or write the baseline where this is requested and permitted.
 
-        Raises `OutputError` where it cannot be written.
+        Raises `OutputError` where the baseline cannot be written.
         """
         from qtrace.gate import judge, update
 
@@ -105,7 +105,7 @@ class BaselineFile:
         self._item.user_properties.append((name, value))
 
     def _write(self, baseline: Baseline) -> None:
-        """Write the file at once, so that no other process ever reads half of it."""
+        """Write the file atomically, so that no other process ever reads a part of it."""
         from qtrace.gate import save_baseline
 
         written = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -125,7 +125,7 @@ INTRODUCED = "max_peir_local"
 
 
 class ParityError(AssertionError):
-    """A model does not keep to its limits; `report` and `verdict` hold all that was found."""
+    """A model violates its limits; `report` and `verdict` hold the results."""
 
     def __init__(self, message: str, report: Report, verdict: GateVerdict) -> None:
         super().__init__(message)
@@ -134,7 +134,7 @@ class ParityError(AssertionError):
 
 
 class Parity:
-    """What the fixture `qtrace` gives to the test `item`; `defaults` are what its marks say."""
+    """The value of the fixture `qtrace` for the test `item`; `defaults` are the arguments of its marks."""
 
     def __init__(self, item: pytest.Item, defaults: Mapping[str, Any]) -> None:
         self._item = item
@@ -152,16 +152,16 @@ class Parity:
         baseline: bool | str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> Report:
-        """Run the same inputs through both models, and fail unless the candidate keeps to its limits.
+        """Run the same inputs through both models, and fail unless the candidate keeps its limits.
 
-        Without any limit it must compute what the reference computes: an outcome other than `clean` fails. In any
-        case a run that compared too little fails.
+        Without any limit it must compute the same as the reference: an outcome other than `clean` fails. A run that
+        compared too little always fails.
 
         Args:
-            reference: the model that is right by definition.
+            reference: the model that is correct by definition.
             candidate: the model that should compute the same.
             inputs: as for `qtrace.trace`; of several samples the worst is judged.
-            max_peir: the PEIR (a ratio) that no row may exceed; stands above the policy's own.
+            max_peir: the PEIR (a ratio) that no row may exceed; overrides the policy's own.
             policy: limits of all kinds, as a mapping or in a YAML file beside the test or below pytest's rootdir.
             baseline: True for the numbers of an earlier run in the test's own file (`baseline_path` says which), or
                 the name of a file beside the test.
@@ -171,8 +171,8 @@ class Parity:
             The report of the run.
 
         Raises:
-            ParityError: a limit was not kept, or too little was compared.
-            UsageError: an option or a file that does not fit.
+            ParityError: a limit was violated, or too little was compared.
+            UsageError: an option or a file is invalid.
             ForwardError: a model raised.
         """
         __tracebackhide__ = True
@@ -184,7 +184,7 @@ class Parity:
         except Interrupted as error:
             raise KeyboardInterrupt from error
         except QtraceError as error:
-            # It says what is wrong, and with what; where in qtrace that was noticed is of no use.
+            # The message names the error and its object; the place inside qtrace that detected it is of no use.
             raise error.with_traceback(None) from error.__cause__
         if message:
             raise ParityError(message, report, decision.verdict)
@@ -193,7 +193,7 @@ class Parity:
     def _decided(
         self, reference: torch.nn.Module, candidate: torch.nn.Module, inputs: Any, named: dict[str, Any]
     ) -> tuple[Report, Decision, str]:
-        """Return the report, what is decided on it, and the message where the test fails."""
+        """Return the report, the decision on it, and the message where the test fails."""
         policy = self._policy(named.pop("max_peir", None), named.pop("policy", None))
         stored = self._stored(named.pop("baseline", None))
         if policy is None and stored is None:
@@ -223,7 +223,7 @@ class Parity:
         return BaselineFile(self._item.path.parent / baseline, self._item)
 
     def _policy(self, max_peir: Any, policy: Any) -> Policy | None:
-        """Return the policy that both make together; None where neither was given."""
+        """Return the policy that both give together; None where neither was given."""
         from pydantic import ValidationError
 
         from qtrace.config import Policy, load_policy
@@ -243,7 +243,7 @@ class Parity:
             raise UsageError(complain(error, Policy, lambda keys: "assert_parity")) from error
 
     def _found(self, name: str | os.PathLike[str]) -> Path:
-        """Return the file beside the test, or below the root where there is none."""
+        """Return the file beside the test, or below pytest's rootdir where there is none beside the test."""
         beside, below = (folder / name for folder in (self._item.path.parent, self._item.config.rootpath))
         return below if below.exists() and not beside.exists() else beside
 
@@ -264,6 +264,6 @@ def _traced(
         if name not in known:
             raise UsageError(f"assert_parity has no option {name!r}; {did_you_mean(name, (*known, *LIMITS))}")
     if policy is not None and any(INTRODUCED in one.limits() for one in (policy, *policy.overrides.values())):
-        # What each module introduces is measured also where the final outputs agree.
+        # The error that each module introduces is measured also where the final outputs agree.
         options = {"local": True, **options}
     return trace(reference, candidate, inputs, **options)

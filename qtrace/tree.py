@@ -1,7 +1,7 @@
-"""Nested values to leaves: what a module takes or returns, as (path, leaf) pairs.
+"""Splits nested values into leaves: a module's arguments or outputs as (path, leaf) pairs.
 
-A path joins keys, indices and attribute names with dots: "0.1", "logits", "past_key_values.layers.0.keys"; a
-value that is itself a leaf has the path "". Leaves are tensors and plain values (numbers, strings, None, …).
+A path joins keys, indices and attribute names with dots: "0.1", "logits", "past_key_values.layers.0.keys". A value that
+is itself a leaf has the path "". Leaves are tensors and plain values (numbers, strings, None, …).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 Leaf = tuple[str, Any]
 
-# A plain value stands for itself. Everything else with attributes (a cache, say) is looked into for tensors.
+# A plain value is a leaf. Any other value with attributes (such as a cache) is searched for tensors.
 PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _DEEPEST = 12
 
@@ -45,7 +45,7 @@ def tensors(value: Any) -> list[tuple[str, torch.Tensor]]:
 def frozen(value: Any) -> dict[str, Any]:
     """Return the leaves by path, tensors copied: `leaves` of it gives the same paths as `leaves` of the value.
 
-    What a model does to its tensors later no longer shows in it.
+    Later changes of the tensors by a model do not affect it.
     """
     return {path: _copy(leaf) for path, leaf in leaves(value)}
 
@@ -92,8 +92,8 @@ def _copy(leaf: Any) -> Any:
 def _walk(path: str, value: Any, found: list[Leaf], inside: list[int]) -> None:
     """Append the leaves of `value` to `found`; `inside` holds the ids of the containers around it.
 
-    It runs for every argument of every call, and a key-value cache comes along with each: no generators here, and
-    each type is judged once.
+    It runs for every argument of every call, often with a key-value cache. So it uses no generators, and classifies
+    each type only once.
     """
     kind = _kind_of(value)
     if kind is _LEAF:
@@ -142,7 +142,7 @@ _KINDS: dict[type, int] = {}
 
 
 def _kind_of(value: Any) -> int:
-    """Return how a value is taken apart."""
+    """Return the way in which a value is split."""
     kind = _KINDS.get(type(value))
     if kind is None:
         kind = _KINDS[type(value)] = _kind(type(value))
@@ -166,10 +166,10 @@ def _kind(kind: type) -> int:
 
 
 def replaced(value: Any, swaps: Mapping[int, list[torch.Tensor]]) -> Any:
-    """Return `value` with tensors exchanged by their id, in containers of the same kinds; the rest is kept as it is.
+    """Return `value` with tensors replaced by their id, in containers of the same types; the rest is unchanged.
 
-    A tensor that stands in several places takes its replacements in turn, and the last one everywhere after that.
-    Objects with attributes, such as a cache, are not taken apart.
+    A tensor in several places takes its replacements in turn, and then the last one in all further places. Objects with
+    attributes, such as a cache, are not split.
     """
     if id(value) in swaps:
         turns = swaps[id(value)]

@@ -17,11 +17,11 @@ MOST = 10
 
 HEAD = """# Coverage by toolkit
 
-Written by `make bench-toolkits`; do not edit. Each cell is one real run of a wrapper (`--wrap`) on a model: how many of
-the reference's calls (the root's not counted) have a partner that runs in the candidate, of how many; and how many were
-compared, where those are fewer. *Wrong pairs* are looked for by value, whatever rule made the pair: by the dequantized
-weight, which must be more like the partner's than like any other's of that shape, else by what the module computes on
-the reference's own arguments.
+Written by `make bench-toolkits`; do not edit. Each cell is one real run of a wrapper (`--wrap`) on a model. It counts
+the reference's calls (without the root's) that have a partner that runs in the candidate, of all its calls. If fewer
+were compared, that count follows. *Wrong pairs* are looked for by value, whatever rule made the pair. The dequantized
+weight must be more like the partner's than like any other of that shape. A module without one is judged by what it
+computes on the reference's own arguments.
 
 Tiny models with random weights (Llama, BERT, ViT, a convolutional net, Qwen3-VL with an image), and two with real ones:
 all-MiniLM-L6-v2 and SmolLM2-135M in float32, 32 tokens; one thread on the CPU.
@@ -162,7 +162,7 @@ def _ranked(rows: Sequence[Row]) -> str:
     head = (
         "## SmolLM2-135M: float32 against int8 by three toolkits\n\n"
         "The error that each module introduces by itself, on the float model's own arguments, as PEIR (a ratio, lower "
-        f"is better); the {MOST} modules with the largest one.\n"
+        f"is better), for the {MOST} modules with the largest error.\n"
     )
     return f"{head}\n{_table(['module', *names], [*lines, ['final logits, accumulated', *finals]])}"
 
@@ -174,4 +174,4 @@ def _seconds(ways: Sequence[Way], rows: Sequence[Row]) -> str:
         if own:
             cells = (f"{own[m]['wrap_s']:.1f} / {own[m]['trace_s']:.1f}" if m in own else "" for m in ALL)
             lines.append([way.name, *cells])
-    return "To wrap, and to trace with every module's own error:\n\n" + _table(["way", *ALL], lines)
+    return "Seconds to wrap the model / to trace it with every module's own error:\n\n" + _table(["way", *ALL], lines)

@@ -1,4 +1,4 @@
-"""The command line: one file a command, each of which parses, calls, renders and exits."""
+"""The command line: one file for each command, which parses, calls, renders and exits."""
 
 from qtrace.cli.app import main
 

@@ -1,4 +1,4 @@
-"""What `qtrace modules` lists: the pairs with their calls, and everybody who has no partner."""
+"""The lists of `qtrace modules`: the pairs with their calls, and the modules without a partner."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def aligned(
     unmatched: Iterable[Unmatched],
     renames: Mapping[str, str] | None = None,
 ) -> tuple[list[Pairing], list[Unmatched]]:
-    """Return the pairs in the reference's order, and who has none, what the run noted first."""
+    """Return the pairs in the reference's order, and the modules without a partner, those that the run noted first."""
     mine, theirs = (counter.calls for counter in counters)
     models = (Model("reference", reference), Model("candidate", candidate))
     plan = make_plan(*models, renames=renames)
-    # Whom the run gave another partner than the paths do, it found out to hold other weights.
+    # Where the run chose another partner than the paths suggest, it found that the weights differ.
     heard = counters[1].keys
     doubted = {key for path, key in plan.candidate_keys.items() if path in heard and heard[path] != key}
     better = better_plan(plan, models, (mine, theirs), renames=renames, doubted=doubted)
@@ -36,7 +36,7 @@ def aligned(
         for pair in sorted(alignment.pairs.values(), key=lambda pair: place[pair.reference])
     ]
     paired = {pair.reference for pair in pairings}
-    # A fused pair is one, though its arguments are not the same and it is not compared.
+    # A fused pair counts as a pair, although its arguments differ and it is not compared.
     alone = [
         one for one in unmatched if one.side != "reference" or one.reason != "no_partner" or one.module not in paired
     ]
@@ -62,7 +62,7 @@ def aligned(
 
 
 def alike(reference: torch.nn.Module, candidate: torch.nn.Module, pairings: Iterable[Pairing]) -> dict[str, float]:
-    """Return how alike the weights of each pair are, 0 to 1, by the candidate's path; of those that can be read."""
+    """Return the similarity of each pair's weights, 0 to 1, by the candidate's path, where weights can be read."""
     from qtrace.engine.align.weights import likeness
 
     mine, theirs = dict(reference.named_modules()), dict(candidate.named_modules())

@@ -1,4 +1,4 @@
-"""The `qtrace` command with its subcommands, and how an error ends a process."""
+"""The `qtrace` command with its subcommands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtrace.errors import ExitCode
 
 
 def command(body: Callable[..., None]) -> Callable[..., None]:
-    """Return `body` as typer wants it: option groups spread out, and errors turned into exit codes."""
+    """Return `body` in typer's form: option groups are expanded, and errors become exit codes."""
     hints = get_type_hints(body, include_extras=True)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
@@ -103,14 +103,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CommandLineError as error:
         wrong: Any = error
         hint = f" (see `{wrong.ctx.command_path} --help`)" if wrong.ctx is not None else ""
-        # A choice is checked by pydantic, where that is installed, and typer hands on how that begins its sentence.
+        # If pydantic is installed, it checks choices, and typer passes on the beginning of its message.
         said = wrong.format_message().replace("Value error, ", "")
         typer.echo(f"error: {said}{hint}", err=True)
         code = wrong.exit_code
     except typer.Abort:
         code = ExitCode.ERROR
     except OSError as error:
-        # Help and version are typer's to print.
+        # typer prints help and version.
         typer.echo(f"error: {no_more_stdout(error)}", err=True)
         code = ExitCode.ERROR
     sys.exit(code if isinstance(code, int) else ExitCode.DONE)

@@ -1,4 +1,4 @@
-"""`qtrace capture`: one model, run alone, and what it did stored as a trace."""
+"""`qtrace capture`: runs one model and stores its calls as a trace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZE = re.compile(r"([\d.eE+]+?)\s*([KMGT]?)B?", re.IGNORECASE)
 
 
 class WhichSide(str, Enum):
-    """Which of the pair is captured."""
+    """The side that is captured."""
 
     REFERENCE = "reference"
     CANDIDATE = "candidate"
@@ -84,7 +84,7 @@ def capture(
         bool, typer.Option("--force", help="Replace a trace that is there already.", rich_help_panel=TRACE)
     ] = False,
 ) -> None:
-    """Run one of the two models and store, call by call, what it is handed and what it returns.
+    """Run one of the two models and store, call by call, its arguments and its outputs.
 
     Examples:
 
@@ -130,9 +130,9 @@ def capture(
 
 
 def size(text: str) -> int:
-    """Return the bytes that a text as "500MB" or "2e9" stands for; the units are powers of 1000.
+    """Return the number of bytes for a text like "500MB" or "2e9"; the units are powers of 1000.
 
-    Raises `UsageError` where it stands for none.
+    Raises `UsageError` for any other text.
     """
     found = _SIZE.fullmatch(text.strip())
     try:

@@ -1,4 +1,4 @@
-"""`qtrace check`: does a run, or a stored report, keep to its limits."""
+"""`qtrace check`: judges a run, or a stored report, by limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INTRODUCED = "max_peir_local"
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict on a report, what updating the baseline would change, and why that was not done, if so."""
+    """The verdict on a report, the change of the baseline, and the reason why it was not written, if so."""
 
     verdict: GateVerdict
     update: Update | None = None
@@ -43,7 +43,7 @@ class Decision:
 class Limits:
     """The policy and the baseline that options name.
 
-    Raises `UsageError` for options that do not go together and for files that are missing or wrong.
+    Raises `UsageError` for options that exclude each other and for files that are missing or invalid.
     """
 
     def __init__(self, options: GateOptions) -> None:
@@ -70,7 +70,7 @@ class Limits:
         return None
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """Return the config with the policy that holds, and with what that needs to be measured."""
+        """Return the config with the effective policy, and with the measurements that it needs."""
         if self._policy is None and config.policy is not None:
             self._policy = config.policy
             self._sources.insert(0, "the config's policy")
@@ -83,14 +83,14 @@ class Limits:
         return config.model_copy(update={"policy": policy})
 
     def require_any(self) -> None:
-        """Raise `UsageError` where there is nothing to check against."""
+        """Raise `UsageError` where there is neither a policy nor a baseline."""
         if self._policy is None and self._options.baseline is None:
             raise UsageError(
                 "there is nothing to check against; give --policy FILE or --baseline FILE, or a config with a policy"
             )
 
     def decide(self, report: ReportData) -> Decision:
-        """Judge a report, and write the baseline where that is asked for and nothing speaks against it."""
+        """Judge a report, and write the baseline where this is requested and permitted."""
         options, source = self._options, ", ".join(self._sources)
         if not options.update_baseline:
             return Decision(judge(report, self._policy, self._held(), source=source))
@@ -112,7 +112,7 @@ class Limits:
         return Decision(verdict, new, refusal)
 
     def _held(self) -> Baseline | None:
-        """Return the baseline as the options say how strictly it is taken."""
+        """Return the baseline with the tolerances of the options."""
         known, options = self._baseline, self._options
         if known is None:
             return None
@@ -122,7 +122,7 @@ class Limits:
 
 
 def finish(decision: Decision, ended: QtraceError | None) -> None:
-    """End the command: an early end of the run first, then too little compared, then a limit that was violated."""
+    """End the command: first for an early end of the run, then for too low coverage, then for a violated limit."""
     if ended is not None:
         raise ended
     if decision.verdict.inconclusive:
@@ -148,9 +148,9 @@ def _check(options: GateOptions) -> None:
 def obtained(
     subject: PairOptions, compare: CompareOptions, runtime: RuntimeOptions, limits: Limits, screen: Screen
 ) -> tuple[ReportData, ForwardError | Interrupted | None]:
-    """Return the report to judge, and what ended its run early, if anything did.
+    """Return the report to judge, and the error that ended its run early, if any.
 
-    Raises `UsageError` where there are no limits, or where options say how to run what is stored already.
+    Raises `UsageError` where there are no limits, or where options for a run are given for a stored report.
     """
     path = subject.config
     if path is not None and is_report(path):
@@ -176,7 +176,7 @@ def obtained(
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOptions(PairOptions):
-    """What is checked: two models, as for `qtrace run`, or a report of theirs."""
+    """The subject of the check: two models, as for `qtrace run`, or a stored report."""
 
     config: Annotated[
         Path | None,
@@ -199,7 +199,7 @@ def check(
         int, typer.Option(min=0, metavar="N", help="Violations to show, 0 for all.", rich_help_panel=RESULTS)
     ] = 20,
 ) -> None:
-    """Hold a run, or a stored report, against limits; exit code 3 says that one was violated.
+    """Judge a run, or a stored report, by limits; exit code 3 means that a limit was violated.
 
     Examples:
 

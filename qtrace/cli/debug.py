@@ -1,4 +1,4 @@
-"""`qtrace debug`: both models stopped at the same call, with a prompt."""
+"""`qtrace debug`: stops both models at the same call and opens a prompt."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def debug(
         ),
     ] = None,
 ) -> None:
-    """Stop both models at the same call, and look at both from there: Python's pdb with two sides.
+    """Stop both models at the same call and inspect both there: Python's pdb with two sides.
 
-    Without --break and --break-when it finds the culprit as `qtrace run` does, and stops there. One side may be a
-    stored trace (trace:FOLDER): it shows its tensors, and where each call was made.
+    Without --break and --break-when it finds the module at fault as `qtrace run` does, and stops there. One side may be
+    a stored trace (trace:FOLDER): it shows its tensors, and the line that made each call.
 
     Examples:
 
@@ -90,7 +90,7 @@ def debug(
 
 
 def _check_terminal(script: Script | None) -> None:
-    """Raise `UsageError` where nobody can type at the prompt."""
+    """Raise `UsageError` where there is no terminal for the prompt."""
     from qtrace.debug import is_off, is_wanted
 
     if script is None and not is_off() and not is_wanted() and not (sys.stdin is not None and sys.stdin.isatty()):
@@ -101,7 +101,7 @@ def _check_terminal(script: Script | None) -> None:
 
 
 def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[StopRequest, int | None]:
-    """Find who is to blame, say so, and return where to stop on which sample; nowhere where nobody is."""
+    """Find and show the module at fault, and return the places and the sample to stop at; no place without a fault."""
     from qtrace.cli.session import finish, traced
     from qtrace.debug import StopRequest, culprit, sample_of
     from qtrace.report import terminal
@@ -110,7 +110,7 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[StopRequest,
 
     report, ended = traced(config, models, out)
     out.aside(terminal.warnings(report))
-    # What could be typed to see more is seen at the prompt.
+    # The prompt replaces the commands that would show more.
     out.results([diagnosis(report, View(), width=out.width)])
     if isinstance(ended, Interrupted):
         raise ended
@@ -124,7 +124,7 @@ def _culprit(config: RunConfig, models: Pair, out: Screen) -> tuple[StopRequest,
 
 
 def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Debugger) -> Report:
-    """Run one pass with the prompt: no progress bar beside it, and nobody to blame looked for after it."""
+    """Run one pass with the prompt, without a progress bar and without a search for a faulty module."""
     from qtrace.cli.session import keywords
     from qtrace.traces.skeleton import with_one_sample
     from qtrace.tracing.api import trace
@@ -136,12 +136,12 @@ def _attended(config: RunConfig, models: Pair, sample: int | None, debugger: Deb
     try:
         return trace(*pair, samples, **options, breakpoints=debugger)
     except Interrupted as error:
-        # Of what was compared until then nothing is shown here.
+        # The results so far are not shown here.
         raise Interrupted("interrupted; the run ended there, and no hook is left") from error
 
 
 def _finish(report: Report, debugger: Debugger, out: Screen) -> None:
-    """Say how the run ended; end the command by that, with an error where a breakpoint was not reached."""
+    """Show how the run ended, and end the command, with an error where a breakpoint was not reached."""
     from qtrace.cli.session import finish
     from qtrace.debug import is_off
     from qtrace.report import terminal

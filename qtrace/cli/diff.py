@@ -1,4 +1,4 @@
-"""`qtrace diff`: two stored traces compared, with the same rows as when both models had run."""
+"""`qtrace diff`: compares two stored traces, with the same rows as a run of both models."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def diff(
     config = config.model_copy(update={"call": methods[0]})
     report, ended = traced(config, pair, out)
     failed = delivered(report, paths, out)
-    # What is proposed on the screen begins with `qtrace run`, which takes traces as well.
+    # Proposed commands begin with `qtrace run`, which accepts traces as well.
     pair_options = PairOptions(reference=f"trace:{reference}", candidate=f"trace:{candidate}")
     call = None if config.call == "forward" else config.call
     view = view_of(table, typed(pair_options, compare, RuntimeOptions(call=call)))

@@ -1,4 +1,4 @@
-"""`qtrace import`: what another runtime computed, as a trace that can be compared with the reference's."""
+"""`qtrace import`: makes another runtime's tensors a trace that can be compared with the reference's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def importing(
         bool, typer.Option("--explain", help="List every pair and the rule that made it.", rich_help_panel=RESULTS)
     ] = False,
 ) -> None:
-    """Make a trace of tensors that another runtime has written: ONNX Runtime, an accelerator, another framework.
+    """Make a trace of the tensors that another runtime has written: ONNX Runtime, an accelerator, another framework.
 
     Example:
 

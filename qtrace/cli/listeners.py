@@ -1,4 +1,4 @@
-"""What a command hears of the models while they run, for `modules`, `--show-trace`, `--inspect` and `--plot`."""
+"""Listeners to the calls of running models, for `modules`, `--show-trace`, `--inspect` and `--plot`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POINTS = 2000
 
 
 class CallCounter:
-    """Counts the calls of each module of one side, by the side's own paths; `keys` says who they answered to."""
+    """Counts the calls of each module of one side, by the side's own paths; `keys` maps these to reference paths."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class CallCounter:
             self.keys[call.path] = call.key
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
-        """Nothing more to note."""
+        """Do nothing."""
 
 
 class FinalOutput:
@@ -46,10 +46,10 @@ class FinalOutput:
         self.numel = 0
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
-        """Nothing to note yet."""
+        """Do nothing: the output does not exist yet."""
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
-        """Sample the root's output; the last call counts where there are several."""
+        """Sample the root's output; of several calls the last one counts."""
         if call.path:
             return
         for _, leaf in leaves(value):
@@ -61,18 +61,18 @@ class FinalOutput:
 
 
 class Everyone:
-    """Several listeners as one."""
+    """Combines several listeners into one."""
 
     def __init__(self, *listeners: Any) -> None:
         self._listeners = listeners
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
-        """Tell all."""
+        """Pass the call to all listeners."""
         for listener in self._listeners:
             listener.enter(call, module, arguments)
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
-        """Tell all."""
+        """Pass the call to all listeners."""
         for listener in self._listeners:
             listener.leave(call, module, value)
 
@@ -81,7 +81,7 @@ SIDES = ("reference", "candidate")
 
 
 class Watch:
-    """The listeners of `qtrace run`: whose calls to list, of which modules all values, and whether to plot.
+    """The listeners of `qtrace run`: the sides to list, the modules to list with all values, and whether to plot.
 
     `sides` are the names of the sides to list; without any, the inspected modules of both are listed.
     Raises `UsageError` for a pattern of `inspect` that matches no module of either model.
@@ -98,7 +98,7 @@ class Watch:
 
     @property
     def listeners(self) -> tuple[Everyone | None, Everyone | None]:
-        """Return what listens to the reference and to the candidate; None where nothing does."""
+        """Return the listeners to the reference and to the candidate; None where there is none."""
         reference, candidate = (
             [one for one in self._recorders if one.side == side] + self._finals[number : number + 1]
             for number, side in enumerate(SIDES)
@@ -106,7 +106,7 @@ class Watch:
         return Everyone(*reference) if reference else None, Everyone(*candidate) if candidate else None
 
     def listing(self, width: int) -> Iterator[RenderableType]:
-        """Yield the calls of each side that is listed, then the differences of what is inspected."""
+        """Yield the calls of each listed side, then the differences of the inspected modules."""
         for recorder in self._recorders:
             yield from trace_listing(recorder.calls, recorder.side, width=width)
         if len(self._recorders) == len(SIDES):
@@ -116,7 +116,7 @@ class Watch:
                 yield from trace_listing(found, "difference", width=width)
 
     def plot(self, width: int) -> Iterator[RenderableType]:
-        """Yield the scatter plot of the final outputs, where it was asked for."""
+        """Yield the scatter plot of the final outputs, where it was requested."""
         if not self._finals:
             return
         reference, candidate = self._finals

@@ -1,4 +1,4 @@
-"""`qtrace modules`: how the candidate's names were aligned with the reference's, and who has no partner."""
+"""`qtrace modules`: shows the alignment of the two models' modules, and the modules without a partner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def modules(
         ),
     ] = False,
 ) -> None:
-    """Show which module of the candidate answers to which of the reference, who has no partner, and why."""
+    """Show which module of the candidate is aligned with which of the reference, and why a module has no partner."""
     from qtrace.cli.alignment import aligned, alike
     from qtrace.cli.listeners import CallCounter
     from qtrace.cli.screen import Screen

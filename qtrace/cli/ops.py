@@ -1,4 +1,4 @@
-"""`qtrace ops`: what one module computes on both sides, operator by operator, and where the two part."""
+"""`qtrace ops`: compares one module on both sides, operator by operator, and shows where the two part."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def ops(
         bool, typer.Option("--all", help="List every operator of both sides.", rich_help_panel=RESULTS)
     ] = False,
 ) -> None:
-    """Show where two models part inside one module: the last operators that agree, the first that do not, their code.
+    """Show where two models part inside one module: the last operators that agree, the first that differ, their code.
 
     The module runs on the arguments that it really receives. Operators are paired by the values that they compute.
 
-    Of the options under Comparison only --rename, --tolerance and --noise-floor count here; of several samples the
-    first.
+    Of the options under Comparison only --rename, --tolerance and --noise-floor have an effect here; of several samples
+    the first is used.
 
     Example:
 
@@ -69,7 +69,7 @@ def ops(
     with out.models_print_aside():
         models = loaded(config, out)
         need_models(models, "ops")
-        # Not before the options are known to be right: it brings torch.
+        # Imported only after the options were checked, since it imports torch.
         from qtrace.diagnosis.operators import compare_operators, floors_of
 
         floors = floors_of(config.compare.tolerance, config.compare.noise_floor)

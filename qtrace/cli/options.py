@@ -1,4 +1,4 @@
-"""The options that commands have in common, in groups; a command names the groups that it takes."""
+"""The common options of the commands, in groups; a command names the groups that it takes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Order(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    """Which models, on which inputs; the fields are those of `qtrace.config.merge`."""
+    """The models and the inputs; the fields are those of `qtrace.config.merge`."""
 
     config: Annotated[
         Path | None,
@@ -89,7 +89,7 @@ class PairOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """How the models are made and run; the fields are those of `qtrace.config.merge`."""
+    """Making and running the models; the fields are those of `qtrace.config.merge`."""
 
     seed: Annotated[int | None, typer.Option(help="Seed of random weights and inputs.", rich_help_panel=RUNTIME)] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, …", rich_help_panel=RUNTIME)] = None
@@ -126,7 +126,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """What is compared, and how strictly; the fields are those of `qtrace.config.merge`."""
+    """The extent and the strictness of the comparison; the fields are those of `qtrace.config.merge`."""
 
     only: Annotated[
         list[str] | None,
@@ -178,7 +178,7 @@ class CompareOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """How the ranked table is cut and ordered."""
+    """The length and the order of the ranked table."""
 
     top: Annotated[
         int | None,
@@ -213,7 +213,7 @@ class TableOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Where a report goes beside the terminal."""
+    """The destinations of a report beside the terminal."""
 
     report: Annotated[
         list[str] | None,
@@ -228,7 +228,7 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenOptions:
-    """What is said on the terminal; every command has these."""
+    """The output on the terminal; every command has these options."""
 
     traceback: Annotated[
         bool,
@@ -246,7 +246,7 @@ class ScreenOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    """What a report is held against."""
+    """The limits that a report is judged by."""
 
     policy: Annotated[
         Path | None,
@@ -293,9 +293,9 @@ class GateOptions:
 
 
 def view_of(table: TableOptions, typed: Sequence[str] = ()) -> View:
-    """Return how a report's rows are to be shown; raises `UsageError` for an unknown `--sort`.
+    """Return the view of a report's rows; raises `UsageError` for an unknown `--sort`.
 
-    `typed` are the words of the command line that say what was run.
+    `typed` are the words of the command line that define the run.
     """
     from qtrace.report.columns import sort_key
     from qtrace.report.table import View

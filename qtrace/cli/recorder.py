@@ -1,4 +1,4 @@
-"""The calls of one side as `--show-trace` and `qtrace show` list them: arguments, outputs, on request every value."""
+"""Records the calls of one side for `--show-trace` and `qtrace show`: arguments, outputs, on request every value."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ Values = dict[tuple[str, int, str], torch.Tensor]
 
 
 class CallRecorder:
-    """Notes what goes into and out of every call of one side, as statistics; of inspected ones all values.
+    """Records the arguments and outputs of every call of one side, as statistics; of inspected calls all values.
 
-    `inspect` are globs over the side's paths, or the reference paths that they answer to; with
-    `only_inspected` no other calls are noted. `values` keeps copies of the inspected outputs by (reference
-    path, call, output).
+    `inspect` are globs over the side's paths, or the reference paths that they are aligned with; with `only_inspected`
+    no other calls are recorded. `values` keeps copies of the inspected outputs by (reference path, call, output).
     """
 
     def __init__(self, side: str, inspect: Sequence[str], *, only_inspected: bool = False) -> None:
@@ -43,14 +42,14 @@ class CallRecorder:
         self._entered: dict[Call, tuple[ValueTrace, ...]] = {}
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
-        """Note the arguments before the module can write to them."""
+        """Record the arguments before the module can write to them."""
         inspected = self._inspected(call)
         if inspected or not self._only_inspected:
             passed = {name: arguments.values[name] for name in arguments.values if name in arguments.passed}
             self._entered[call] = tuple(_traced(path, leaf, inspected) for path, leaf in leaves(passed))
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
-        """Note the outputs, and what the module knows of its quantization."""
+        """Record the outputs, and the quantization facts that the module holds."""
         arguments = self._entered.pop(call, None)
         if arguments is None:
             return
@@ -101,7 +100,7 @@ def quantizer_facts(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _fact(value: Any) -> str:
-    """Return a scale or zero point as text: a number, or how many there are and their range."""
+    """Return a scale or zero point as text: a number, or the count and the range of several."""
     if not isinstance(value, torch.Tensor):
         return f"{value:.6g}"
     try:
@@ -119,7 +118,7 @@ def _traced(name: str, leaf: Any, full: bool) -> ValueTrace:
     if not isinstance(leaf, torch.Tensor):
         return ValueTrace(name, TensorSpec(type=type(leaf).__name__, value=repr(leaf)[:80]))
     if isinstance(leaf, Sketch):
-        # Its few elements would be taken for the tensor.
+        # The few elements of a sketch could be mistaken for the tensor.
         return ValueTrace(name, leaf.spec, leaf.summary.mean, leaf.summary.stddev)
     shape, dtype = tuple(leaf.shape), str(leaf.dtype).removeprefix("torch.")
     kind = "Tensor" if type(leaf) in (torch.Tensor, torch.nn.Parameter) else type(leaf).__name__
@@ -139,7 +138,7 @@ def _full_text(tensor: torch.Tensor) -> str:
 
 
 def recorded(trace: Trace, patterns: Sequence[str]) -> Iterator[list[CallTrace]]:
-    """Yield, for each sample, the calls of the modules that are meant, with all values.
+    """Yield, for each sample, the calls of the selected modules, with all values.
 
     Raises `UsageError` for a pattern that matches no module.
     """
@@ -148,7 +147,7 @@ def recorded(trace: Trace, patterns: Sequence[str]) -> Iterator[list[CallTrace]]
     for number in range(len(trace.manifest.samples)):
         recorder = CallRecorder("trace", patterns)
         side = StoredSide(trace, number, {}, listener=recorder, modules=modules)
-        # Without keys nothing stands still: the listener hears of all, and then comes the end.
+        # Without keys there are no events to stop at: the listener receives all calls, and then the run ends.
         end = side.start(lambda: None)
         assert isinstance(end, End)
         side.close()

@@ -1,4 +1,4 @@
-"""`qtrace report`: a stored report on the terminal, or in another format."""
+"""`qtrace report`: shows a stored report on the terminal, or in another format."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def report(
 
 
 def _show(report: ReportData, verdict: GateVerdict | None, view: View, out: Screen) -> None:
-    """Print a report as `qtrace run` does, and what the gate said of it."""
+    """Print a report as `qtrace run` does, and the gate's verdict on it."""
     from qtrace.report import terminal
     from qtrace.report.diagnosis_panel import outcome
     from qtrace.report.gate_verdict import gate_line, gate_section

@@ -1,4 +1,4 @@
-"""`qtrace run`: both models in lockstep, and where they part."""
+"""`qtrace run`: runs both models in lockstep, and shows where they part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qtrace.cli.session import typed
 
 
 class TraceSide(str, Enum):
-    """Whose calls `--show-trace` lists."""
+    """The sides whose calls `--show-trace` lists."""
 
     REFERENCE = "reference"
     CANDIDATE = "candidate"
@@ -91,7 +91,7 @@ def run(
     out = Screen(screen, only_json="-" in paths)
     with out.models_print_aside():
         models = loaded(config, out)
-        # Not before the options are known to be right: it brings torch.
+        # Imported only after the options were checked, since it imports torch.
         from qtrace.cli.listeners import Watch
 
         watch = Watch((models.reference, models.candidate), _sides(show_trace), inspect or (), plot=plot)

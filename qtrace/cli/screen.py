@@ -1,4 +1,4 @@
-"""Results on stdout, all else on stderr: widths, the progress bar, and errors as one sentence with an exit code."""
+"""Prints results on stdout, all else on stderr: widths, progress bar, errors as one sentence with an exit code."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qtrace.cli.options import ScreenOptions
 from qtrace.errors import ExitCode, OutputError, QtraceError
 from qtrace.report.text import visible
 
-# The base of what typer raises for a wrong command line; it comes from click, or from typer's own copy of it.
+# The base class of typer's errors for a wrong command line; it is from click, or from typer's own copy of it.
 CommandLineError = cast("type[Exception]", typer.BadParameter.__mro__[2])
 
 
 @contextlib.contextmanager
 def errors_end_the_command(*, traceback: bool) -> Iterator[None]:
-    """Turn what is raised inside into an exit code; with `traceback` show where it was raised first."""
+    """Turn an exception from inside into an exit code; with `traceback` show its traceback first."""
     try:
         yield
     except (typer.Exit, typer.Abort, CommandLineError):
@@ -42,9 +42,9 @@ def errors_end_the_command(*, traceback: bool) -> Iterator[None]:
 
 
 def no_more_stdout(error: OSError) -> OutputError:
-    """Return, in a sentence, that stdout takes nothing more, and see that nothing more is written to it.
+    """Return the error for a stdout that accepts no more text, and prevent further writes to it.
 
-    What is still buffered would be flushed there again when the process ends.
+    Otherwise the end of the process would flush buffered text to it again.
     """
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +59,7 @@ def _end(message: str, code: ExitCode, traceback: bool) -> None:
 
 
 WIDTH_OF_A_FILE = 120
-# What stands in, one character each so that columns stay, where the terminal has no such characters.
+# Substitutes for characters that the terminal lacks, one character each so that columns stay aligned.
 STAND_INS = str.maketrans("█─…↓↑→←·•∞", "#-~v^><..8")
 PLAIN = "qtrace.plain"
 
@@ -69,8 +69,8 @@ Advance = Callable[[int, int], None]
 class Screen:
     """Where a command prints.
 
-    With `only_json` stdout is kept for a report's JSON, and the outcome goes to stderr. `quiet` leaves of the
-    results only the outcome, and of the rest only errors.
+    With `only_json` stdout is reserved for a report's JSON, and the outcome goes to stderr. With `quiet` only the
+    outcome and errors are printed.
     """
 
     def __init__(self, options: ScreenOptions, *, only_json: bool = False) -> None:
@@ -86,7 +86,7 @@ class Screen:
         return self._results.width
 
     def results(self, parts: Iterable[RenderableType]) -> None:
-        """Print tables and what belongs to them."""
+        """Print tables and their captions."""
         if not (self.quiet or self.only_json):
             self._print(parts)
 
@@ -103,7 +103,7 @@ class Screen:
             self._stdout.write(text)
 
     def aside(self, parts: Iterable[RenderableType]) -> None:
-        """Print, on stderr, what is no result: warnings and hints. Nothing when quiet."""
+        """Print on stderr text that is no result: warnings and hints. Nothing when quiet."""
         if not self.quiet:
             for part in parts:
                 self._asides.print(part)
@@ -115,9 +115,9 @@ class Screen:
 
     @contextlib.contextmanager
     def _reader_may_leave(self) -> Iterator[None]:
-        """Let a closed pipe (`| head`) end the printing, not the command: its exit code still counts.
+        """Let a closed pipe (`| head`) end the printing, but not the command: its exit code still counts.
 
-        Raises `OutputError` where stdout takes nothing for any other reason, such as a full disk.
+        Raises `OutputError` where stdout accepts no text for any other reason, such as a full disk.
         """
         try:
             yield
@@ -128,12 +128,12 @@ class Screen:
                 raise unprintable from error
 
     def models_print_aside(self) -> contextlib.AbstractContextManager[object]:
-        """Keep what models and toolkits print off stdout where that must be only JSON."""
+        """Keep the output of models and toolkits off stdout where stdout is reserved for JSON."""
         return contextlib.redirect_stdout(sys.stderr) if self.only_json else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def progress(self, what: str) -> Iterator[Advance]:
-        """Show a bar on stderr while a run goes on; where stderr is no terminal, or when quiet, nothing."""
+        """Show a progress bar on stderr during a run; nothing where stderr is no terminal, or when quiet."""
         if self.quiet or not self._asides.is_terminal:
             yield lambda done, total: None
             return
@@ -144,23 +144,23 @@ class Screen:
 
 
 class _Console(Console):
-    """A console that leaves a closed pipe to the command, where rich would end the process.
+    """A console that lets the command handle a closed pipe, where rich would end the process.
 
-    It spells out control characters: a name in a trace or a report may have been chosen to steer the terminal.
+    It escapes control characters: a name in a trace or a report may have been chosen to control the terminal.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the segments of what is printed, each control character in its text spelt out."""
+        """Yield the segments of the printed text, with each control character escaped."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
     def on_broken_pipe(self) -> None:
-        """Go on as the exception does."""
+        """Raise the exception again."""
         raise BrokenPipeError
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Return, for the codec, what stands in for characters that the terminal does not have."""
+    """Return, for the codec, the substitutes for characters that the terminal lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     wanted = error.object[error.start : error.end].translate(STAND_INS)
@@ -175,7 +175,7 @@ def _console(file: TextIO, options: ScreenOptions) -> Console:
 
 
 def _width(file: TextIO) -> int | None:
-    """Return None where rich finds the width by itself; a file, or a pipe, is wider than a terminal."""
+    """Return None where rich finds the width by itself; a file or a pipe has a fixed, greater width."""
     streams = (file, sys.stdin, sys.stderr)
     if os.environ.get("COLUMNS") or any(stream is not None and stream.isatty() for stream in streams):
         return None

@@ -1,4 +1,4 @@
-"""From options to a finished run: the config, the models, the lockstep, the report's files, the exit code."""
+"""Turns options into a finished run: the config, the models, the lockstep, the report's files, the exit code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from qtrace.sources.pair import Pair
     from qtrace.tracing.api import Report
 
-# These are for the screen of whoever types them, never for one that others read.
+# Options with secrets, which are never repeated in proposed commands, since other people may read these.
 SECRET = ("token",)
 
 
 def typed(pair: PairOptions, compare: CompareOptions, runtime: RuntimeOptions) -> tuple[str, ...]:
-    """Return the command line's words that say what was run, for repeating it with other words added.
+    """Return the words of the command line that define the run, for repeating it with other words added.
 
     >>> from pathlib import Path
     >>> typed(PairOptions(config=Path("a.yaml")), CompareOptions(local=False, only=["x.*"]), RuntimeOptions(seed=3))
@@ -50,11 +50,11 @@ def _words(group: Any) -> Iterator[str]:
 
 
 def _option(field: str, hint: Any) -> str | None:
-    """Return how the option of a field is spelt; None for an argument without a name."""
+    """Return the name of a field's option; None for an argument without a name."""
     declared = get_args(hint)[1]
     if not isinstance(declared, OptionInfo):
         return None
-    # Inside Annotated, typer takes the first name for the default until it builds the command.
+    # Inside Annotated, typer holds the first name as the default until it builds the command.
     names = [name for name in (declared.default, *(declared.param_decls or ())) if isinstance(name, str)]
     return names[0].split("/")[0] if names else f"--{field.replace('_', '-')}"
 
@@ -71,7 +71,7 @@ def need_a_model(pair: Pair, command: str) -> None:
 
 
 def need_models(pair: Pair, command: str) -> None:
-    """Raise `UsageError` where a side of `pair` is a stored trace: it holds tensors, and no code to look into."""
+    """Raise `UsageError` where a side of `pair` is a stored trace: it holds tensors, but no code."""
     from qtrace.traces import trace_of
 
     for side, model in (("reference", pair.reference), ("candidate", pair.candidate)):
@@ -86,7 +86,7 @@ STDOUT = "-"
 
 
 def configured(pair: PairOptions, compare: CompareOptions, runtime: RuntimeOptions) -> RunConfig:
-    """Return the config that the options describe: the named file's, with the options laid over it."""
+    """Return the config that the options describe: that of the named file, overridden by the options."""
     from qtrace.config import load_config, merge
 
     options = given(pair, compare, runtime)
@@ -95,7 +95,7 @@ def configured(pair: PairOptions, compare: CompareOptions, runtime: RuntimeOptio
 
 
 def loaded(config: RunConfig, screen: Screen) -> Pair:
-    """Return the two models and the samples, with a sign of life while they are made."""
+    """Return the two models and the samples, and show progress while they are made."""
     from qtrace.sources.pair import load_pair
 
     with screen.progress("loading"):
@@ -103,7 +103,7 @@ def loaded(config: RunConfig, screen: Screen) -> Pair:
 
 
 def keywords(config: RunConfig, pair: Pair) -> dict[str, Any]:
-    """Return what `qtrace.trace` takes beside the models and the samples, as the config says."""
+    """Return the arguments of `qtrace.trace` beside the models and the samples, by the config."""
     return {
         "local": config.compare.local,
         "only": config.compare.only,
@@ -120,7 +120,7 @@ def keywords(config: RunConfig, pair: Pair) -> dict[str, Any]:
 def traced(
     config: RunConfig, pair: Pair, screen: Screen, listeners: tuple[Any, Any] = (None, None)
 ) -> tuple[Report, ForwardError | Interrupted | None]:
-    """Return the report of the run, and what ended it early, if anything did: then the report is partial."""
+    """Return the report of the run, and the error that ended it early, if any: then the report is partial."""
     from qtrace.tracing.api import Report, trace
 
     with screen.progress("comparing") as advance:
@@ -150,9 +150,9 @@ def _least_coverage(config: RunConfig) -> float:
 def delivered(
     report: ReportData, paths: Sequence[str], screen: Screen, verdict: GateVerdict | None = None
 ) -> OutputError | None:
-    """Write the report, with the gate's verdict, to each path, `-` being stdout; return why that failed, if it did.
+    """Write the report, with the gate's verdict, to each path, `-` being stdout; return the error of a failed write.
 
-    It is written before anything is printed: a pager may keep stdout waiting for long.
+    It is written before anything is printed: a pager may block stdout for long.
     """
     if not paths:
         return None
@@ -172,7 +172,7 @@ def delivered(
 
 
 def finish(report: ReportData, ended: QtraceError | None, fail_on: Iterable[str]) -> None:
-    """End the command by what was found: an early end first, then too little compared, then `--fail-on`."""
+    """End the command by the result: first for an early end, then for too low coverage, then for `--fail-on`."""
     if ended is not None:
         raise ended
     if report.outcome is Outcome.INCONCLUSIVE:

@@ -1,4 +1,4 @@
-"""`qtrace show`: what is inside a stored trace, and the values of chosen modules."""
+"""`qtrace show`: lists the contents of a stored trace, and the values of chosen modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """List what is inside a trace, without reading its tensors; with --module print values.
+    """List the contents of a trace, without reading its tensors; with --module print values.
 
     Examples:
 

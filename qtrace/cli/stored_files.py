@@ -1,4 +1,4 @@
-"""Stored reports and traces as arguments of a command: how one is told from a config, and read. No torch."""
+"""Stored reports and traces as arguments of a command: recognises and reads them. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SCHEME = "trace:"
 
 
 def folder_of(given: Path) -> Path:
-    """Return the folder that is meant: what is given, or, where that is a SPEC as `qtrace run` takes it, its folder.
+    """Return the folder of an argument: the argument itself, or the folder of a SPEC as `qtrace run` takes it.
 
     >>> folder_of(Path("trace:runs/a")).as_posix()
     'runs/a'
@@ -24,12 +24,12 @@ def folder_of(given: Path) -> Path:
 
 
 ENDING = ".json"
-# What a report's text holds somewhere, and a config's does not.
+# A text that every report contains, and no config.
 MARK = '"qtrace-report/'
 
 
 def is_report(path: Path) -> bool:
-    """Return whether a path names a stored report: by its ending, or by what the file holds."""
+    """Return whether a path names a stored report: by its ending, or by the file's contents."""
     if path.suffix.lower() == ENDING:
         return True
     try:
@@ -44,7 +44,7 @@ def read_report(path: Path) -> ReportData:
 
     Raises:
         UsageError: there is no such file.
-        SourceError: it cannot be read, is damaged (the place is named), or is of another schema.
+        SourceError: it cannot be read, is damaged (the place is named), or has another schema.
     """
     return from_plain(ReportData, _read(path), str(path))
 

@@ -1,4 +1,4 @@
-"""Stops both models at the same call, and looks at either from there: Python's pdb with two sides."""
+"""Stops both models at the same call and opens a prompt for either: Python's pdb with two sides."""
 
 from qtrace.debug.breakpoints import StopRequest, culprit, sample_of, stop_request, stop_request_from_python
 from qtrace.debug.debugger import Debugger

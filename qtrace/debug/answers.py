@@ -1,4 +1,4 @@
-"""What the prompt's commands show of a stop and of both sides, and the tensors that they hand over."""
+"""Answers the prompt's commands: shows a stop and both sides, and forces the reference's tensors."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ MOST_SHOWN = 5
 
 
 class Stack(Protocol):
-    """Where a side stands."""
+    """The place where a side has stopped."""
 
     def place(self) -> str:
-        """Return where it stands."""
+        """Return the place where the side has stopped."""
 
     def entries(self) -> tuple[list[str], int]:
         """Return the lines of its stack, the outermost first, and the place of the selected one."""
 
 
 def heading(stop: Stop, reason: str, stacks: Sequence[Stack]) -> Iterator[str]:
-    """Yield where both sides stand, why, and what differs there."""
+    """Yield the place of both sides, the reason of the stop, and the values that differ there."""
     call = stop.call
     which = f", call #{call.index}" if call.index else ""
     now = "is about to run" if stop.event == ENTER else "has returned"
@@ -60,7 +60,7 @@ def heading(stop: Stop, reason: str, stacks: Sequence[Stack]) -> Iterator[str]:
 
 
 def compared(stop: Stop) -> Iterator[str]:
-    """Yield the leaves of the arguments or outputs: what each is on both sides, and how far apart."""
+    """Yield the leaves of the arguments or outputs: each value on both sides, and the distance of the two."""
     empty = True
     for name, mine, theirs, pair in stop.compared():
         if mine is None and theirs is None:
@@ -122,22 +122,22 @@ _MOST_TOLD = 3
 
 @dataclass(slots=True)
 class Handover:
-    """What is handed over in a run: at chosen meetings, and wherever the candidate hands the same tensors on.
+    """The forced tensors of a run: at chosen boundaries, and wherever the candidate passes the same tensors on.
 
-    `notes` says where it happened. `healed` are the (reference path, event) at which it happens every time.
+    `notes` names the places. `healed` are the (reference path, event) at which tensors are forced every time.
     """
 
     healed: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
-    # Both tensors are kept, so that their ids stay theirs.
+    # Both tensors are kept, so that their ids are not reused.
     _forced: dict[tuple[int, int], tuple[Any, Any, tuple[int, int]]] = field(default_factory=dict)
 
     def end(self) -> None:
-        """Let go of the tensors of a pass."""
+        """Release the tensors of a pass."""
         self._forced.clear()
 
     def warnings(self) -> list[str]:
-        """Return the warning for what was handed over, if anything was."""
+        """Return the warning about forced tensors, if there are any."""
         if not self.notes:
             return []
         rest = len(self.notes) - _MOST_TOLD
@@ -145,15 +145,15 @@ class Handover:
         return [f"the candidate was handed the reference's {some}: what follows is not its own result"]
 
     def here(self, stop: Stop, *, heals: bool) -> Replacement | None:
-        """Return what the candidate goes on with, None where it was written in place.
+        """Return the tensors that the candidate continues with, None where they were written in place.
 
-        Raises `Refusal` where nothing is handed over.
+        Raises `Refusal` where no tensor is forced.
         """
         pairs: LeafPairs = [(*leaves, pair) for *leaves, pair in stop.compared() if pair is not None]
         differing = [one for one in pairs if not _is_equal(one)]
         if not differing:
             raise Refusal("nothing to hand over: the candidate holds the same values")
-        # Of a trace that was captured on the meta device, say.
+        # For example of a trace that was captured on the meta device.
         pairs = [one for one in pairs if not (isinstance(one[1], torch.Tensor) and one[1].is_meta)]
         reply = self._replacement(stop, pairs)
         handed = [name for name, *_ in differing if stop.mark + name in stop.met.forced]
@@ -173,7 +173,7 @@ class Handover:
         return reply
 
     def again(self, stop: Stop) -> Replacement | None:
-        """Return what the candidate goes on with at a later meeting: one that is healed, or handed the same tensors."""
+        """Return the replacement at a later boundary, if this one is healed or receives the same tensors."""
         if (stop.call.path, stop.event) in self.healed:
             try:
                 return self.here(stop, heals=False)
@@ -218,10 +218,10 @@ _BETWEEN = "no call is compared here: a side stands inside its own code; `contin
 
 
 class Answers:
-    """Answers the commands; see `qtrace.debug.stop.Session`. They run where the prompt of a side does.
+    """Answers the commands; see `qtrace.debug.stop.Session`. They run in the context of the prompt's side.
 
-    `stop` is the meeting at which both sides stand, None between two, and `has_moved` says that a side was stepped on
-    from there. `has_handed_over` says that the candidate goes on from it with the reference's tensors.
+    `stop` is the boundary at which both sides have stopped, None between two boundaries. `has_moved` says that a side
+    was stepped on from there. `has_handed_over` says that the candidate continues from it with the reference's tensors.
     """
 
     parties: tuple[Party, Party]
@@ -234,13 +234,13 @@ class Answers:
         self._handover = handover
 
     def check_switch(self, side: int) -> None:
-        """Raise `Refusal` where there is nothing to go to on the other side."""
+        """Raise `Refusal` where the other side has no place to show."""
         other = self.parties[1 - side]
         if not other.is_under_way:
             raise Refusal(f"the {other.name} is not under way: it has not begun, or has come to its end")
 
     def difference(self, expression: str) -> Iterator[str]:
-        """Yield how the values of an expression differ, evaluated where each side stands."""
+        """Yield the difference of an expression's values, evaluated at the place of each side."""
         mine, _, theirs = expression.partition(" vs ")
         found = [self._find(REFERENCE, mine), self._find(CANDIDATE, theirs or mine)]
         wrong = [one for one in found if isinstance(one, str)]
@@ -277,7 +277,7 @@ class Answers:
         yield from side_by_side(self.parties)
 
     def hand_over(self, *, heals: bool) -> str:
-        """Hand over the reference's tensors, and return which, and where; raises `Refusal` where none are."""
+        """Force the reference's tensors, and return their names and the place; raises `Refusal` if there are none."""
         stop, candidate = self.stop, self.parties[CANDIDATE]
         if not candidate.has_code:
             raise Refusal("the candidate is a stored trace, which cannot go on with other tensors than those it holds")
@@ -311,7 +311,7 @@ class Answers:
                 yield from compared(self.stop)
 
     def _find(self, side: int, expression: str) -> FoundValue | str:
-        """Return the value of an expression on a side, or why there is none."""
+        """Return the value of an expression on a side, or the reason why there is none."""
         party = self.parties[side]
         if not party.is_under_way:
             return f"{NAMES[side]}: not under way"

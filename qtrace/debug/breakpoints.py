@@ -1,4 +1,4 @@
-"""Where to stop: breakpoints `MODULE[:enter|exit][#call]`, conditions over a row's columns, or what a run has found."""
+"""The places to stop: breakpoints `MODULE[:enter|exit][#call]`, conditions over a row's columns, a run's findings."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _FORM = re.compile(r"(?P<glob>[^:#]+)(?::(?P<event>[^#]*))?(?:#(?P<call>.*))?")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A breakpoint as it was written; without an event it means the entry and the exit, without a number every call.
+    """A breakpoint as it was written; without an event it means entry and exit, without a number every call.
 
-    `option` is what it was given by, for messages.
+    `option` is the option that it was given by, for messages.
     """
 
     glob: str
@@ -43,19 +43,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Breakpoint:
-    """A place in a pair of models: the reference paths that its glob matches."""
+    """A breakpoint in a pair of models: the place, and the reference paths that its glob matches."""
 
     place: Place
     paths: frozenset[str]
 
     def is_at(self, event: str, call: Call) -> bool:
-        """Return whether the entry or the exit of a reference call is meant."""
+        """Return whether the breakpoint covers this entry or exit of a reference call."""
         place = self.place
         return call.path in self.paths and place.event in (None, event) and place.call in (None, call.index)
 
 
 def parse_place(text: str, option: str = "--break") -> Place:
-    """Return the place that `text` names; raises `UsageError`, naming the option, where it names none.
+    """Return the place that `text` names; raises `UsageError`, naming the option, where the text is malformed.
 
     >>> parse_place("model.layers.*:enter#2")
     Place(glob='model.layers.*', event='enter', call=2, option='--break')
@@ -74,16 +74,17 @@ def parse_place(text: str, option: str = "--break") -> Place:
 def resolve(place: Place, paths: Mapping[str, str]) -> Breakpoint:
     """Return the breakpoint in a model whose module paths are the keys, each with the first path of its module.
 
-    Raises `UsageError`, naming near paths, where the glob matches no module.
+    Raises `UsageError`, naming similar paths, where the glob matches no module.
     """
     chosen = select((place.glob,), paths, option=place.option)
     return Breakpoint(place, frozenset(paths[path] for path in chosen))
 
 
 def why_not_reached(breakpoint: Breakpoint, calls: Counter[str], stored: Collection[str] | None = None) -> str:
-    """Return in a sentence why nobody stopped at a breakpoint.
+    """Return in a sentence why the run did not stop at a breakpoint.
 
-    `calls` counts the reference's calls by path; of a stored reference, `stored` are the modules whose calls it tells.
+    `calls` counts the reference's calls by path; for a stored reference, `stored` are the modules whose calls it
+    records.
     """
     place, paths = breakpoint.place, sorted(breakpoint.paths)
     which = f"{place.option} {str(place)!r}"
@@ -110,7 +111,7 @@ NUMBERS = (
 WORDS = ("status", "type")
 # Names that the tables use.
 ALIASES = {"accumulated": "peir", "received": "peir_in", "sqnr": "sqnr_db"}
-# Known only when the further passes are over.
+# These are known only after the further passes.
 LATER = ("peir_local", "introduced", "verdict")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -130,7 +131,7 @@ Test = Callable[[Row], "bool | None"]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One word of a condition: its kind, its text, and where it begins, from 0."""
+    """One word of a condition: its kind, its text, and its first position, counted from 0."""
 
     kind: str
     text: str
@@ -139,7 +140,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """One side of a comparison, and what it stands for in a row; `column` is None for a constant."""
+    """One side of a comparison, and its value in a row; `column` is None for a constant."""
 
     token: Token
     column: str | None
@@ -161,7 +162,7 @@ class Condition:
         return self.text
 
     def holds(self, row: Row) -> bool | None:
-        """Return whether a row satisfies the condition; None where a number that it asks for does not exist."""
+        """Return whether a row satisfies the condition; None where a number that it needs does not exist."""
         return self._test(row)
 
     def _either(self) -> Test:
@@ -238,7 +239,7 @@ class Condition:
         self._wrong(f"{token.text} is no column; {did_you_mean(token.text, (*NUMBERS, *WORDS, *ALIASES))}", token)
 
     def _is_next(self, kind: str, text: str) -> bool:
-        """Take the next token if it is this one, and return whether it was."""
+        """Consume the next token if it is this one, and return whether it was."""
         is_it = (self._tokens[0].kind, self._tokens[0].text) == (kind, text)
         if is_it:
             self._tokens.pop(0)
@@ -279,7 +280,7 @@ def _any(parts: Iterator[bool | None]) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class StopRequest:
-    """Where to stop, before there is a model: at places, and at calls of which a row satisfies a condition."""
+    """The places to stop before there is a model, and the conditions on rows of the calls to stop at."""
 
     places: tuple[Place, ...] = ()
     conditions: tuple[Condition, ...] = ()
@@ -288,19 +289,19 @@ class StopRequest:
         return bool(self.places or self.conditions)
 
     def breakpoints(self, reference: torch.nn.Module) -> list[Breakpoint]:
-        """Return the breakpoints in a reference; raises `UsageError` for a glob that matches none of its modules."""
+        """Return the breakpoints in a reference; raises `UsageError` for a glob that matches no module of it."""
         model = Model("reference", reference)
         paths = {**{path: path for path in model.modules}, **model.aliases}
         return [resolve(place, paths) for place in self.places]
 
 
 def stop_request(places: Iterable[str], conditions: Iterable[str]) -> StopRequest:
-    """Return what `--break` and `--break-when` ask for; raises `UsageError` for what is malformed."""
+    """Return the request of `--break` and `--break-when`; raises `UsageError` for malformed text."""
     return StopRequest(tuple(map(parse_place, places)), tuple(map(Condition, conditions)))
 
 
 def stop_request_from_python(breakpoints: Iterable[str]) -> StopRequest:
-    """Return what `trace(breakpoints=[…])` asks for: what compares is a condition, all else a place."""
+    """Return the request of `trace(breakpoints=[…])`: a text with a comparison is a condition, any other a place."""
     texts = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)
     option = "breakpoints"
     return StopRequest(
@@ -310,11 +311,11 @@ def stop_request_from_python(breakpoints: Iterable[str]) -> StopRequest:
 
 
 def culprit(report: ReportData, paths: Collection[str]) -> list[Place]:
-    """Return the places of the first finding; where there is none, the exit of the first leap of a fault.
+    """Return the places of the first finding; without a finding, the exit of the first leap of a fault.
 
-    For an argument that is handed on wrongly it is the entry of the callee, where both sides still stand in the code
-    that makes it; else the entry and the exit of the module that is to blame. `paths` are the reference's modules.
-    Nothing where nobody is to blame.
+    For a wrong argument this is the entry of the callee, where both sides are still in the code that makes the
+    argument; otherwise the entry and the exit of the module at fault. `paths` are the reference's modules. The list is
+    empty where no module is at fault.
     """
     if report.findings:
         return _places(min(report.findings, key=lambda one: one.rank), paths)
@@ -337,7 +338,7 @@ def _places(finding: Finding, paths: Collection[str]) -> list[Place]:
 
 
 def _known(path: str, paths: Collection[str]) -> str:
-    """Return a path of the reference's as a glob: this one, or the nearest one around it."""
+    """Return a path of the reference as a glob: this path, or the nearest known path around it."""
     while path and path not in paths:
         path = path.rpartition(".")[0]
     return path or ROOT

@@ -1,4 +1,4 @@
-"""The prompt's commands that know of both sides, whatever the side is that they are typed on."""
+"""The prompt's commands for both sides, which work on the prompt of either side."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LEAVING = (("c, q", "go on to the next breakpoint; end the run"),)
 
 
 class Commands(cmd.Cmd):
-    """The commands at the prompt of the side that is called `name`.
+    """The commands at the prompt of the side with this `name`.
 
-    `message` shows a line and `error` what went wrong, as pdb's do. `move` says how the prompt was left.
+    `message` shows a line and `error` an error, as in pdb. `move` says how the prompt was left.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Commands(cmd.Cmd):
     _session: Session
 
     def onecmd(self, line: str) -> bool:
-        """Run one command; what goes wrong in it is told, and the prompt stays."""
+        """Run one command; an error in it is shown, and the prompt stays."""
         try:
             return bool(super().onecmd(line))
         except Refusal as refusal:
@@ -50,7 +50,7 @@ class Commands(cmd.Cmd):
         return False
 
     def parseline(self, line: str) -> Any:
-        """Take the hyphen of `next-fault` for a part of the command."""
+        """Treat the hyphen of `next-fault` as a part of the command."""
         words = line.split()
         return super().parseline("next_fault" if words == ["next-fault"] else line)
 
@@ -169,7 +169,7 @@ class Commands(cmd.Cmd):
         return self.leave(Move.CONTINUE)
 
     def _show(self, lines: Iterator[str]) -> None:
-        # What the model runs under, such as autocast, is not for what is told of it.
+        # Settings that the model runs under, such as autocast, must not affect the shown values.
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             told = list(lines)
         for line in told:

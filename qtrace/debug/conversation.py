@@ -1,4 +1,4 @@
-"""Both sides standing still and a user at the prompt: which side speaks, which is stepped, which goes on."""
+"""Controls both sides while a user is at the prompt: which side has the prompt, which is stepped, which continues."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Sides = tuple[LiveSide | StoredSide, LiveSide | StoredSide]
 class Conversation:
     """The prompts of one pass.
 
-    The prompt of a live side runs on that side's own stack; between two prompts the driver decides here who goes on.
-    What the commands ask for is told by `Answers`.
+    The prompt of a live side runs on that side's own stack; between two prompts the driver decides here which side
+    continues. `Answers` answers the commands.
 
     `seeks_fault` says that the user wants to stop at the next fault.
     """
@@ -36,7 +36,7 @@ class Conversation:
         self._answers = Answers(comparison, handover)
         self._parties = self._party(sides, REFERENCE, script), self._party(sides, CANDIDATE, script)
         self._answers.parties = self._parties
-        # Where there is code to look at.
+        # Prefer a side that has code.
         self._current = CANDIDATE if self._parties[CANDIDATE].has_code else REFERENCE
         self._last = ""
 
@@ -47,34 +47,34 @@ class Conversation:
         return LiveParty(side, number, self._answers, script, lambda: self._converse(number))
 
     def close(self) -> None:
-        """Let go of both sides."""
+        """Release both sides."""
         self._answers.stop = None
         for party in self._parties:
             party.release()
 
     def begin(self, stop: Stop, reply: Replacement | None) -> None:
-        """Note what the candidate will go on with from a meeting."""
+        """Note the tensors that the candidate will continue with from a boundary."""
         candidate = self._parties[CANDIDATE]
         again = self._handover.again(stop) if candidate.is_at(stop.candidate) else None
         self._answers.has_handed_over = again is not None
         candidate.reply = again or reply
 
     def end(self) -> Replacement | None:
-        """Return what the candidate goes on with from a meeting."""
+        """Return the tensors that the candidate continues with from a boundary."""
         return self._parties[CANDIDATE].reply
 
     @property
     def has_handed_over(self) -> bool:
-        """Return whether the candidate goes on from the last meeting with the reference's tensors."""
+        """Return whether the candidate continues from the last boundary with the reference's tensors."""
         return self._answers.has_handed_over
 
     @property
     def wants_next(self) -> bool:
-        """Return whether a side is stepped that stops at whatever comes next."""
+        """Return whether a side is stepped that stops at the next event, whichever it is."""
         return any(party.stops_anywhere for party in self._parties)
 
     def open(self, stop: Stop, reason: str) -> None:
-        """Stop at a meeting; raises `EndRun` where the user ends the run."""
+        """Stop at a boundary; raises `EndRun` where the user ends the run."""
         self._answers.stop, self._answers.has_moved, self.seeks_fault = stop, False, False
         self._last = str(stop)
         for party in self._parties:
@@ -91,16 +91,16 @@ class Conversation:
             self._answers.stop = None
 
     def pass_by(self, stop: Stop) -> None:
-        """Go on from a meeting where nobody wants to stop.
+        """Continue from a boundary without a reason to stop.
 
-        A candidate that is stepped goes first: the reference, which the lockstep lets go first, is to stand still.
+        A stepped candidate runs first: the lockstep would run the reference first, but the reference must stand still.
         """
         candidate = self._parties[CANDIDATE]
         if candidate.is_armed and candidate.is_at(stop.candidate) and isinstance(candidate.go(), Pause):
             self._converse(CANDIDATE)
 
     def _converse(self, current: int) -> None:
-        """Open prompts until the user lets the run go on; raises `EndRun` where the user ends it."""
+        """Open prompts until the user continues the run; raises `EndRun` where the user ends it."""
         self._stand()
         while True:
             self._current = current

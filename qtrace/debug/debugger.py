@@ -1,4 +1,4 @@
-"""Decides, at each meeting of a run's passes, whether to stop there."""
+"""Decides, at each boundary in a run's passes, whether to stop there."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from qtrace.tree import tensors
 
 @dataclass(slots=True)
 class Faults:
-    """Follows a pass, and tells faults from what only passes an error on.
+    """Follows a pass, and distinguishes faults from calls that only pass an error on.
 
-    A call is at fault whose output differs although its arguments agree and so do the outputs of all that it called. A
-    caller is at fault that hands on an argument that differs although its own agree and so do the outputs of all that
-    it called before.
+    A call is at fault if its output differs although its arguments agree and so do the outputs of all its callees. A
+    caller is at fault if it passes on an argument that differs although its own arguments agree and so do the outputs
+    of all its earlier callees.
     """
 
     _affected: set[int] = field(default_factory=set)
 
     def is_at(self, stop: Stop) -> bool:
-        """Return whether this meeting shows a fault; to be asked at each meeting, in order."""
+        """Return whether this boundary shows a fault; must be called at each boundary, in order."""
         own, parent = id(stop.met), id(stop.met.parent)
         if not stop.differing() and stop.error() is None:
             return False
@@ -44,12 +44,12 @@ class Faults:
         return own not in self._affected
 
     def healed(self, stop: Stop) -> None:
-        """Forget what a meeting showed: the candidate goes on with the reference's tensors."""
+        """Forget the result of a boundary: the candidate continues with the reference's tensors."""
         self._affected.discard(id(stop.met if stop.event == ENTER else stop.met.parent))
 
 
 class StoppingMeeting(MeetingProxy):
-    """Asks `met` what the candidate goes on with from each meeting; that is where it may stop."""
+    """Asks `met` for the tensors that the candidate continues with from each boundary; `met` may stop there."""
 
     def __init__(self, comparison: Comparison, met: Callable[[Stop, Replacement | None], Replacement | None]) -> None:
         super().__init__(comparison)
@@ -58,26 +58,26 @@ class StoppingMeeting(MeetingProxy):
         self._open: list[CallPair] = []
 
     def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
-        """Compare, then ask."""
+        """Compare, then ask `met`."""
         reply = super().entered(reference, candidate)
         met = self._comparison.met[-1]
-        # Whoever works in place may have its return value ignored: then what it wrote to is handed over.
+        # The caller may ignore the return value of a module that works in place: then the written tensor is forced.
         met.argument_ids = {id(tensor) for _, tensor in tensors(candidate.arguments.values)}
         self._open.append(met)
         return self._met(self._stop(met, reference, candidate), reply)
 
     def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
-        """Compare, then ask."""
+        """Compare, then ask `met`."""
         reply = super().left(reference, candidate)
         return self._met(self._stop(self._open.pop(), reference, candidate), reply)
 
     def _stop(self, met: CallPair, reference: Enter | Exit, candidate: Enter | Exit) -> Stop:
-        # What was compared is compared again where it is asked for, and in the same way.
+        # On request the values are compared again in the same way.
         return Stop(self._comparison, met, reference, candidate, type(self._comparison.comparer)())
 
 
 class Debugger:
-    """Attends the passes of a run: stops at breakpoints, and at calls of which a row satisfies a condition.
+    """Attends the passes of a run: stops at breakpoints, and at calls with a row that satisfies a condition.
 
     Without a `script` the prompt's commands come from the terminal. `has_quit` says that the run was ended there.
     """
@@ -103,16 +103,16 @@ class Debugger:
         self._comparison: Comparison
         self._conversation: Conversation
 
-    # What a run asks of who attends it.
+    # The interface for a run that is attended.
 
     def around(self, comparison: Comparison) -> Meeting:
-        """Return the meeting that tells this debugger of each one."""
+        """Return a meeting that reports each boundary to this debugger."""
         self._comparison = comparison
         return StoppingMeeting(comparison, self.met)
 
     @contextlib.contextmanager
     def attending(self, sides: Sides) -> Iterator[None]:
-        """Give each side a prompt, and a live one somebody who steps it; let go of both at the end."""
+        """Give each side a prompt, and a live side a stepper; release both at the end."""
         reference = sides[REFERENCE]
         self._calls.append(reference.calls)
         if isinstance(reference, StoredSide):
@@ -129,11 +129,11 @@ class Debugger:
             self._conversation.close()
 
     def warnings(self) -> list[str]:
-        """Return what was not reached, and that the candidate went on with other tensors than its own."""
+        """Return warnings for breakpoints that were not reached, and for tensors that were forced."""
         return [*self.unreached(), *self.unsatisfied(), *self._handover.warnings()]
 
     def unreached(self) -> list[str]:
-        """Return in a sentence each why breakpoints were not reached by a run that came to its end."""
+        """Return for each breakpoint that a complete run did not reach a sentence with the reason."""
         if self.has_quit or pdb_prompt.is_off():
             return []
         calls = sum(self._calls, Counter())
@@ -141,7 +141,7 @@ class Debugger:
         return [why_not_reached(one, calls, self._stored) for one in missed]
 
     def unsatisfied(self) -> list[str]:
-        """Return a sentence for each condition that no row satisfied, and for rows of which it could not be told."""
+        """Return a sentence for each condition that no row satisfied, and for rows where it could not be decided."""
         if self.has_quit or pdb_prompt.is_off():
             return []
         said = [f"no row satisfies {str(one)!r}" for one in self._conditions if not self._satisfied_by[one]]
@@ -152,7 +152,7 @@ class Debugger:
         return said
 
     def met(self, stop: Stop, reply: Replacement | None) -> Replacement | None:
-        """Return what the candidate goes on with from a meeting; stop there first where that is wanted."""
+        """Return the tensors that the candidate continues with from a boundary; stop there first where requested."""
         conversation = self._conversation
         conversation.begin(stop, reply)
         reason = self._reason(stop)
@@ -167,7 +167,7 @@ class Debugger:
     # Where to stop.
 
     def _reason(self, stop: Stop) -> str | None:
-        """Return why to stop at a meeting; None where there is no reason."""
+        """Return the reason to stop at a boundary, None where there is none."""
         hit = [one for one in self._breakpoints if one.is_at(stop.event, stop.call)]
         self._reached.update(hit)
         is_fault = self._faults.is_at(stop)
@@ -183,7 +183,7 @@ class Debugger:
         return "a fault" if is_fault and self._conversation.seeks_fault else None
 
     def _satisfied(self, stop: Stop) -> Condition | None:
-        """Return the first condition that a row of a call satisfies, and count what could not be decided."""
+        """Return the first condition that a row of a call satisfies, and count undecidable conditions."""
         if stop.event != EXIT or not self._conditions or stop.error() is not None:
             return None
         found: list[Condition] = []

@@ -1,4 +1,4 @@
-"""A live side in a conversation: pdb on the model's own stack, stepped line by line between two events."""
+"""A live side in a conversation: runs pdb on the model's own stack, line by line between two events."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ class Tracer(Protocol):
 
     @property
     def is_armed(self) -> bool:
-        """Whether there is anything that it would stop at."""
+        """Whether there is any place where it would stop."""
 
     def arm(self) -> None:
         """Set the thread's trace function; called on the side's own stack."""
 
 
 class SideStepper:
-    """Goes on with a side, until its next event, or until its tracer pauses it.
+    """Continues a side until its next event, or until its tracer pauses it.
 
-    The trace function belongs to the thread: it is there only while this side runs. `event` is where the side stood
-    last, `reply` what it will go on with from there. A side may go ahead of the lockstep by one event, which the
-    lockstep is given when it asks for a step. `paused` is called, by whoever drives, while a side stands between two
-    events.
+    The trace function belongs to the thread, so it is set only while this side runs. `event` is the last event of the
+    side, `reply` the replacement that it will continue with from there. A side may be one event ahead of the lockstep,
+    which receives this event when it asks for a step. The driver calls `paused` while a side stands between two events.
     """
 
     def __init__(self, side: LiveSide, tracer: Tracer, paused: Callable[[], None]) -> None:
@@ -49,11 +48,11 @@ class SideStepper:
 
     @property
     def has_arrived(self) -> bool:
-        """Return whether the side has come to its next event, and waits there for the other."""
+        """Return whether the side has reached its next event, and waits there for the other side."""
         return self._ahead is not None
 
     def step(self, reply: Replacement | None) -> Event:
-        """Go on to the next event, through whatever pauses there are."""
+        """Continue to the next event, through all pauses."""
         if reply is not None:
             self.reply = reply
         while self._ahead is None:
@@ -63,7 +62,7 @@ class SideStepper:
         return self.event
 
     def go(self) -> Event | Pause:
-        """Go on to the next event or pause."""
+        """Continue to the next event or pause."""
         reply, self.reply = self.reply, None
         if not self._tracer.is_armed:
             found = self.side.resume(reply)
@@ -99,7 +98,7 @@ class LiveParty:
 
     @property
     def reply(self) -> Replacement | None:
-        """What the model goes on with in place of its own."""
+        """The tensors that the model continues with in place of its own."""
         return self._stepper.reply
 
     @reply.setter
@@ -108,22 +107,22 @@ class LiveParty:
 
     @property
     def is_under_way(self) -> bool:
-        """Return whether the model has begun to run, and has not come to its end."""
+        """Return whether the model has begun to run, and has not ended."""
         return self._side.is_under_way and bool(self._prompt.frames()[0])
 
     @property
     def is_armed(self) -> bool:
-        """Return whether there is a step under way, or a breakpoint in a file."""
+        """Return whether a step is under way, or a breakpoint is set in a file."""
         return self._prompt.is_armed
 
     @property
     def stops_anywhere(self) -> bool:
-        """Return whether the step under way ends at whatever comes next."""
+        """Return whether the step under way ends at the next event, whichever it is."""
         return self._prompt.stops_anywhere
 
     @property
     def has_arrived(self) -> bool:
-        """Return whether it has come to its next event, and waits there for the other."""
+        """Return whether it has reached its next event, and waits there for the other side."""
         return self._stepper.has_arrived
 
     def is_at(self, event: Enter | Exit) -> bool:
@@ -131,11 +130,11 @@ class LiveParty:
         return self._stepper.event is event
 
     def lacks(self, event: str, *, whole: bool = False) -> str | None:
-        """Return None: a model holds whatever stands there."""
+        """Return None: a model holds all values of an event."""
         return None
 
     def stand(self, event: Enter | Exit | None) -> None:
-        """Note the frame in which the model stands; one that is paused in its own code knows."""
+        """Note the current frame of the model; a model that is paused in its own code has noted it already."""
         if self._side.is_under_way and not self._stepper.is_paused:
             last = self._stepper.event
             key = last.call.key if isinstance(last, (Enter, Exit)) else None
@@ -155,11 +154,11 @@ class LiveParty:
         self._prompt.message(text)
 
     def on(self, function: Callable[[], T]) -> T:
-        """Run something on the model's own stack; what the prompt asks for is there already."""
+        """Run a function on the model's own stack; at a prompt this stack is already the running one."""
         return function() if self._is_asked else self._side.aside(function)
 
     def find(self, expression: str) -> FoundValue:
-        """Evaluate an expression in the selected frame, or the nearest one outwards that knows its names."""
+        """Evaluate an expression in the selected frame, or in the nearest outer frame that knows its names."""
         return self.on(lambda: self._prompt.find(expression))
 
     def place(self) -> str:
@@ -168,7 +167,7 @@ class LiveParty:
         return place_of(*frames[selected]) if frames else "not under way"
 
     def entries(self) -> tuple[list[str], int]:
-        """Return the line of each frame, the outermost first, and the place of the selected one."""
+        """Return the line of each frame, the outermost first, and the index of the selected frame."""
         frames, selected = self._prompt.frames()
         return [place_of(frame, line) for frame, line in frames], selected
 
@@ -184,10 +183,10 @@ class LiveParty:
         self._prompt.disarm()
 
     def go(self) -> Event | Pause:
-        """Go on to the next event or pause."""
+        """Continue to the next event or pause."""
         return self._stepper.go()
 
     def release(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._side.stepper = None
         self._prompt.release()

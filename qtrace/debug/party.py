@@ -1,4 +1,4 @@
-"""A side as a conversation needs it: with a prompt, a place where it stands, and names that have values there."""
+"""The interface of a side in a conversation: a prompt, a current place, and names that have values there."""
 
 from __future__ import annotations
 
@@ -14,69 +14,69 @@ T = TypeVar("T")
 
 
 class Party(Protocol):
-    """One of the two sides; `reply` is what it will go on with in place of its own."""
+    """One of the two sides; `reply` holds the tensors that it will continue with in place of its own."""
 
     name: str
     reply: Replacement | None
 
     @property
     def has_code(self) -> bool:
-        """Return whether there is code to stand in."""
+        """Return whether the side has code."""
 
     @property
     def is_under_way(self) -> bool:
-        """Return whether there is a place where it stands: it has begun, and has not come to its end."""
+        """Return whether it has a current place: it has begun, and has not ended."""
 
     @property
     def is_armed(self) -> bool:
-        """Return whether there is anything to stop at between two events."""
+        """Return whether there is any place to stop between two events."""
 
     @property
     def stops_anywhere(self) -> bool:
-        """Return whether it is being stepped, and stops at whatever comes next."""
+        """Return whether it is being stepped, and stops at the next event, whichever it is."""
 
     @property
     def has_arrived(self) -> bool:
-        """Return whether it has come to its next event, and waits there for the other."""
+        """Return whether it has reached its next event, and waits there for the other side."""
 
     def is_at(self, event: Enter | Exit) -> bool:
-        """Return whether it stands at this event itself: it may have gone past before the other came."""
+        """Return whether it stands at this event: it may have passed it before the other side reached it."""
 
     def lacks(self, event: str, *, whole: bool = False) -> str | None:
-        """Return in words what it does not hold of what stands at an event ("enter" or "exit"); None where it is there.
+        """Return in words which values of an event ("enter" or "exit") it does not hold; None where it holds them.
 
-        With `whole`, tensors of which it holds a part are lacking, too.
+        With `whole`, a tensor of which it holds only a part counts as lacking.
         """
 
     def stand(self, event: Enter | Exit | None) -> None:
-        """Note where it stands now: at this event, or where there is none between two."""
+        """Note its current place: this event, or, where there is none, a place between two events."""
 
     def converse(self) -> Move:
-        """Open the prompt there, and return how it was left."""
+        """Open the prompt at this place, and return how it was left."""
 
     def message(self, text: str) -> None:
         """Show a line at the prompt."""
 
     def on(self, function: Callable[[], T]) -> T:
-        """Run something in this side's own state while it stands still, and return what that returns."""
+        """Run a function in this side's own state while it stands still, and return the function's result."""
 
     def find(self, expression: str) -> FoundValue:
-        """Evaluate an expression where it stands; raises whatever that raises."""
+        """Evaluate an expression at the current place; raises any exception of the expression."""
 
     def place(self) -> str:
-        """Return where it stands."""
+        """Return the current place."""
 
     def entries(self) -> tuple[list[str], int]:
-        """Return its stack, the outermost entry first, and the place of the selected one."""
+        """Return its stack, the outermost entry first, and the index of the selected entry."""
 
     def standing(self, event: Enter | Exit) -> Standing:
-        """Return where it stands, for another debugger."""
+        """Return the current place, for another debugger."""
 
     def disarm(self) -> None:
         """Give up a step that is under way."""
 
     def go(self) -> Event | Pause:
-        """Go on to the next event or pause."""
+        """Continue to the next event or pause."""
 
     def release(self) -> None:
-        """Let go of the model, or the trace."""
+        """Release the model or the trace."""

@@ -1,4 +1,4 @@
-"""The prompt of a live side: Python's own pdb on that side's stack, with the commands that know of the other one."""
+"""The prompt of a live side: Python's own pdb on that side's stack, with the commands for both sides."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _OWN = ("", "pdb.set_trace")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where one side stands: the frame of its own code that makes the call, that frame's locals, what was called.
+    """The place of one side: the frame of its own code that makes the call, that frame's locals, and the callee.
 
-    A stored side has no frame, and in place of locals what is recorded of the call.
+    A stored side has no frame; in place of locals it has the recorded values of the call.
     """
 
     frame: FrameType | None
@@ -40,7 +40,7 @@ def is_off() -> bool:
 
 
 def is_wanted() -> bool:
-    """Return whether another debugger than pdb is to be opened."""
+    """Return whether a debugger other than pdb is to be opened."""
     return not is_off() and os.environ.get(VARIABLE, "") not in _OWN
 
 
@@ -50,7 +50,7 @@ def stand(ref: Standing, cand: Standing, args: dict[str, Any], out: dict[str, An
     `args` and `out` map names to (the reference's value, the candidate's).
     """
     breakpoint()
-    # Debuggers that stop at the next line stop here, where the names are still known.
+    # A debugger that stops at the next line stops here, where the names are still known.
     return
 
 
@@ -75,22 +75,22 @@ class SidePdb(pdb.Pdb):
         self._traceback: TracebackType | None = None
         self._selected: int | None = None
         self.reset()
-        # Python shares breakpoints in files among all debuggers; those of others are not for this one.
+        # Python shares breakpoints in files among all debuggers; this one ignores those of others.
         self.breaks = {}
-        # A step ends nowhere until there is one: without any frame it would end everywhere.
+        # No step ends until one is started: without a frame here it would end everywhere.
         self.botframe = sys._getframe()
         self.disarm()
 
-    # How the side is stepped.
+    # Stepping of the side.
 
     @property
     def stops_anywhere(self) -> bool:
-        """Return whether the step under way ends at whatever comes next."""
+        """Return whether the step under way ends at the next event, whichever it is."""
         return self._steps and self.stopframe is None
 
     @property
     def is_armed(self) -> bool:
-        """Return whether there is anything to stop at in the side's code: a step, or a breakpoint in a file."""
+        """Return whether there is a place to stop in the side's code: a step, or a breakpoint in a file."""
         return self._steps or bool(self.breaks)
 
     def arm(self) -> None:
@@ -112,7 +112,7 @@ class SidePdb(pdb.Pdb):
         return bool(super().stop_here(frame)) and not is_in_hook(frame)
 
     def release(self) -> None:
-        """Let go of frames, and of breakpoints in files, which Python keeps for all debuggers of the process."""
+        """Release frames and breakpoints in files, which Python keeps for all debuggers of the process."""
         for file, lines in list(self.breaks.items()):
             for line in list(lines):
                 self.clear_break(file, line)
@@ -120,21 +120,21 @@ class SidePdb(pdb.Pdb):
         self._standing, self._traceback, self.curframe_locals = None, None, {}
 
     def stand_at(self, frame: FrameType) -> None:
-        """Note the frame of the side's own code in which it stands now."""
+        """Note the current frame of the side's own code."""
         self._standing, self._traceback, self._selected = (frame, None), None, None
 
     def interaction(self, frame: Any, traceback: Any) -> None:
         """Pause the side; called by pdb while it traces the side's code, where it would open the prompt."""
         self._standing, self._selected = (frame, traceback), None
-        # Later versions of pdb hand over the exception itself.
+        # Later versions of pdb pass the exception itself.
         self._traceback = (
             traceback if isinstance(traceback, TracebackType) else getattr(traceback, "__traceback__", None)
         )
-        # Only with tracing allowed may another stack go on, which may be traced too.
+        # Another stack may be traced too, so it may only continue with tracing allowed.
         sys.call_tracing(self._side.pause, ())
 
     def prompt_here(self) -> Move:
-        """Open the prompt on the stack that runs, the side's own, and return how it was left."""
+        """Open the prompt on the running stack, which is the side's own, and return how it was left."""
         assert self._standing is not None
         self.botframe = outermost(self._standing[0])
         self.disarm()
@@ -149,7 +149,7 @@ class SidePdb(pdb.Pdb):
     # Frames: those of torch and of qtrace are left out.
 
     def get_stack(self, f: Any, t: Any) -> Any:
-        """Return the side's own frames, the outermost first, and the place of `f` among them."""
+        """Return the side's own frames, the outermost first, and the index of `f` among them."""
         stack, index = super().get_stack(f, t)
         own = [is_own_code(frame) for frame, _ in stack]
         if not any(own):
@@ -157,7 +157,7 @@ class SidePdb(pdb.Pdb):
         return [entry for entry, keep in zip(stack, own, strict=True) if keep], max(0, sum(own[: index + 1]) - 1)
 
     def setup(self, f: Any, tb: Any) -> Any:
-        """Go back to the frame that was selected when the prompt was left for the other side's."""
+        """Select again the frame that was selected when the user switched to the other side."""
         selected = self._selected
         done = super().setup(f, tb)
         if selected is not None and selected < len(self.stack):
@@ -167,13 +167,13 @@ class SidePdb(pdb.Pdb):
         return done
 
     def forget(self) -> None:
-        """Remember the selected frame, and let go of the stack."""
+        """Remember the selected frame, and release the stack."""
         if getattr(self, "stack", None):
             self._selected = self.curindex
         super().forget()
 
     def frames(self) -> tuple[list[tuple[FrameType, int]], int]:
-        """Return the side's frames with their lines, the outermost first, and the place of the selected one."""
+        """Return the side's frames with their lines, the outermost first, and the index of the selected frame."""
         if self.stack:
             return self.stack, self.curindex
         if self._standing is None:
@@ -182,16 +182,16 @@ class SidePdb(pdb.Pdb):
         return stack, index if self._selected is None else min(self._selected, len(stack) - 1)
 
     def default(self, line: str) -> None:
-        """Run a line of Python; what it assigns to a local of the selected frame holds from there on."""
+        """Run a line of Python; an assignment to a local of the selected frame stays in effect."""
         super().default(line)
         if sys.version_info < (3, 13) and self.curframe is not None:
-            # Until then the interpreter takes over only what changes in the frame that it traces.
+            # Older interpreters take over changes only in the frame that they trace.
             ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(self.curframe), ctypes.c_int(0))
 
     def find(self, expression: str) -> FoundValue:
-        """Evaluate an expression in the selected frame, or in the nearest one outwards in which its names are known.
+        """Evaluate an expression in the selected frame, or in the nearest outer frame that knows its names.
 
-        Raises whatever the expression raises; `NameError` where no frame knows a name of it.
+        Raises any exception of the expression; `NameError` where no frame knows one of its names.
         """
         code = compile(expression.strip(), "<diff>", "eval")
         stack, index = self.frames()
@@ -217,7 +217,7 @@ class SidePdb(pdb.Pdb):
 
 
 def place_of(frame: FrameType, line: int) -> str:
-    """Return a line of a frame as it is told of: the file's name, the line, the function."""
+    """Return a line of a frame as it is shown: the file's name, the line, the function."""
     if not is_own_code(frame):
         return IN_QTRACE
     return f"{Path(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
@@ -232,7 +232,7 @@ def outermost(frame: FrameType | None = None) -> FrameType:
 
 
 class Prompt(Commands, SidePdb):
-    """A side's pdb with qtrace's own commands; `session` answers what takes more than one side."""
+    """A side's pdb with qtrace's own commands; `session` answers the commands that need both sides."""
 
     gists = (*GISTS, ("s, n", "step in the side that is current; the other one stands still"), *LEAVING)
 

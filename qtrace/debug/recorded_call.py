@@ -1,4 +1,4 @@
-"""A stored call as the prompt shows it: where it was made, and what it was handed and has returned, by name."""
+"""A stored call as the prompt shows it: the line that made it, and its arguments and outputs by name."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from qtrace.traces.manifest import Line, StoredLeaf, StoredSample, StoredValue
 from qtrace.traces.reader import StoredObject, Values
 
 OUTPUT = "output"
-# Of one value, such as a cache, so many leaves are told.
+# How many leaves of one value, such as a cache, are shown.
 _MOST_LEAVES = 8
 _MOST_LETTERS, _MOST_OF_PATH = 60, 24
 
 
 class RecordedCall:
-    """One call of a stored side, and those that it ran inside.
+    """One call of a stored side, and its enclosing calls.
 
-    Its names are those of its arguments, and `output` for what it returned; names that it does not have are looked for
-    in the arguments of the calls around it, outwards. Tensors are read when they are asked for, apart from the
-    run: whatever is done to them has no effect on it.
+    Its names are those of its arguments, and `output` for its return value. Other names are looked up in the arguments
+    of the enclosing calls, outwards. Tensors are read on demand, separately from the run: changes to them do not affect
+    it.
     """
 
     def __init__(self, side: StoredSide, call: Call) -> None:
@@ -49,19 +49,19 @@ class RecordedCall:
         return list(dict.fromkeys(name for known in self._known for name in known))
 
     def place(self) -> str:
-        """Return where the call was made, as far as that is recorded."""
+        """Return the line that made the call, if it is recorded."""
         return "stored" if self._innermost.site is None else f"{_said(self._innermost.site)} (stored)"
 
     def entries(self) -> list[str]:
-        """Return where each call was made, the outermost first; its module where that is not recorded."""
+        """Return the line that made each call, the outermost first; its module where the line is not recorded."""
         places = [(one.call.site, one.call.module) for one in self._calls]
-        # Code that only hands the call on is not where it stands.
+        # Code that only passes the call on does not count as its place.
         while len(places) > 1 and places[0][0] != self._innermost.site:
             del places[0]
         return [f"call of {module or '<root>'}" if site is None else _said(site) for site, module in reversed(places)]
 
     def described(self) -> Iterator[str]:
-        """Yield the call, and each value that it was handed or has returned: name, dtype and shape."""
+        """Yield the call, and each of its arguments and outputs: name, dtype and shape."""
         call, manifest = self._innermost.call, self._manifest
         made = "" if self._innermost.site is None else f", called at {_said(self._innermost.site)}"
         yield f"{call.module or '<root>'} ({call.type}), call #{call.call}{made}"
@@ -79,10 +79,10 @@ class RecordedCall:
             yield f"wider floats were rounded to {manifest.cast} (--as)"
 
     def find(self, expression: str, own: Mapping[str, Any] | None = None) -> FoundValue:
-        """Evaluate an expression; each of its names is that of the innermost call that has it.
+        """Evaluate an expression; each name is taken from the innermost call that has it.
 
-        `own` are names of the user's, which come first. Raises whatever the expression raises; `NameError` where no
-        call has a name of it, `Refusal` for one that computes with sketches.
+        `own` are the user's names, which come first. Raises any exception of the expression; `NameError` where no call
+        has one of its names, `Refusal` for an expression that computes with sketches.
         """
         tree = ast.parse(expression.strip(), "<stored>", "eval")
         values, level = self._scope(tree, expression, own or {})
@@ -94,13 +94,13 @@ class RecordedCall:
         return FoundValue(value, self._place_of(level))
 
     def run(self, line: str, own: dict[str, Any]) -> None:
-        """Run a line of Python over the same names; what it assigns goes to `own`."""
+        """Run a line of Python over the same names; its assignments go to `own`."""
         tree = ast.parse(line, "<stored>", "single")
         values, _ = self._scope(tree, line, own)
         exec(compile(tree, "<stored>", "single", dont_inherit=True), values, own)
 
     def all(self) -> dict[str, Any]:
-        """Read what the call itself was handed and has returned, by name."""
+        """Read the arguments and outputs of the call itself, by name."""
         return {name: self._value(0, name) for name in self._known[0]}
 
     def _value(self, level: int, name: str) -> Any:
@@ -110,14 +110,14 @@ class RecordedCall:
         return self._read[level, name]
 
     def _scope(self, tree: ast.AST, text: str, own: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """Return the values of the names in a piece of code, and how far outwards the farthest of them was found."""
+        """Return the values of the names in a piece of code, and the outermost level at which one was found."""
         values, farthest = {"torch": torch, "__builtins__": BUILTINS, **own}, 0
         for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - own.keys():
             level = next((level for level, known in enumerate(self._known) if name in known), None)
             if level is not None:
                 values[name], farthest = self._value(level, name), max(farthest, level)
                 if _holds_sketch(values[name]) and text.strip() != name:
-                    # A few elements are not to be computed with as if they were all.
+                    # The few elements of a sketch must not be used as if they were the whole tensor.
                     raise Refusal(
                         "of each tensor only a sketch is stored (--stats-only): a name by itself can be shown and "
                         "compared, and nothing can be computed with it"
@@ -125,7 +125,7 @@ class RecordedCall:
         return values, farthest
 
     def _place_of(self, level: int) -> str:
-        """Return where the values of a level were handed over."""
+        """Return the place where the values of a level were passed."""
         one = self._calls[level]
         place = "stored" if one.site is None else _said(one.site)
         return place if level == 0 else f"{place}, into {shorten(one.call.module or '<root>', _MOST_OF_PATH)}"
@@ -140,7 +140,7 @@ class RecordedCall:
             yield name, f"and {len(value.leaves) - _MOST_LEAVES} more"
 
     def _told(self, leaf: StoredLeaf) -> str:
-        """Return what a leaf is."""
+        """Return a description of a leaf."""
         if leaf.tensor is None:
             return repr(decode(leaf.plain))[:_MOST_LETTERS]
         entry = self._manifest.tensors[leaf.tensor]

@@ -1,4 +1,4 @@
-"""One stop of both sides at the entry or the exit of a call, what prompts ask of its holder, and scripted commands."""
+"""A stop of both sides at the entry or exit of a call, the interface that prompts need, and scripted commands."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Move(Enum):
 
 
 class Refusal(Exception):
-    """A command cannot do what it was asked for; the sentence says why, and the prompt stays."""
+    """A command cannot be carried out; the sentence says why, and the prompt stays."""
 
 
 class Session(Protocol):
-    """Answers the commands that take more than one side; each yields lines to show."""
+    """Answers the commands that need both sides; each yields lines to show."""
 
     def check_switch(self, side: int) -> None:
-        """Raise `Refusal` where there is nothing to go to on the other side."""
+        """Raise `Refusal` where the other side has no place to show."""
 
     def difference(self, expression: str) -> Iterator[str]:
-        """Yield how the values of an expression differ."""
+        """Yield the difference of an expression's values."""
 
     def arguments(self) -> Iterator[str]:
         """Yield the compared arguments."""
@@ -56,7 +56,7 @@ class Session(Protocol):
         """Yield both stacks side by side."""
 
     def hand_over(self, *, heals: bool) -> str:
-        """Hand over the reference's tensors, and return which, and where; raises `Refusal` where none are."""
+        """Force the reference's tensors, and return their names and the place; raises `Refusal` if there are none."""
 
 
 NAMES = ("reference", "candidate")
@@ -64,7 +64,7 @@ NAMES = ("reference", "candidate")
 
 @dataclass(slots=True)
 class Stop:
-    """A meeting: what the comparison has noted of it, and the events of both sides."""
+    """A boundary that both sides have reached: the comparison's record of it, and the events of both sides."""
 
     comparison: Comparison
     met: CallPair
@@ -84,7 +84,7 @@ class Stop:
 
     @property
     def mark(self) -> str:
-        """Return how the comparison tells arguments from outputs."""
+        """Return the mark by which the comparison distinguishes arguments from outputs."""
         return IN if self.event == ENTER else OUT
 
     @property
@@ -97,7 +97,7 @@ class Stop:
         return f"{self.call.path or '<root>'}:{self.event}{number}"
 
     def error(self) -> tuple[str, BaseException] | None:
-        """Return which side's call raised, and what."""
+        """Return the side whose call raised, and the exception."""
         for side in (REFERENCE, CANDIDATE):
             event = self.events[side]
             if isinstance(event, Exit) and event.error is not None:
@@ -105,7 +105,7 @@ class Stop:
         return None
 
     def leaf_pairs(self) -> list[LeafPair]:
-        """Return the leaves that stand against each other: of the arguments at an entry, of the outputs at an exit."""
+        """Return the pairs of leaves: of the arguments at an entry, of the outputs at an exit."""
         if isinstance(self.reference, Enter) and isinstance(self.candidate, Enter):
             return self.arguments(self.reference, self.candidate)
         if self.error() is not None:
@@ -115,7 +115,7 @@ class Stop:
 
     @staticmethod
     def arguments(reference: Enter, candidate: Enter) -> list[LeafPair]:
-        """Return the leaves of the arguments of two calls."""
+        """Return the pairs of leaves of the arguments of two calls."""
         matched = match_arguments(reference.arguments, candidate.arguments)
         return [leaf for name, mine, theirs in matched for leaf in argument_leaves(name, mine, theirs)]
 
@@ -125,12 +125,12 @@ class Stop:
             yield name, mine, theirs, self.comparer.compare(mine, theirs)
 
     def agrees(self, name: str, pair: Pair) -> bool:
-        """Return whether a pair of this meeting is the same up to rounding, a layout or a mask's fill."""
+        """Return whether a pair of this stop is the same up to rounding, a layout or a mask's fill."""
         depth = self.call.entry if self.event == ENTER else self.call.order
         return self.comparison.agrees(pair, depth, place(self.met, self.mark, name))
 
     def differing(self) -> list[tuple[str, Pair]]:
-        """Return the pairs that do not agree; a tensor that one side leaves out beside others counts as agreeing."""
+        """Return the pairs that do not agree; a tensor that one side omits among others counts as agreeing."""
         pairs = self.met.arguments if self.event == ENTER else self.met.outputs
         others = self.event == EXIT and any(pair.measurement is not None for _, pair in pairs)
         return [
@@ -146,7 +146,7 @@ def _is_left_out(pair: Pair) -> bool:
 class Script:
     """Reads as standard input does, and shows each command as if it had been typed.
 
-    Blank lines and lines that begin with # are left out; the prompt takes the end of the file for Ctrl-D. Raises
+    Blank lines and lines that begin with # are skipped; the prompt treats the end of the file as Ctrl-D. Raises
     `SourceError` for a file that cannot be read.
     """
 
@@ -160,7 +160,7 @@ class Script:
         self._next = 0
 
     def readline(self) -> str:
-        """Return the next command with its line break, nothing at the end."""
+        """Return the next command with its line break, an empty text at the end."""
         if self._next == len(self._lines):
             return ""
         line = self._lines[self._next] + "\n"

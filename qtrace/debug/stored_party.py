@@ -1,4 +1,4 @@
-"""A stored side in a conversation: it has no code, and shows what is recorded of the call at which the other stands."""
+"""A stored side in a conversation: it has no code, and shows the record of the other side's current call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class StoredParty:
-    """Side `number`, out of a trace. See `qtrace.debug.party.Party`."""
+    """Side `number`, from a trace. See `qtrace.debug.party.Party`."""
 
     has_code = False
     is_armed = False
@@ -43,7 +43,7 @@ class StoredParty:
         return self._side.standing is event
 
     def lacks(self, event: str, *, whole: bool = False) -> str | None:
-        """Return in words what the trace does not hold of a call, or holds only a sketch of."""
+        """Return in words which values of a call the trace does not hold, or holds only as a sketch."""
         manifest = self._side.trace.manifest
         if event == ENTER and not manifest.arguments:
             return f"the stored {self.name} holds no arguments (--outputs-only, or imported)"
@@ -52,7 +52,7 @@ class StoredParty:
         return None
 
     def stand(self, event: Enter | Exit | None) -> None:
-        """Note the call of an event; without one that of the event that came last."""
+        """Note the call of an event; without an event, the call of the last event."""
         standing = event if event is not None else self._side.standing
         call = standing.call if isinstance(standing, (Enter, Exit)) else None
         if call is None:
@@ -70,36 +70,36 @@ class StoredParty:
         self._prompt.message(text)
 
     def on(self, function: Callable[[], T]) -> T:
-        """Run something as it is: a trace has no state of its own."""
+        """Run a function directly: a trace has no state of its own."""
         return function()
 
     def find(self, expression: str) -> FoundValue:
-        """Evaluate an expression over what is recorded of the call, or of one around it."""
+        """Evaluate an expression over the recorded values of the call, or of an enclosing call."""
         assert self._call is not None
         return self._prompt.find(self._call, expression)
 
     def place(self) -> str:
-        """Return where the call was made."""
+        """Return the line that made the call."""
         return "not under way" if self._call is None else self._call.place()
 
     def entries(self) -> tuple[list[str], int]:
-        """Return where the call was made, and those that it ran inside, the outermost first."""
+        """Return the lines that made the call and its enclosing calls, the outermost first."""
         entries = [] if self._call is None else self._call.entries()
         return entries, len(entries) - 1
 
     def standing(self, event: Enter | Exit) -> Standing:
-        """Return what is recorded, by name; there is no frame."""
+        """Return the recorded values by name; there is no frame."""
         values = {} if self._call is None else self._call.all()
         return Standing(None, values, event.call.path, event.call.index)
 
     def disarm(self) -> None:
-        """There is no step."""
+        """Do nothing: there is no step."""
 
     def go(self) -> Event | Pause:
-        """Go on to the next event."""
+        """Continue to the next event."""
         return self._side.step()
 
     def release(self) -> None:
-        """Let go of the trace."""
+        """Release the trace."""
         self._at = self._call = None
         self._prompt.release()

@@ -1,4 +1,4 @@
-"""The prompt of a stored side: the same commands, over the names of what is recorded instead of a frame's."""
+"""The prompt of a stored side: the same commands, over the names of recorded values instead of a frame's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtrace.traces.excerpt import Sketch
 
 
 class StoredPrompt(Commands):
-    """A side's prompt where there is no code to stand in. Names that the user assigns are kept beside the trace's."""
+    """The prompt of a side without code. Names that the user assigns are kept beside the trace's names."""
 
     gists = (
         *GISTS,
@@ -52,15 +52,15 @@ class StoredPrompt(Commands):
         print(msg, file=self.stdout)
 
     def error(self, msg: str) -> None:
-        """Show what went wrong."""
+        """Show an error."""
         print("***", msg, file=self.stdout)
 
     def find(self, call: RecordedCall, expression: str) -> FoundValue:
-        """Evaluate an expression over what is recorded of a call, and the user's own names."""
+        """Evaluate an expression over the recorded values of a call, and the user's own names."""
         return call.find(expression, self._own)
 
     def release(self) -> None:
-        """Let go of what was read."""
+        """Release the values that were read."""
         self._call = None
         self._own.clear()
 
@@ -122,7 +122,7 @@ class StoredPrompt(Commands):
         return self.leave(Move.QUIT)
 
     def default(self, line: str) -> None:
-        """Run a line of Python; a command of pdb's that needs code to stand in is refused."""
+        """Run a line of Python; a command of pdb that needs code is refused."""
         word = self.parseline(line)[0]
         if not line.startswith("!") and word and hasattr(pdb.Pdb, f"do_{word}"):
             other = "cand" if self._number == REFERENCE else "ref"
@@ -139,7 +139,7 @@ class StoredPrompt(Commands):
             self.error(f"{type(error).__name__}: {error}")
 
     def completedefault(self, *ignored: Any) -> list[str]:
-        """Complete the names of what is recorded."""
+        """Complete the names of recorded values."""
         return [name for name in (*self._here.names, *self._own) if name.startswith(ignored[0])]
 
     @property
@@ -148,7 +148,7 @@ class StoredPrompt(Commands):
         return self._call
 
     def _asked(self) -> Move | None:
-        """Take commands until one leaves the prompt; None where Ctrl-C has cancelled one."""
+        """Run commands until one leaves the prompt; return None where Ctrl-C has cancelled one."""
         self.move = None
         try:
             self.cmdloop()
@@ -171,7 +171,7 @@ class StoredPrompt(Commands):
     def _display(self, value: Any, told: Callable[[Any], str]) -> None:
         leaves = value.items() if isinstance(value, dict) else [("", value)]
         if any(isinstance(leaf, Sketch) for _, leaf in leaves):
-            # The few elements of a sketch would be taken for the tensor.
+            # The few elements of a sketch could be mistaken for the tensor.
             for line in columns([(name, *described(leaf)) for name, leaf in leaves]):
                 self.message(line)
             return
@@ -180,7 +180,7 @@ class StoredPrompt(Commands):
 
 @contextmanager
 def _shown_by(display: Callable[[Any], None]) -> Iterator[None]:
-    """Let what a line of Python evaluates to be shown by `display`, and not kept in `_`."""
+    """Show the value of a line of Python by `display`, without keeping it in `_`."""
     before, sys.displayhook = sys.displayhook, display
     try:
         yield

@@ -1,4 +1,4 @@
-"""Values at a stop, in lines: what a leaf is on each side, how far apart the two are, what a mask lets through."""
+"""Describes values at a stop in lines: a leaf on each side, the distance of the two, the pattern of a mask."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MOST = 1 << 26
 
 
 def mask_words(tensor: torch.Tensor) -> str | None:
-    """Return what kind of mask a tensor is; None for one that is no mask.
+    """Return the kind of mask that a tensor is; None for a tensor that is no mask.
 
-    A mask is additive (floats, with a fill below -1e4 where nothing is let through), bool (True lets through), or
-    holds only 0 and 1. One value throughout is said as it is.
+    A mask is additive (floats, with a fill below -1e4 where nothing is let through), bool (True lets through), or holds
+    only 0 and 1. A mask with one value throughout is described by this value.
 
     >>> mask_words(torch.ones(1, 4, dtype=torch.int64))
     'all ones'
@@ -65,7 +65,7 @@ def _constant(value: torch.Tensor) -> str:
 def _pattern(blocked: torch.Tensor) -> str | None:
     """Return the name of a pattern of blocked entries, [..., query, key]; two axes may also be [batch, key].
 
-    None where it has no name: 0 and 1 may stand for anything then.
+    None where it has no name: then 0 and 1 may mean anything.
     """
     keys = blocked.shape[-1] if blocked.dim() else 1
     is_per_batch = blocked.dim() < 2 or (blocked.dim() == 2 and blocked.shape[0] != keys)
@@ -79,7 +79,7 @@ def _pattern(blocked: torch.Tensor) -> str | None:
             return _causal_and_more(blocked, future, distance)
     per_key = blocked[..., 0, :] if _is_same_for_all(blocked) else blocked
     steps = per_key[..., 1:].int() - per_key[..., :-1].int()
-    # Blocked from some key on, or up to some key.
+    # Padding blocks all keys from some key on, or up to some key.
     is_padding = bool(((steps >= 0).all(-1) | (steps <= 0).all(-1)).all())
     if is_padding and (per_key is not blocked or is_per_batch):
         return f"a padding mask that blocks {int(per_key.sum())} of {per_key.numel()}"
@@ -105,13 +105,13 @@ Agrees = Callable[[Pair], bool]
 
 
 def judged(pair: Pair | None, reference: Any, candidate: Any, *, agrees: Agrees) -> Iterator[str]:
-    """Yield how far apart two leaves are, and how they are related; `pair` is None for two equal plain values."""
+    """Yield the distance of two leaves, and their relation; `pair` is None for two equal plain values."""
     if pair is None:
-        # None and False, say, are no fault, and yet not the same.
+        # None and False, for example, are no fault, but they are not the same.
         yield "equal" if type(reference) is type(candidate) else "counts as equal"
         return
     tensors = [leaf for leaf in (reference, candidate) if isinstance(leaf, torch.Tensor)]
-    # A few elements say nothing of layouts and patterns.
+    # The few elements of a sketch do not show layouts and patterns.
     are_whole = not any(isinstance(leaf, Sketch) for leaf in tensors)
     masks = _masks(reference, candidate) if len(tensors) == len(NAMES) and are_whole else ""
     if pair.measurement is None:
@@ -139,7 +139,7 @@ def judged(pair: Pair | None, reference: Any, candidate: Any, *, agrees: Agrees)
 
 
 def measured(found: Statistics) -> Iterator[str]:
-    """Yield the statistics of |reference - candidate| in two lines, and what numbers do not tell."""
+    """Yield the statistics of |reference - candidate| in two lines, and differences that numbers do not express."""
     yield "  ".join(
         [
             "|reference - candidate|",
@@ -157,7 +157,7 @@ def measured(found: Statistics) -> Iterator[str]:
 
 
 def described(leaf: Any) -> tuple[str, str, str]:
-    """Return a leaf's dtype, shape and range; of a plain value what it is."""
+    """Return a leaf's dtype, shape and range; for a plain value its description."""
     spec = leaf.spec if isinstance(leaf, Sketch) else spec_of(leaf)
     if leaf is MISSING or spec is None:
         return "not there", "", ""
@@ -191,7 +191,7 @@ def _bound(value: float | None) -> str:
 
 
 def _masks(reference: torch.Tensor, candidate: torch.Tensor) -> str:
-    """Return what kinds of masks the two are, where one of them is a mask at all."""
+    """Return the kinds of masks of the two, where at least one of them is a mask."""
     words = [mask_words(reference), mask_words(candidate)]
     if not any(word is not None and "mask" in word for word in words):
         return ""
@@ -210,9 +210,9 @@ def _remaining(pair: Pair) -> str:
     )
 
 
-# Python's own names for an expression. `input` is what torch calls its modules' argument, never the terminal's.
+# Python's own names for an expression. `input` means the argument of a torch module, never the builtin.
 BUILTINS = {name: value for name, value in vars(builtins).items() if name != "input"}
-# Of more values than that, as of a whole config, plain ones that are equal are only named, and only some of them.
+# Of more values than this, as in a whole config, equal plain values are only named, and only some of them.
 _MOST_IN_FULL, _MOST_NAMED = 8, 6
 
 Tolerance = Callable[[Pair], float]
@@ -229,7 +229,7 @@ class FoundValue:
 def difference(
     reference: FoundValue, candidate: FoundValue, comparer: PairComparer, *, agrees: Agrees, tolerance: Tolerance
 ) -> Iterator[str]:
-    """Yield what an expression gave on each side, then for each pair of leaves how they differ and are related.
+    """Yield an expression's value on each side, then the difference and the relation of each pair of leaves.
 
     Args:
         reference: the reference's value.

@@ -1,1 +1,1 @@
-"""From "it differs" to a named fault: passes with forced boundaries, then grafts, then words."""
+"""Finds the fault behind a difference: passes with forced boundaries, then grafts, then findings in words."""

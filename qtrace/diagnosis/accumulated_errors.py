@@ -1,7 +1,7 @@
-"""Who is at fault, judged by what accumulated alone: for sides that cannot be handed anything, as a stored trace.
+"""Names the modules at fault from the accumulated pass alone: for a side that cannot be forced, as a stored trace.
 
-Nothing is forced and nothing healed. What is left is the first place where an error shows on arguments that agree:
-behind it everything differs, and what else may be wrong there cannot be told from what came in.
+No tensor is forced and no suspect is healed. The only evidence is the first place where an error shows on arguments
+that agree. Behind that place everything differs: a further fault cannot be told from the error that came in.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _FEWEST_RIGHT = 3
 
 
 def accumulated(trial: Trial) -> list[Suspect]:
-    """Return who is at fault after a pass without forcing, what is wrong beyond doubt first, then in execution order.
+    """Return the suspects of a pass without forcing: those beyond doubt first, then in execution order.
 
-    A caller whose arguments agree, and everything that it called before, hands over an argument that does not: it
-    `miscalls`. Of several wrong arguments of one call, the first that is there on both sides is named: which of them
-    does the harm would have to be tried. A module whose arguments agree returns something else, and nothing inside it
-    does so on arguments that agree: it `introduces` the error. Where differing is the rule, as under quantization,
-    nobody is named.
+    A caller `miscalls` if its own arguments and the outputs of all its earlier calls agree, but it passes an argument
+    that does not. Of several wrong arguments of one call, the first one present on both sides is named: only a trial
+    could tell which of them does the harm. A module `introduces` the error if its arguments agree, its output does
+    not, and no module inside it differs on arguments that agree. Where differing is the rule, as under quantization,
+    no module is named.
     """
     if is_noisy(trial):
         return []
@@ -39,9 +39,9 @@ def _suspects(trial: Trial) -> list[Suspect]:
 
 
 def _of_another_kind(trial: Trial) -> list[Suspect]:
-    """Return the miscalls by an argument of another shape that show once what one side leaves out counts for nothing.
+    """Return the miscalls by an argument of another shape that show once one-sided arguments are ignored.
 
-    What is not passed on one side may well not be used on the other, and hides what is wrong further in.
+    An argument that one side does not pass may well be unused on the other; it hides errors further inside.
     """
     odd = {(call.type, v.name) for call in trial.calls for v in call.arguments if not v.agrees and _is_one_sided(v)}
     found = _suspects(Trial(trial.roots, trial.known | odd)) if odd else []
@@ -51,7 +51,7 @@ def _of_another_kind(trial: Trial) -> list[Suspect]:
 
 def _one_per_call(found: list[Suspect]) -> list[Suspect]:
     kept: dict[object, Suspect] = {}
-    # Stable: among those that are there on both sides, the order of the parameters decides.
+    # The sort is stable: among arguments present on both sides, the order of the parameters decides.
     for suspect in sorted(found, key=_is_left_out):
         is_miscall = suspect.kind == "miscalls" and suspect.callee is not None
         suspect.also_calls(_handed_on_to(suspect))
@@ -60,7 +60,7 @@ def _one_per_call(found: list[Suspect]) -> list[Suspect]:
 
 
 def _handed_on_to(suspect: Suspect) -> list[str]:
-    """Return the further callees that are handed the very same tensors."""
+    """Return the further callees that receive the very same tensors."""
     value = suspect.value
     if suspect.callee is None or value is None:
         return []
@@ -73,7 +73,7 @@ def _handed_on_to(suspect: Suspect) -> list[str]:
 
 
 def _is_left_out(suspect: Suspect) -> bool:
-    """Return whether it hands over nothing on one side where it hands over a tensor on the other."""
+    """Return whether the suspect passes a tensor on one side only."""
     return suspect.callee is not None and suspect.value is not None and _is_one_sided(suspect.value)
 
 
@@ -82,16 +82,16 @@ def _is_one_sided(value: Value) -> bool:
 
 
 def _is_extra(suspect: Suspect) -> bool:
-    """Return whether all that it shows is an output that the candidate returns beside the reference's."""
+    """Return whether the suspect's only difference is an output that the candidate returns in addition."""
     return suspect.callee is None and all(
         value.agrees or value.status is Status.CANDIDATE_ONLY for value in suspect.call.outputs
     )
 
 
 def _is_relaid(suspect: Suspect) -> bool:
-    """Return whether a callee takes its argument in another order of axes, and returns in that what it makes of it.
+    """Return whether a callee receives its argument and returns its output in another order of axes.
 
-    Then it is a layout of the candidate's own, which whoever takes the output may well undo.
+    Then it is a layout of the candidate's own, which the module that receives the output may well undo.
     """
     value, callee = suspect.value, suspect.callee
     if value is None or callee is None or not _has_permuted_axes(value):
@@ -118,5 +118,5 @@ def _may_be_noise(trial: Trial, suspect: Suspect) -> bool:
 
 
 def _may_be_undone(suspect: Suspect) -> bool:
-    """Return whether it may be a convention that some later module expects: a factor, or reordered channels."""
+    """Return whether it may be a convention that a later module expects: a factor, or reordered channels."""
     return suspect.value is not None and (suspect.value.is_gain or suspect.value.deliberate)

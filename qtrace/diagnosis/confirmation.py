@@ -16,11 +16,16 @@ from qtrace.engine.events import Bound, Call
 from qtrace.numerics.tolerance import coarsest_eps, rounding_tolerance
 from qtrace.report.records import Status
 
+# One module that loses precision is at fault. So many are not: the error is that of the dtype, and grows slowly.
+_MANY = 3
+# Up to this error of its own, half precision may be the only reason; its expected rounding is capped at 0.02.
+_UNLUCKY = 0.05
+
 
 class Precision:
     """A listener that notes which floating dtypes the operators of chosen modules return.
 
-    `dtypes` holds them by path, in the side's own names. Only calls of these `paths` are looked into, one at a time.
+    `dtypes` holds them by path, in the side's own names. Only calls of these `paths` are examined, one at a time.
     """
 
     def __init__(self, paths: Collection[str]) -> None:
@@ -36,7 +41,7 @@ class Precision:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
-        """End with the call that was begun."""
+        """End the notes of the call that was begun."""
         if self._mode is not None and self._call is call:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._call = self._mode = None
@@ -55,12 +60,8 @@ class _DtypesSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
 
-# One such module is a culprit. So many are none: the error is that of the dtype, and grows slowly.
-_MANY = 3
-
-
 class Lossy:
-    """Looks, while a pass runs, into the suspects of both sides; `listeners` go into that pass."""
+    """Examines the suspects of both sides while a pass runs; `listeners` are passed to that pass."""
 
     def __init__(self, runner: Runner, found: Sequence[Suspect]) -> None:
         paths = {module for suspect in found if suspect.kind == "introduces" for module in suspect.modules}
@@ -71,7 +72,7 @@ class Lossy:
         )
 
     def rest(self, found: list[Suspect]) -> list[Suspect]:
-        """Return the suspects without those that only lose precision, where many do."""
+        """Return the suspects; where many only lose precision, without those."""
         lossy = [suspect for suspect in found if self._is_lossy(suspect)]
         if sum(len(suspect.modules) for suspect in lossy) < _MANY:
             return found
@@ -88,15 +89,12 @@ class Lossy:
         return coarsest_eps(theirs) > coarsest_eps(mine) and error <= rounding_tolerance(theirs, 0)
 
 
-# An own error up to which half precision may be all there is to it; its expected rounding is capped at 0.02.
-_UNLUCKY = 0.05
-
-
 @dataclass(frozen=True, slots=True)
 class Graft:
-    """A suspect, and the final error before and after it was healed; `is_cause` says that this explains it.
+    """A suspect, and the final error before and after it was healed (elsewhere: activation patching).
 
-    `gain` is by how much it fell below the least that was reached before; see `_gains`.
+    `is_cause` says that the suspect explains the final error. `gain` is how far the error fell below the least that
+    was reached before; see `_gains`.
     """
 
     suspect: Suspect
@@ -109,10 +107,10 @@ class Graft:
 def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] = ()) -> list[Graft]:
     """Return the suspects that matter, the one with the largest effect first.
 
-    They are healed one after the other, in execution order: nothing that comes after one is healed then, so nothing
-    hides what it does. One without any effect matters only if it errs on clean arguments, and by more than a factor.
-    Those whose effects cancel, as those of a scale that is folded in here and out there, are nobody's fault. `repeated`
-    are the modules that are called more than once.
+    They are healed one after the other, in execution order. When one is healed, no later one is healed yet, so none
+    hides its effect. A suspect without any effect matters only if it errs on clean arguments, and by more than a
+    factor. Suspects whose effects cancel are no fault: a scale folded in at one and out at another. `repeated` are the
+    modules that are called more than once.
     """
     found = sorted(found, key=lambda suspect: suspect.order)
     if runner.is_coarse:
@@ -129,7 +127,7 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
     if not runner.is_healed(healed):
         found, healed = _mended(runner, found, healed)
     if runner.is_coarse and not runner.is_healed(healed):
-        # Between two dtypes a visible step may be rounding that fell unluckily; only a cure makes it a fault.
+        # Between two dtypes a visible step may be unlucky rounding; it is a fault only if healing it cures the output.
         return []
     errors = [runner.before, *(runner.final_after(found[:count]) for count in range(1, len(found))), healed]
     cancelled = _cancelled(errors, runner.floor)
@@ -143,7 +141,7 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
             not has_effect and len(found) > 1 and _is_explained(suspect)
         ):
             continue
-        # All is right with this one as it is; one healed before that runs again after it may hide it, though.
+        # The final error is right before this one is healed. Only an earlier one that runs again later may hide it.
         is_right = place > 0 and before is not None and before <= runner.floor and not has_effect
         if is_right and not any(module in repeated for other in found[:place] for module in other.modules):
             continue
@@ -157,8 +155,8 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
 def outliers_that_matter(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
     """Return, where differing is the rule, the outliers without which the final error is visibly smaller.
 
-    They are healed one upon the other in execution order: whoever comes late is handed what all before it should have
-    led to, and would get the credit for them. A folded scale makes the error larger.
+    They are healed cumulatively, in execution order: healed by itself, a late one would receive the right result of
+    all modules before it, and get the credit for them. Healing a folded scale makes the error larger.
     """
     kept: list[Graft] = []
     reached = runner.before
@@ -177,16 +175,16 @@ def _fallen(before: float | None, after: float | None) -> float:
 
 
 def _mended(runner: Runner, found: list[Suspect], healed: float | None) -> tuple[list[Suspect], float | None]:
-    """Return suspects that heal where these do not, and the final error with them healed; else these."""
+    """Return other suspects that heal the final error, and that error; without such, `found` and `healed`."""
     plain = [suspect for suspect in found if not _is_related(suspect)]
     if plain and len(plain) < len(found):
-        # A factor that somebody undoes further down must not be healed, and is no fault.
+        # A factor that a later module undoes must not be healed, and is no fault.
         after = runner.final_after(plain)
         if runner.is_healed(after):
             return plain, after
     whole = _at_their_exits(found)
     if whole != found:
-        # Where several lines of one forward are wrong, only what it returns can be healed.
+        # Where several lines of one forward are wrong, only its output can be healed.
         after = runner.final_after(whole)
         if runner.is_healed(after):
             return whole, after
@@ -194,7 +192,7 @@ def _mended(runner: Runner, found: list[Suspect], healed: float | None) -> tuple
 
 
 def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
-    """Return the suspects with each container's own faults in one, which is healed at the container's exit."""
+    """Return the suspects with each container's own faults merged into one, which is healed at the container's exit."""
     kept: dict[object, Suspect] = {}
     for suspect in found:
         if not (suspect.has_children and suspect.kind in ("miscalls", "structure", "introduces")):
@@ -205,13 +203,13 @@ def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
 
 
 def _gains(errors: Sequence[float | None], found: Sequence[Suspect], left_out: Collection[int] = ()) -> list[float]:
-    """Return for each suspect by how much the final error fell, for its sake, below the least reached before.
+    """Return for each suspect how far healing it took the final error below the least reached before.
 
-    Those at the places `left_out` cancel each other, and gain nothing.
+    The suspects at the places `left_out` cancel each other, and gain nothing.
 
-    Healing one half of what is folded in here and out there breaks the model, and healing the other half mends it:
-    to undo what the healing of another one broke is no merit. What is gained by such a stretch counts for the first
-    in it that is wrong by more than a convention, or for the container around it, whose own code may be what undoes it.
+    A scale may be folded in at one suspect and out at another. Healing one half breaks the model, and healing the
+    other half mends it: that is no gain of the second one. The gain of such a stretch counts for its first suspect
+    that is wrong by more than a convention, or for the container around that one: its own code may undo the fold.
     """
     gains = [0.0] * len(found)
     least, start = errors[0], 0
@@ -234,7 +232,7 @@ def _is_around(container: Suspect, inner: Suspect) -> bool:
 
 
 def _cancelled(errors: Sequence[float | None], floor: float) -> set[int]:
-    """Return the places of suspects that undo each other: healed in turn, the final error moves away and comes back.
+    """Return the places of suspects that undo each other: as they are healed, the final error changes and comes back.
 
     `errors[k]` is the final error with the first k suspects healed.
     """
@@ -259,9 +257,9 @@ def _cancelled(errors: Sequence[float | None], floor: float) -> set[int]:
 
 
 def _is_of_one_call(found: Sequence[Suspect], place: int, cancelled: Collection[int]) -> bool:
-    """Return whether what cancels a wrong argument is another one of the same call, such as edges and their weights.
+    """Return whether a wrong argument is cancelled by another of the same call, such as edges and their weights.
 
-    What is reordered alike in both is right as a whole.
+    Two arguments reordered alike are right as a whole.
     """
     one = found[place]
     others = (found[other] for other in cancelled if other != place)
@@ -277,7 +275,7 @@ def _is_same(one: float | None, other: float | None, floor: float) -> bool:
 
 
 def _may_be_rounding(suspect: Suspect) -> bool:
-    """Return whether rounding in half precision that fell unluckily, or was amplified, explains what was seen there."""
+    """Return whether unlucky or amplified rounding in half precision explains the suspect's error."""
     value = suspect.value
     if value is None or value.status is not Status.COMPARED or value.error is None:
         return False
@@ -285,16 +283,16 @@ def _may_be_rounding(suspect: Suspect) -> bool:
 
 
 def _is_explained(suspect: Suspect) -> bool:
-    """Return whether what was seen there needs no fault: a factor may be undone, an argument not looked at."""
+    """Return whether the difference needs no fault: a factor may be undone, an argument may be unused."""
     return _is_convention(suspect) or suspect.kind in ("miscalls", "structure")
 
 
 def _is_convention(suspect: Suspect) -> bool:
-    """Return whether the candidate holds the reference's values there, only in another convention."""
+    """Return whether the candidate holds the reference's values at the suspect, only in another convention."""
     return _is_related(suspect) or (suspect.value is not None and suspect.value.deliberate)
 
 
 def _is_related(suspect: Suspect) -> bool:
-    """Return whether what is wrong there is no more than a factor or a layout, which may be undone elsewhere."""
+    """Return whether the difference is only a factor or a layout, which may be undone elsewhere."""
     relation = suspect.value.relation if suspect.value is not None else None
     return relation is not None and relation.kind in ("gain", "layout")

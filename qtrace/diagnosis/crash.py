@@ -1,4 +1,4 @@
-"""Who is to blame where the candidate raises: whoever handed on something wrong before, else the module that raised."""
+"""Names the module at fault where the candidate raises: one with an error before that, else the module that raised."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from qtrace.report.records import Finding
 def crash_findings(
     models: tuple[Model, Model], plan: Plan, samples: Sequence[Any], options: Options, done: Pass, end: End
 ) -> list[Finding]:
-    """Return who is to blame for what the candidate raised in a pass; nobody where the reference raises as well.
+    """Return the findings for an error that the candidate raised in a pass; none if the reference raises as well.
 
-    Where the candidate comes to its end once the reference's tensors are handed over at one place, that is where the
-    fault is. It is looked for if `options.local` allows it.
+    If the candidate runs to its end once it receives the reference's tensors at one place, the fault is there. That
+    place is searched for if `options.local` allows it.
     """
     sample = samples[done.comparison.sample]
     if not _runs(models[REFERENCE], sample, options.call):
@@ -38,14 +38,14 @@ def crash_findings(
 
 
 def _as_raised(finding: Finding, alone: Finding, said: str) -> Finding:
-    """Return a finding with what was raised; where it is at the very module that raised, that is what it did."""
+    """Return a finding with the error that was raised; if it names the module that raised, it becomes a `raises`."""
     if finding.kind == "introduces" and finding.module == alone.module:
         return replace(finding, kind=alone.kind, summary=alone.summary, evidence=(*finding.evidence, *alone.evidence))
     return replace(finding, evidence=(*finding.evidence, said))
 
 
 def _runs(reference: Model, sample: Any, call: str) -> bool:
-    """Return whether the reference takes the inputs on which the candidate raised: only then is that a fault."""
+    """Return whether the reference accepts the inputs on which the candidate raised: only then is that a fault."""
     try:
         with buffers_kept([reference]):
             reference.entry(call, copied(sample))()
@@ -55,7 +55,7 @@ def _runs(reference: Model, sample: Any, call: str) -> bool:
 
 
 def raised(plan: Plan, done: Pass, end: End) -> Finding:
-    """Return the finding that blames the module that raised."""
+    """Return the finding that names the module that raised."""
     key = plan.candidate_keys.get(end.module)
     assert end.error is not None
     return Finding(

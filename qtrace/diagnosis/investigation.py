@@ -1,7 +1,7 @@
-"""From "it differs" to a named fault: the suspects are isolated, healed, and named.
+"""Turns a difference into a named fault: isolates the suspects, heals them, and names those that matter.
 
-To heal one is to hand the candidate the reference's tensors at just its boundaries; how far the final error falls then
-says whether it was the cause.
+To heal a suspect is to pass the candidate the reference's tensors at the boundaries of that suspect only. How far the
+final error falls then says whether it was the cause.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from qtrace.engine.plan import Plan
 from qtrace.report.records import Finding, Verdict
 
 _MOST_SUSPECTS = 12
-# A difference that is no rounding at any depth.
+# From this PEIR on a difference is no rounding, at any depth.
 _VISIBLE = 1e-3
 
 
 class Investigation:
-    """Finds who is to blame on one sample; `first` is what the pass without forcing showed of it.
+    """Finds the modules at fault on one sample; `first` is the result of the pass without forcing.
 
-    `before` is the final error of a pass that did not come to its end.
+    `before` is the final error of a pass that did not run to its end.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Investigation:
 
     @property
     def warnings(self) -> list[str]:
-        """Return what a reader must know of the search."""
+        """Return the limits of the search that a reader must know."""
         return self._isolation.warnings + self._warnings
 
     def findings(self) -> list[Finding]:
@@ -72,7 +72,7 @@ class Investigation:
         naming = Naming(runner, ran.__contains__, quantized)
         found, is_noise = self._isolation.suspects()
         if found and not is_noise:
-            # Where only a few modules quantize, none is to blame for rounding as it was asked to.
+            # Where only a few modules quantize, none is at fault for the rounding that it was asked to do.
             found = [suspect for suspect in found if not quantized.explains(suspect)]
             if not found:
                 return []
@@ -95,15 +95,15 @@ class Investigation:
         return [replace(finding, rank=rank) for rank, finding in enumerate(kept, 1)]
 
     def observe(self) -> None:
-        """Measure each module's own error, and blame nobody: the final outputs agree."""
+        """Measure each module's own error, and name no fault: the final outputs agree."""
         self._isolation.everywhere()
 
     def reference_again(self) -> Fingerprint | None:
-        """Return what the reference returned once more, in a pass that hooked hardly any module; None without one."""
+        """Return the reference's output in a further pass that hooked hardly any module; None without such a pass."""
         return self._runner.reference_again
 
     def verdicts(self, findings: Sequence[Finding]) -> dict[Key, Verdict]:
-        """Return what each output that differs means, by (module, call, output)."""
+        """Return the verdict of each output that differs, by (module, call, output)."""
         found = verdicts(self._first, findings, {key: local.is_visible for key, local in self.local.items()})
         undone = {key for key, local in self.local.items() if local.is_undone}
         return {key: Verdict.ABSORBED if key in undone else verdict for key, verdict in found.items()}
@@ -119,10 +119,10 @@ class Investigation:
     def _with_silent_members(self, suspect: Suspect, found: Sequence[Suspect], naming: Naming) -> Suspect:
         """Return the suspect with the modules of other layers whose data differs in the same way.
 
-        What is wrong there as well may be too little to be seen behind the others.
+        Their error may be too small to show behind that of the others.
         """
         static = naming.static(suspect.module) if suspect.kind == "introduces" else ()
-        # Of weights that are said to differ alike, each may differ in its own way.
+        # Weights with the same sentence may still differ each in its own way, so only attributes count.
         if static and static == naming.attributes(suspect.module):
             named = {module for other in found for module in other.modules}
             same_role = (

@@ -1,9 +1,9 @@
-"""Isolation: passes with forced boundaries, until each suspect stands alone.
+"""Isolation: runs passes with forced boundaries, until each suspect is separated from the others.
 
-The first of them hands the candidate the reference's tensors at every boundary, so that each call shows the error that
-it makes itself. Where somebody shows one of whom the accumulated pass cannot tell whether the code around undoes it,
-further ones force the boundaries of the children of those containers alone that differ; what is found to differ inside
-is opened in turn, by running that container alone again.
+The first pass forces the reference's tensors on the candidate at every boundary, so that each call shows its own error.
+The accumulated pass may not tell whether the code around a module undoes such an error. Then further passes force only
+the boundaries of the children of containers that differ. A container found to differ inside is opened in turn: it is
+run again by itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Key = tuple[str, int, str]
 class Local:
     """The error that one output shows on the reference's arguments (a PEIR), and whether it is beyond rounding.
 
-    `relation` says how it is related to the reference's then, if that is known.
+    `relation` says how it is then related to the reference's output, if that is known.
     """
 
     error: float | None
@@ -51,15 +51,15 @@ class Local:
 
     @property
     def is_undone(self) -> bool:
-        """Return whether it is right in a convention of the candidate's, which the modules behind it undo."""
+        """Return whether the output is right in a convention of the candidate's, which the modules behind it undo."""
         return not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
 
 
 class Isolation:
-    """Finds the suspects, from what the pass without forcing showed.
+    """Finds the suspects, starting from the pass without forcing.
 
-    `local` holds each output's own error by (module, call, output), where a pass has shown it; `warnings` what a reader
-    must know of the search.
+    `local` holds each output's own error by (module, call, output), where a pass has shown it. `warnings` holds the
+    limits of the search that a reader must know.
     """
 
     def __init__(self, runner: Runner, first: Trial) -> None:
@@ -80,7 +80,7 @@ class Isolation:
         open_paths = containers_to_open(first)
         doubtful = unaccounted(everywhere, first, open_paths)
         if not rewritten and not doubtful:
-            # With all boundaries inside forced, a container that folds in and undoes something comes out wrong.
+            # With all boundaries inside forced, a container that folds a scale in and undoes it has a wrong output.
             innocent = innocents(first)
             found = [one for one in suspects(everywhere, open_paths) if not _is_forced_wrong(one, innocent)]
             return found, False
@@ -96,19 +96,19 @@ class Isolation:
         return suspects(trial, open_paths), False
 
     def everywhere(self) -> Trial:
-        """Hand over the reference's tensors at every boundary: each call shows the error that it makes itself."""
+        """Force the reference's tensors at every boundary: each call shows its own error."""
         forced = frozenset(self._runner.plan.reference_keys)
         return self._shown(self._pass(forced, frozenset(), self._runner.run), frozenset())
 
     def _everywhere_in_right_terms(self, everywhere: Trial) -> Trial:
-        """Hand over at every boundary again, in the candidate's convention within containers where that leaves less.
+        """Force every boundary again, in the candidate's convention inside containers where that leaves less error.
 
-        A factor per channel that quantization folds into a norm is undone by the weights behind it: handed the
-        reference's values as they are, those would show an error of their own.
+        Quantization folds a factor per channel into a norm, and the weights behind it undo that factor. On the
+        reference's values as they are, those weights would show an error of their own.
         """
         forced = frozenset(self._runner.plan.reference_keys)
         found, asked = everywhere, set[str]()
-        # What a container is handed shows only once those around it are right.
+        # A container's arguments show their convention only once the containers around it are right.
         while more := rewritten_inside(found, {call.module for call in found.calls} - asked, self._converted):
             asked |= more
             other = self._pass(forced, self._converted | _children_of(found, more), self._runner.run, is_noisy=True)
@@ -124,9 +124,9 @@ class Isolation:
         """Force the boundaries of these containers' children; where `inside` names any, only those run again.
 
         Where the candidate has rewritten some, the children are forced in the convention that leaves less wrong. A
-        rotation or a factor per channel looks the same whether it is a fault or undone by the next module. Handed
-        the reference's values as they are, that module goes wrong where it undoes it; handed them in the candidate's
-        convention, where it does not. The latter is right only if nothing comes out wrong that was right before.
+        rotation or a factor per channel looks the same whether it is a fault or undone by the next module. If the
+        next module undoes it, it errs on the reference's values as they are. If not, it errs on the values in the
+        candidate's convention. That convention is right only if no output becomes wrong that was right before.
         """
         forced = _children_of(trial, open_paths)
 
@@ -136,7 +136,7 @@ class Isolation:
                 again = self._pass(forced, converted, replays.during)
             return self._shown(again, converted)
 
-        # A pass of the whole models in their place shows more, which the next round looks into.
+        # If the whole models run instead, the pass shows more containers; the next round examines those.
         looked_into = {path for path in open_paths if not inside or is_inside(path, inside)}
         found = shown(self._converted)
         asked: set[str] = set()
@@ -152,7 +152,7 @@ class Isolation:
     def _again(
         self, trial: Trial, forced: frozenset[str], converted: frozenset[str], replays: Replays, inside: Collection[str]
     ) -> Trial | None:
-        """Return the trial with these containers as they are when they run alone; None if one of them cannot."""
+        """Return the trial with these containers as they are when run by themselves; None if one of them cannot be."""
         for path in sorted(inside):
             done = replays.run(path, self._forcing(forced, converted))
             alone = None if done is None else self._trial(done)
@@ -172,10 +172,10 @@ class Isolation:
         forcing = replace(self._forcing(forced, converted), is_noisy=is_noisy)
         done = run(forcing)
         if done.raised() and self._first_broke_off():
-            # What raises may be the caller, on an output of another size.
+            # The caller may be the module that raises, on an output of another size.
             done = run(replace(forcing, resizes_outputs=True))
         if done.raised():
-            # What the callee of the reference takes, that of the candidate may not.
+            # The candidate's callee may not accept an argument that the reference's callee accepts.
             done = run(replace(forcing, resizes=False, unwraps=False))
         if done.raised():
             raised = next(end.error for end in done.ends if end.error is not None)
@@ -192,7 +192,7 @@ class Isolation:
         return self._runner.before is not None and math.isinf(self._runner.before)
 
     def _forcing(self, forced: frozenset[str], converted: frozenset[str]) -> Forcing:
-        # What the root returns goes nowhere.
+        # No module receives the root's output.
         exits = forced - {""}
         harmless = self._first.harmless
         return Forcing(entries=forced, exits=exits, converted=converted, harmless=harmless, explains=True)
@@ -200,13 +200,13 @@ class Isolation:
     def _shown(self, trial: Trial, converted: frozenset[str]) -> Trial:
         """Note the own errors that a trial shows."""
         shown = _local_errors(trial)
-        # In the candidate's own convention an error shows more truly than in the reference's.
+        # An error measured in the candidate's own convention is truer than one in the reference's.
         self.local = self.local | shown if converted else shown | self.local
         return trial
 
 
 def _local_errors(trial: Trial) -> dict[Key, Local]:
-    """Return the own error of each output whose call went in with the reference's arguments."""
+    """Return the own error of each output whose call received the reference's arguments."""
     return {
         (call.module, call.call, value.name): Local(
             value.related if _is_undone(value) else value.error, not value.agrees and not value.is_gain, value.relation
@@ -218,7 +218,7 @@ def _local_errors(trial: Trial) -> dict[Key, Local]:
 
 
 def _is_undone(value: Value) -> bool:
-    """Return whether what remains under the relation is the own error: of a factor, or in a convention that holds."""
+    """Return whether the own error is the rest under the relation: of a factor, or in a convention that holds."""
     return value.is_gain or (value.agrees and value.deliberate and value.related is not None)
 
 

@@ -1,4 +1,4 @@
-"""From a confirmed suspect to a finding in plain words: what differs in its data, and where its code stands."""
+"""Turns a confirmed suspect into a finding in plain words: how its data differs, and where its code is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from qtrace.diagnosis.suspects import Suspect
 from qtrace.diagnosis.trial import Value
 from qtrace.report.records import Finding, Status, TensorSpec
 
+# So many findings are reported in full.
+_MOST_PINPOINTED = 3
+
 
 def finding_of(
     suspect: Suspect,
@@ -28,7 +31,7 @@ def finding_of(
     confirmed: bool = False,
     graft: dict[str, Any] | None = None,
 ) -> Finding:
-    """Return the finding for a suspect; `static` is what differs in its data, in words."""
+    """Return the finding for a suspect; `static` says in words how its data differs."""
     return Finding(
         rank=rank,
         module=suspect.module,
@@ -48,7 +51,7 @@ def finding_of(
 
 
 def summary(suspect: Suspect, static: Sequence[str]) -> str:
-    """Return one sentence: what is wrong there."""
+    """Return one sentence that says what is wrong at the suspect."""
     if suspect.kind == "miscalls":
         callees = suspect.callees
         more = f" (and {len(callees) - 1} more)" if len(callees) > 1 else ""
@@ -68,7 +71,7 @@ def summary(suspect: Suspect, static: Sequence[str]) -> str:
 
 
 def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
-    """Yield what supports a finding, one sentence each."""
+    """Yield the evidence for a finding, one sentence each."""
     value = suspect.value
     if value is not None and value.error is not None:
         callee = suspect.callee
@@ -105,13 +108,11 @@ def _spec(spec: TensorSpec | None) -> str:
     return text
 
 
-# The findings that a reader is told in full.
-_MOST_PINPOINTED = 3
 Differences = Callable[[torch.nn.Module, Sequence[torch.nn.Module]], Iterable[str]]
 
 
 class Naming:
-    """Writes findings; `was_called` tells whether a reference module ran, on either side."""
+    """Writes findings; `was_called` says whether a reference module ran, on either side."""
 
     def __init__(self, runner: Runner, was_called: Callable[[str], bool], quantized: QuantizerEvidence) -> None:
         self._runner = runner
@@ -136,14 +137,14 @@ class Naming:
         )
 
     def static(self, module: str) -> tuple[str, ...]:
-        """Return what differs between a reference module and the candidate's that answer to it, in words."""
-        # Asked for again at each step from suspect to finding, and it reads the weights.
+        """Return in words how a reference module differs from its partners in the candidate."""
+        # Each step from suspect to finding needs it, and it reads the weights: so it is cached.
         if module not in self._static:
             self._static[module] = self._said(module, static_differences)
         return self._static[module]
 
     def attributes(self, module: str) -> tuple[str, ...]:
-        """Return the part of `static` that is of plain attributes."""
+        """Return the part of `static` that concerns plain attributes."""
         return self._said(module, attribute_differences)
 
     def _said(self, module: str, differences: Differences) -> tuple[str, ...]:
@@ -151,10 +152,10 @@ class Naming:
         return tuple(differences(mine, theirs)) if mine is not None and theirs else ()
 
     def _placed(self, suspect: Suspect) -> tuple[Suspect, tuple[str, ...]]:
-        """Return the suspect, put where its data differs if that explains it, and what differs there.
+        """Return the suspect, moved to where its data differs if that explains the error, and how the data differs.
 
-        Code that is right computes something else out of other parameters: its own, or those of a module inside that
-        it only takes the weights of.
+        Correct code computes another result from other parameters: its own, or those of a module inside of which it
+        uses only the weights.
         """
         static = self.static(suspect.module)
         if suspect.kind not in ("introduces", "miscalls"):
@@ -184,10 +185,10 @@ class Naming:
         return [path for path in self._children(module) if not self._was_called(path)]
 
     def _parting(self, rank: int, suspect: Suspect, graft: Graft) -> Lines:
-        """Return the lines in which a module's own code goes wrong, of the sides on which they are known.
+        """Return the lines at which a module's own code goes wrong, for the sides on which they are known.
 
-        They are looked for where healing the module heals everything: beside other errors there is not one place
-        where the two sides part.
+        They are searched for only if healing the module heals everything: beside other errors the two sides do not
+        part at one place.
         """
         runner = self._runner
         is_own = suspect.kind in ("miscalls", "structure") or (
@@ -199,22 +200,22 @@ class Naming:
         return line_of(reference), line_of(candidate)
 
     def _has_code(self, module: str) -> bool:
-        """Return whether a module's forward is somebody's own, and its data are no reason to err."""
+        """Return whether a module's forward is not torch's, and its data is no reason for its error."""
         mine = self._runner.models[0].modules.get(module)
         sides = [mine, *self._runner.partners(module)[:1]]
         own = [side for side in sides if side is not None and forward_of(side) is not None]
         return bool(own) and not self.static(module)
 
     def _source(self, suspect: Suspect, parting: Lines) -> dict[str, Any] | None:
-        """Return the line on each side: where it parts from the other, if that is known.
+        """Return the line on each side at which it parts from the other, if that is known.
 
-        Else that of the call that is made wrongly, of the last call before a container errs, or of its forward.
+        Else return the line of the wrong call, of the last call before a container errs, or of its forward.
         """
         reference, candidate = self._around(suspect)
         return source_of(parting[0] or reference, parting[1] or candidate)
 
     def _around(self, suspect: Suspect) -> Lines:
-        """Return the lines of the call that a suspect is known by; without one, of its forward."""
+        """Return the lines of the call that shows the suspect; without such a call, of its forward."""
         call = suspect.callee
         if call is None and suspect.has_children:
             call = next((child for child in reversed(suspect.call.children) if child.side is None), None)

@@ -1,7 +1,7 @@
-"""Where every module is a little off, as under quantization: who is off by far more than its peers.
+"""Finds the modules that err by far more than their peers where every module errs a little, as under quantization.
 
-Not being zero is normal there. Peers are values of the same role: the outputs, or one argument, of modules of the same
-class, and of the same last name where enough of them share it.
+An error above zero is normal there. Peers are values of the same role: the outputs, or one argument, of modules of the
+same class, and of the same last name where enough of them share it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from qtrace.diagnosis.suspects import Suspect, grouped, role
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
 from qtrace.report.records import Status
 
-# A share of modules that differ on clean arguments from which on differing is normal.
+# From this share of modules that differ on clean arguments on, differing is normal.
 _NORMAL = 0.4
-# And a share of those of the same classes.
+# The share that is also required of the modules of the same classes.
 _MOST_OF_CLASS = 2 / 3
 # The relative L2 error of noise; that of eight to five bits is below 0.11.
 _SMALL = 0.25
@@ -58,11 +58,11 @@ class _Measured:
 def is_noisy(trial: Trial) -> bool:
     """Return whether differing a little on clean arguments is the rule among the leaves that were forced.
 
-    It is where many modules differ, and most of those of the classes that do. What differs by its own size is left out
-    of the count: it is no noise, but a fault, or kept in another form, rotated or with scales folded in.
+    It is the rule where many modules differ, and most modules of the classes that differ. A module that differs by its
+    own size is not counted: that is no noise, but a fault, or values in another form (rotated, or with folded scales).
     """
     leaves = [call for call in trial.calls if call.side is None and not call.children and call.outputs]
-    # A dropout or an activation that agrees has nothing that could be quantized, and says nothing.
+    # A dropout or an activation that agrees holds nothing that could be quantized, so it is no evidence.
     telling = [call for call in leaves if call.has_data or call.differs]
     judged = [call for call in telling if trial.enters_clean(call) and not _is_rewritten(call)]
     off = [call for call in judged if call.differs]
@@ -75,9 +75,9 @@ def is_noisy(trial: Trial) -> bool:
 
 
 def coarse_dtypes(trial: Trial) -> set[str]:
-    """Return the half precisions in which the candidate alone computes by rule, as under autocast.
+    """Return the half precisions that only the candidate computes in, and as a rule, as under autocast.
 
-    By rule: so many of the leaves with weights return them.
+    As a rule: the required share of the leaves with weights returns them.
     """
     pairs = [
         (value.reference.dtype, value.candidate.dtype)
@@ -98,11 +98,11 @@ def _is_rewritten(call: CallRecord) -> bool:
 
 
 def outliers(trial: Trial) -> list[Suspect]:
-    """Return who stands out, worst first.
+    """Return the suspects that stand out, worst first.
 
-    That is an own error of more than six times the peers' median, an argument of another kind, or a NaN. The only one
-    of its kind is measured against all other outputs, and so is what is the reference's value on a grid: a toolkit may
-    round there alone, in the code between two modules.
+    A suspect has an own error of more than six times the peers' median, an argument of another kind, or a NaN. A value
+    without peers is measured against all other outputs. So is a value that is the reference's on a grid: a toolkit may
+    round at that place only, in the code between two modules.
     """
     measured = list(_errors(trial))
     noise = [one.error for one in measured if one.argument is None and one.error > _LEAST]
@@ -126,7 +126,7 @@ def _is_rounded(value: Value) -> bool:
 
 
 def _is_local(value: Value) -> bool:
-    """Return whether it is right but in a few places; rounding touches everything."""
+    """Return whether a value is wrong in a few places only; rounding changes every place."""
     relation = value.relation
     share = relation.parameters.get("share") if relation is not None and relation.kind == "where" else None
     return share is not None and share < _FEW
@@ -144,14 +144,14 @@ def _errors(trial: Trial) -> list[_Measured]:
             odd = not value.agrees and value.status in _BEYOND_NUMBERS
             odd = odd and (value.status is Status.NON_FINITE or value in call.arguments)
             if value.rel_l2 is not None or odd:
-                # What is right in a convention that was handed over makes no error.
+                # A value that is right in the forced convention has no error.
                 error = 0.0 if value.agrees and value.deliberate else value.rel_l2 or 0.0
                 found.append(_Measured(call, container.get(id(call)), value, error))
     return found
 
 
 def _typical_of_all(one: _Measured, measured: list[_Measured]) -> float | None:
-    """Return what an output without peers is judged by: the median of all others, or more where its like shows more."""
+    """Return the typical error for an output without peers: the median of all others, or a larger one of its like."""
     others = [other for other in measured if one.argument is None is other.argument and other.call is not one.call]
     errors = [other.error for other in others if other.error > _LEAST]
     alike = [other.error for other in others if other.role == one.role]
@@ -159,7 +159,7 @@ def _typical_of_all(one: _Measured, measured: list[_Measured]) -> float | None:
 
 
 def _customary(trial: Trial) -> set[tuple[str, str]]:
-    """Return the (class, argument) pairs that are odd at most calls of the class: a convention, and nobody's error."""
+    """Return the (class, argument) pairs that are odd at most calls of the class: a convention, and no error."""
     calls = Counter(call.type for call in trial.calls if call.side is None)
     odd = Counter(
         (call.type, value.name)
@@ -188,7 +188,7 @@ def _suspect(one: _Measured) -> Suspect:
 
 
 def _peers(one: _Measured, measured: list[_Measured]) -> list[float]:
-    """Return the errors of the same role: of the same last name, or where too few share it, of the class."""
+    """Return the errors of the peers: of the same last name, or where too few share it, of the class."""
     others = [other for other in measured if other.call is not one.call and other.role == one.role]
     same_name = [other.error for other in others if other.name == one.name]
     if same_name and (one.call.children or one.argument is not None or len(same_name) >= _FEWEST_PEERS):

@@ -1,4 +1,4 @@
-"""Runs a container again by itself, on what it was handed in a pass of the whole models."""
+"""Runs a container again by itself, on the arguments that it received in a pass of the whole models."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from qtrace.engine.lockstep_pass import Fingerprint, Pass, copied
 from qtrace.engine.samples import Sample
 from qtrace.tree import tensors
 
-# What is held for replays, in bytes. A container that was handed more is looked into by a pass of the whole models.
+# The most bytes held for replays. A container that received more is examined by a pass of the whole models.
 _MOST_HELD = 64 * 2**20
 
 
 @dataclass(slots=True)
 class Replays:
-    """Keeps what the containers `wanted` are handed while a pass runs, and runs these again alone.
+    """Keeps the arguments of the containers `wanted` while a pass runs, and runs these containers again by themselves.
 
-    A container that is called more than once, that is handed modules or too much, or that the sides did not enter
-    at the same time cannot be replayed.
+    A container cannot be replayed if it is called more than once, receives modules or too many bytes, or if the sides
+    did not enter it at the same time.
     """
 
     runner: Runner
@@ -38,7 +38,7 @@ class Replays:
     _forcing: Forcing = field(default_factory=Forcing)
 
     def during(self, forcing: Forcing) -> Pass:
-        """Run a pass of the whole models, and keep what is wanted."""
+        """Run a pass of the whole models, and keep the arguments of the wanted containers."""
         self._kept.clear()
         self._held = 0
         self._forcing = forcing
@@ -49,16 +49,16 @@ class Replays:
         return done
 
     def covering(self, paths: Collection[str]) -> set[str]:
-        """Return the kept containers in which all these paths lie; none where one of them lies in none of these."""
+        """Return the kept containers around these paths; none if a path lies in no kept container."""
         found = {path: next((kept for kept in self._kept if is_inside(path, [kept])), None) for path in paths}
         return {kept for kept in found.values() if kept is not None} if None not in found.values() else set()
 
     def run(self, path: str, forcing: Forcing) -> Pass | None:
-        """Run a kept container alone, under the given forcing; None where it does not do what it did.
+        """Run a kept container by itself, under the given forcing; None where it does not do the same as before.
 
-        What depends on more than its arguments (a position that the model keeps, a random number, autocast around
-        the call) shows in what is returned, or in who is called. On the candidate's side it shows only where the same
-        is handed over as in the pass of the whole models, so that is run first, once.
+        A container may depend on more than its arguments: a position that the model keeps, a random number, autocast
+        around the call. That shows in its output, or in the modules that it calls. On the candidate's side it shows
+        only under the forcing of the pass of the whole models, so the container is first run once under that forcing.
         """
         kept = self._kept[path]
         if not kept.is_proven:
@@ -69,7 +69,7 @@ class Replays:
         return done if does_the_same[REFERENCE] else None
 
     def _alone(self, kept: Kept, forcing: Forcing) -> tuple[Pass, tuple[bool, bool]]:
-        """Run it; say also of each side whether it returned the same bits, after the same calls, as before."""
+        """Run the container; return also for each side whether it made the same calls and returned the same bits."""
         returned: list[tuple[Fingerprint, Fingerprint]] = []
         done = self.runner.run(
             forcing, around=lambda comparison: _Returned(comparison, kept.paths[REFERENCE], returned), only=kept
@@ -87,7 +87,7 @@ class Replays:
         return Counter({path: times for path, times in calls.items() if is_inside(path, [kept.paths[side]])})
 
     def keep(self, path: str, reference: Enter, candidate: Enter) -> None:
-        """Keep what a container is about to be handed, if it is wanted and can be kept."""
+        """Keep the arguments of a container at its entry, if they are wanted and can be kept."""
         if path in self._kept or path not in self.wanted:
             return
         given = Sample(reference.args, dict(reference.kwargs)), Sample(candidate.args, dict(candidate.kwargs))
@@ -97,14 +97,14 @@ class Replays:
         try:
             samples = _held_apart(given[0]), _held_apart(given[1])
         except Exception:
-            # Not everything that a model hands around can be copied.
+            # Not every object that a model passes can be copied.
             return
         self._held += sum(sizes.values())
         paths = reference.call.path, candidate.call.path
         self._kept[path] = Kept(paths, samples)
 
     def returned(self, path: str, reference: Any, candidate: Any) -> None:
-        """Note what both sides returned from a kept container."""
+        """Note the outputs of both sides of a kept container."""
         kept = self._kept.get(path)
         if kept is not None:
             kept.returned = Fingerprint(reference), Fingerprint(candidate)
@@ -115,14 +115,14 @@ class Replays:
 
 
 class _Keeping(MeetingProxy):
-    """Keeps what goes into the wanted containers, before anything of it is handed over or written to."""
+    """Keeps the arguments of the wanted containers, before any of them is forced or written to."""
 
     def __init__(self, comparison: Comparison, replays: Replays) -> None:
         super().__init__(comparison)
         self._replays = replays
 
     def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
-        # Of a call that one side came to earlier, no arguments as they were given are left.
+        # If one side entered the call earlier, its original arguments are gone.
         if reference.call.key is not None and _is_as_given(reference) and _is_as_given(candidate):
             self._replays.keep(reference.call.key, reference, candidate)
         return super().entered(reference, candidate)
@@ -134,7 +134,7 @@ class _Keeping(MeetingProxy):
 
 
 class _Returned(MeetingProxy):
-    """Takes the fingerprints of what both sides returned from one container."""
+    """Takes the fingerprints of both sides' outputs of one container."""
 
     def __init__(self, comparison: Comparison, path: str, returned: list[tuple[Fingerprint, Fingerprint]]) -> None:
         super().__init__(comparison)

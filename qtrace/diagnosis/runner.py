@@ -30,8 +30,15 @@ from qtrace.numerics.relations import DELIBERATE, excuses
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Relation
 
-# No two trials give one number to two pairs, so that a part of one may stand in another.
+# Two trials never give the same number to two pairs, so that a part of one can be spliced into another.
 _NUMBERS = itertools.count()
+# A graft that takes the final error down by this factor has found the cause.
+_HEALED = 0.1
+# The factor for a coarse dtype, whose rounding stays behind.
+_HEALED_COARSE = 0.3
+# A graft that takes the final error down by this factor has found a part of the cause.
+_RELIEVED = 0.9
+_COARSE = (torch.float16, torch.bfloat16)
 
 
 def as_trial(
@@ -41,10 +48,10 @@ def as_trial(
     known: frozenset[tuple[str, str]] = frozenset(),
     kept: frozenset[str] = frozenset(),
 ) -> Trial:
-    """Return what a pass left behind as a tree of calls.
+    """Return the results of a pass as a tree of calls.
 
-    `local` judges each call by the error made in it alone; `known` are arguments that do no harm, see `Trial`. `kept`
-    are the root's outputs that a pass before showed to be a cache in a convention of the candidate's.
+    `local` judges each call by its own error only. `known` are arguments that do no harm, see `Trial`. `kept` are the
+    root's outputs that an earlier pass showed to be a cache in a convention of the candidate's.
     """
     made: dict[int, CallRecord] = {}
     roots: list[CallRecord] = []
@@ -71,7 +78,7 @@ def _record(
     converted = comparison.forcing is not None and met.call.key in comparison.forcing.converted
 
     def values(pairs: list[tuple[str, Pair]], mark: str, depth: int) -> tuple[Value, ...]:
-        # Attention weights that another kernel does not return are missed by nobody who goes on with the rest.
+        # Attention weights that another kernel does not return are no loss to callers that use the other outputs.
         others = mark == OUT and any(pair.measurement is not None for _, pair in pairs)
         wheres = [None if local else place(met, mark, name) for name, _ in pairs]
         return tuple(
@@ -112,7 +119,7 @@ def _is_left_out(pair: Pair) -> bool:
 
 
 def _kept(name: str, pair: Pair, relation: Relation | None, key: int) -> Value:
-    """Return an output that nobody but the candidate reads, so that it makes no error."""
+    """Return an output that only the candidate itself reads, so that it counts as no error."""
     return Value(
         name,
         True,
@@ -129,7 +136,7 @@ def _value(name: str, pair: Pair, agrees: bool, forced: bool, converted: bool, k
     found = pair.statistics()
     related = pair.relation.error if pair.relation is not None and pair.relation.kind == "mask" else None
     if converted and excuses(pair.relation):
-        # In the convention that holds there, the two are the same.
+        # In the candidate's convention the two are the same.
         agrees, related = True, pair.peir_related()
     return Value(
         name=name,
@@ -151,18 +158,9 @@ def _plain_site(site: Site) -> tuple[str, int, str]:
     return site.file, site.line, site.function
 
 
-# A graft that takes the final error down by this factor has found the cause.
-_HEALED = 0.1
-# Where rounding in a coarse dtype stays behind, by this one.
-_HEALED_COARSE = 0.3
-# What takes the final error down by so much is a part of the cause.
-_RELIEVED = 0.9
-_COARSE = (torch.float16, torch.bfloat16)
-
-
 @dataclass(slots=True)
 class Kept:
-    """One call: the paths of what was called, what both sides were handed, and what they returned."""
+    """One call: the paths of the called module, and the arguments and outputs of both sides."""
 
     paths: tuple[str, str]
     samples: tuple[Sample, Sample]
@@ -171,13 +169,13 @@ class Kept:
 
 
 class Runner:
-    """`reference_again` is what the reference returned in a graft, whose hooks sit on hardly any module.
+    """Runs the passes of an investigation; `before` is the final error with nothing healed.
 
-    `before` is the final error with nothing healed, `kept` the outputs that are a cache in another convention; `floor`
-    is what the rounding of the whole models explains.
+    `reference_again` is the reference's output in a graft, which hooks hardly any module. `kept` are the outputs that
+    are a cache in another convention. `floor` is the error that the rounding of the whole models explains.
 
-    `is_coarse` says that the two models hold parameters of other dtypes, or of half precision: much of what differs is
-    rounding then.
+    `is_coarse` says that the two models hold parameters of other dtypes, or of half precision: then much of the
+    difference is rounding.
     """
 
     def __init__(
@@ -217,8 +215,8 @@ class Runner:
     ) -> Pass:
         """Run one pass, with another plan where one is given; see `Pass` for `around`.
 
-        With `only` that one call is run, and not the whole models. What a model raises in it is in its `ends`, Ctrl-C
-        is raised.
+        With `only` that one call is run, and not the whole models. An error that a model raises is in the pass's
+        `ends`; Ctrl-C is raised.
         """
         done = Pass(
             self.models,
@@ -247,7 +245,7 @@ class Runner:
         exits = {module for suspect in found if suspect.kind != "miscalls" for module in suspect.modules}
         chosen = names.__contains__ if entries else None
         forcing = Forcing(entries=entries, exits=exits, names=chosen, resizes_outputs=True)
-        # Only the boundaries that are healed need to stand still, and the end.
+        # Only at the healed boundaries, and at the end, must the sides wait for each other.
         done = self.run(forcing, listeners, plan=self.plan.restricted(entries | exits))
         if done.raised():
             return None
@@ -261,7 +259,7 @@ class Runner:
     def final_with_parameters(self, module: str) -> float | None:
         """Return the final error with the reference's parameters and buffers in this one module.
 
-        They are put back whatever happens.
+        The candidate's own are put back in any case.
         """
         mine = self.models[0].modules[module]
         lent: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -286,7 +284,7 @@ class Runner:
     def is_healed(self, after: float | None) -> bool:
         """Return whether a final error is far below the one before, or no more than rounding explains.
 
-        Far is ten times, in a coarse dtype three; from one that no number tells, any that has one.
+        Far is ten times, in a coarse dtype three. If the error before has no number, any number counts as healed.
         """
         if after is None or self.before is None:
             return False
@@ -300,14 +298,14 @@ class Runner:
         return pinpoint(found, call, self._options.floors)
 
     def during(self, module: str, call: int, during: CallProbe) -> None:
-        """Run the reference by itself and have `during` told of one call of one of its modules."""
+        """Run the reference by itself, and report one call of one of its modules to `during`."""
         reference = self.models[REFERENCE]
         run = reference.entry(self._options.call, copied(self._sample))
         with buffers_kept([reference]):
             run_with_probe(reference.modules[module], call, during, run)
 
     def answering(self, key: str) -> list[str]:
-        """Return the candidate's paths that answer to a reference path, a wrapper before what is inside it."""
+        """Return the candidate's paths aligned with a reference path, a wrapper before the modules inside it."""
         return self._answering.get(key, [])
 
     def partners(self, key: str) -> list[torch.nn.Module]:

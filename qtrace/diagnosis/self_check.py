@@ -25,10 +25,12 @@ from qtrace.numerics import NoValues, measure
 from qtrace.report.records import Finding
 from qtrace.tree import tensors
 
+_MOST_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a model returned, and whether it drew random numbers; `error` is what it raised instead."""
+    """The output of one run, and whether the run drew random numbers; `error` is set where the model raised."""
 
     value: Any = None
     drew_random: bool = False
@@ -37,10 +39,9 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class SingleModel:
-    """Runs one model, each time on a copy of the same inputs and from the random state `random`,
-    which is that of `devices`.
+    """Runs one model, each time on a copy of the same inputs and from the random state `random` of `devices`.
 
-    No run leaves a trace in the model's buffers or a hook on it; the random state is left wherever the run took it.
+    A run leaves no change in the model's buffers and no hook on it. The random state stays where the run moved it.
     """
 
     model: Model
@@ -61,7 +62,7 @@ class SingleModel:
         return Ran(value, not self.random.equals(RandomState(self.devices)))
 
     def hooked(self) -> Ran:
-        """Run with the hooks that a pass has, standing still at each call, and nobody beside it."""
+        """Run with the hooks of a pass, pausing at each call, without the other side."""
         side = self._side(self.random)
         with buffers_kept([self.model]):
             try:
@@ -79,9 +80,9 @@ class SingleModel:
     def varying(self) -> dict[str, float | None]:
         """Return the innermost modules whose output changes with the random numbers, with the PEIR of the change.
 
-        The model runs beside itself, on two streams of random numbers; the second run is handed the first one's
-        tensors at every boundary, so that each module shows on its own whether it varies. The PEIR is None where
-        there is none, as between NaN and a number.
+        The model runs against itself, on two streams of random numbers. The second run receives the first run's
+        tensors at every boundary, so that each module shows by itself whether it varies. The PEIR is None where it
+        does not exist, as between NaN and a number.
         """
         everything = self.model.modules.keys()
         comparison = Comparison(forcing=Forcing(entries=everything, exits=everything))
@@ -104,7 +105,7 @@ class SingleModel:
         return self.model.entry(self.call, copied(self.sample))
 
     def _other_random(self) -> RandomState:
-        """Return where another stream begins, the same one every time."""
+        """Return the state at which another stream begins, the same stream every time."""
         self.random.restore()
         seed = int(torch.randint(1 << 32, ()))
         torch.manual_seed(seed)
@@ -114,10 +115,10 @@ class SingleModel:
 
 
 def _innermost(comparison: Comparison) -> dict[str, float | None]:
-    """Return the modules that differ on clean arguments, without those around another one that does."""
+    """Return the modules that differ on clean arguments, without the containers of another such module."""
     found: dict[str, float | None] = {}
     around: set[int] = set()
-    # A call is met before those inside it.
+    # A call comes before the calls inside it.
     for met in reversed(comparison.met):
         if id(met) in around:
             around.add(id(met.parent))
@@ -131,16 +132,13 @@ def _innermost(comparison: Comparison) -> dict[str, float | None]:
     return dict(reversed(found.items()))
 
 
-_MOST_NAMED = 3
-
-
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """What a self-check must know of the pass that found a divergence.
+    """The facts about the pass that found a divergence, as a self-check needs them.
 
-    `random` is where the random generators stood before it, `fingerprints` what both models returned (None for one
-    that did not end), `drew_random` whether a generator was moved. `again` is what the reference returned in another
-    run that had hardly any hooks, where there was one.
+    `random` is the state of the random generators before the pass. `fingerprints` are those of both models' outputs
+    (None for a model that did not end). `drew_random` says whether a generator moved. `again` is the fingerprint of
+    the reference's output in another run that had hardly any hooks, if there was one.
     """
 
     random: RandomState
@@ -151,11 +149,11 @@ class FirstPass:
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """What the self-checks found, by reference path.
+    """The results of the self-checks, by reference path.
 
-    `varies` holds the modules that compute something else each time on the candidate alone, `excused` those that
-    do so on the reference alone, and so explain a difference without a fault; `notes` are evidence for whatever
-    else is found there, such as a mode that differs.
+    `varies` holds the modules that compute something else each time on the candidate only. `excused` holds those that
+    do so on the reference only, and so explain a difference without a fault. `notes` are further evidence for other
+    findings at a module, such as a mode that differs.
     """
 
     warnings: tuple[str, ...] = ()
@@ -164,9 +162,9 @@ class SelfCheck:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def applied(self, findings: Sequence[Finding]) -> list[Finding]:
-        """Return the findings in the light of the self-checks: some excused, some with more evidence, some new.
+        """Return the findings after the self-checks: without the excused, some with more evidence, some new.
 
-        New ones come after those that a graft has confirmed; the same ones of repeated layers are one, with
+        New findings come after those that a graft has confirmed. The same finding of repeated layers is one, with
         `members`.
         """
         kept = [self._with_evidence(finding) for finding in findings if finding.module not in self.excused]
@@ -202,20 +200,20 @@ class SelfCheck:
 def self_check(models: tuple[Model, Model], plan: Plan, sample: Any, call: str, first: FirstPass) -> SelfCheck:
     """Check both models against themselves; costs one forward of the reference where nothing is suspicious.
 
-    The reference runs once without hooks. The candidate does where it has modules in training mode or random
-    numbers were drawn. Only what differs then, or draws, is run again. No model's mode is changed, and the caller's
-    random state is as before.
+    The reference runs once without hooks. So does the candidate if it has modules in training mode, or if random
+    numbers were drawn. Only a model that then differs, or draws, runs again. No model's mode is changed, and the
+    caller's random state is as before.
 
     Args:
         models: the reference and the candidate.
-        plan: who answers to whom, nothing left out.
+        plan: the alignment of the modules, nothing left out.
         sample: the inputs of the pass that found a divergence.
         call: the method that was called, such as "forward".
-        first: what that pass left behind.
+        first: the facts about that pass.
     """
     devices = devices_of(models)
     before = RandomState(devices)
-    # The same values again, and nothing drawn: there is nothing left to ask of the reference.
+    # The reference returned the same values again and drew nothing: it needs no further check.
     same_again = first.again is not None and first.again == first.fingerprints[0] and not first.drew_random
     suspicious = (not same_again, bool(models[1].in_training) or first.drew_random)
     warnings: list[str] = []
@@ -246,7 +244,7 @@ def self_check(models: tuple[Model, Model], plan: Plan, sample: Any, call: str, 
 
 
 def _against_itself(solo: SingleModel, seen: Fingerprint) -> tuple[str | None, bool]:
-    """Return the warning where a model run alone returns something else than it did, and whether it varies by run."""
+    """Return the warning if a model run by itself returns another output than in the pass, and if it varies by run."""
     name = solo.model.name
     alone = solo.bare()
     if alone.error is not None:
@@ -267,7 +265,7 @@ def _against_itself(solo: SingleModel, seen: Fingerprint) -> tuple[str | None, b
 
 
 def _distance(first: Any, second: Any) -> str:
-    """Return the largest PEIR between two returned values, as " (PEIR 7.2e-07)"; nothing where there is none."""
+    """Return the largest PEIR between two returned values, as " (PEIR 7.2e-07)"; "" where there is none."""
     theirs = dict(tensors(second))
     sizes = []
     for path, mine in tensors(first):
@@ -301,12 +299,15 @@ def _varies_warning(model: Model, found: Mapping[str, str]) -> str:
 
 
 def _modes(models: tuple[Model, Model], plan: Plan, told: Container[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the modules, but those `told` already, that mind their mode and train on one side only, and warnings."""
+    """Return the modules that depend on their mode and train on one side only, and warnings; `told` ones are left out.
+
+    `told` are the modules that are reported already.
+    """
     notes: dict[str, str] = {}
     alone: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
     for path, key in plan.candidate_keys.items():
         pair = (models[0].modules[key], models[1].modules[path])
-        # A wrapper's own mode says nothing: the one that minds it is inside.
+        # A wrapper's own mode has no effect: the module that depends on it is inside.
         if key in told or pair[0].training == pair[1].training or not all(map(minds_mode, pair)):
             continue
         side = int(pair[1].training)
@@ -331,7 +332,7 @@ def _named(found: Sequence[tuple[str, str]]) -> str:
 
 
 def _by_reference_path(varying: Mapping[str, str], plan: Plan) -> dict[str, str]:
-    """Return what varies in the candidate under the reference's paths: the module's own, or the nearest around it."""
+    """Return the candidate's varying modules by reference path: of the partner, or else of the nearest around it."""
     found: dict[str, str] = {}
     for path, said in varying.items():
         while path not in plan.candidate_keys and path:

@@ -1,4 +1,4 @@
-"""What differs between aligned modules before anything runs: parameters, buffers, plain attributes, ties."""
+"""Finds the differences between aligned modules before anything runs: parameters, buffers, plain attributes, ties."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ from qtrace.tree import join
 
 _BLOCK = 1 << 20
 _MOST_ROWS = 4
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+_FUNCTIONS = (FunctionType, BuiltinFunctionType)
+_NO_COMPUTATION = ("__init__", "__call__", "train", "eval", "extra_repr")
+# Two independent random tensors of n elements have a cosine of about 1/sqrt(n).
+_UNRELATED = 4.0
+_ENOUGH_ELEMENTS = 256
+_MOST_NOTES = 20
 
 
 class RowDifferences:
@@ -48,7 +55,7 @@ class RowDifferences:
         return len(self.rows) == len(self._reference)
 
     def words(self) -> str:
-        """Say which rows differ: "differs in 1 of 64 rows (17: opposite sign)"."""
+        """Return in words which rows differ: "differs in 1 of 64 rows (17: opposite sign)"."""
         if not self.rows:
             return "differs by little more than rounding"
         named = [f"{row}{self._how(row)}" for row in self.rows[:_MOST_ROWS]]
@@ -57,7 +64,7 @@ class RowDifferences:
         return f"differs in {len(self.rows)} of {len(self._reference)} {what} ({', '.join(named)}{more})"
 
     def factor(self) -> float | None:
-        """Return the one factor by which all of the candidate is the reference's, or None."""
+        """Return the one factor between all of the candidate's values and the reference's, or None."""
         product = energy = 0.0
         for mine, theirs in self._blocks():
             product += float((mine * theirs).sum())
@@ -76,7 +83,7 @@ class RowDifferences:
         mine, theirs = self._reference.detach().cpu(), self._candidate.detach().cpu()
         if not self._of_matrix or mine.dtype != theirs.dtype or not mine.shape[1]:
             return False
-        # The largest of each row tells nearly all others apart at the cost of one read.
+        # Comparing the largest value of each row rules out nearly all other tensors at the cost of one read.
         if not torch.equal(mine.amax(1).sort().values, theirs.amax(1).sort().values):
             return False
         return sorted(_digests(mine)) == sorted(_digests(theirs))
@@ -109,20 +116,12 @@ def _digests(matrix: torch.Tensor) -> Iterator[bytes]:
         yield hashlib.blake2b(row.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).digest()
 
 
-_PLAIN = (bool, int, float, str, type(None), torch.dtype)
-_FUNCTIONS = (FunctionType, BuiltinFunctionType)
-_NO_COMPUTATION = ("__init__", "__call__", "train", "eval", "extra_repr")
-# Two independent random tensors of n elements have a cosine of about 1/sqrt(n).
-_UNRELATED = 4.0
-_ENOUGH_ELEMENTS = 256
-
-
 def static_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
-    """Yield what differs, in words: "eps 1e-06 against 1e-05", "weight differs in 1 of 64 rows (17: opposite sign)".
+    """Yield each difference in words: "eps 1e-06 against 1e-05", "weight differs in 1 of 64 rows (17: opposite sign)".
 
-    `candidates` are the candidate's modules that answer to this one, a wrapper and what is inside it; a name is
-    looked for in each. What only one side has is no difference: wrappers keep things under other names, and
-    quantizers add a scale and a zero point. A mode differs only where the module minds it.
+    `candidates` are this module's partners in the candidate, a wrapper and the modules inside it; a name is searched
+    for in each. A name on one side only is no difference: wrappers keep things under other names, and quantizers add a
+    scale and a zero point. A mode differs only if the module depends on it.
     """
     yield from attribute_differences(reference, candidates)
     yield from tensor_differences(reference, candidates)
@@ -156,8 +155,8 @@ def tensor_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn
 def minds_mode(module: torch.nn.Module) -> bool:
     """Return whether a module computes something else in training mode than in eval mode.
 
-    Of torch's own: dropout that drops, normalisation by running statistics, RReLU. Of anybody else's: where the
-    code of the class reads `training`.
+    Of torch's own modules these do: dropout that drops, normalisation by running statistics, RReLU. Any other module
+    does if the code of its class reads `training`.
     """
     nn = torch.nn
     if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -192,7 +191,7 @@ def _is_plain(value: Any) -> bool:
 
 def _is_same(mine: Any, theirs: Any) -> bool:
     if isinstance(mine, _FUNCTIONS) or isinstance(theirs, _FUNCTIONS):
-        # The same function under another object, or one with no name to tell it by, as a lambda has.
+        # It may be the same function as another object. One without a name of its own, as a lambda, cannot be compared.
         return "<" in _shown(mine) + _shown(theirs) or _shown(mine) == _shown(theirs)
     return bool(mine == theirs) or (mine != mine and theirs != theirs)
 
@@ -227,7 +226,7 @@ def _tensors(name: str, reference: torch.Tensor, candidate: torch.Tensor) -> Ite
 
 
 def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding: float) -> str:
-    """Say how two tensors of one shape differ: in some rows, or everywhere and then in which way."""
+    """Return in words how two tensors of one shape differ: in some rows, or everywhere and then in which way."""
     low, high = found.reference_min or 0.0, found.reference_max or 0.0
     value = second.flatten()[0]
     if low != high and bool((second == value).all()):
@@ -245,19 +244,16 @@ def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding:
     noise = _UNRELATED / math.sqrt(first.numel())
     if first.numel() >= _ENOUGH_ELEMENTS and found.cosine is not None and abs(found.cosine) <= noise:
         return "is unrelated to the reference's: never loaded, or in another basis"
-    # No figure: repeated layers with one fault are told by their saying the same.
+    # No figure: repeated layers with one fault are recognised by the same words.
     return "differs everywhere"
-
-
-_MOST_NOTES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class StaticNote:
-    """What differs between a module and its partner before anything runs.
+    """A difference between a module and its partner before anything runs.
 
-    `module` is a reference path; where several modules say the same, a pattern of theirs (`layers.*.norm`),
-    and `members` are their paths.
+    `module` is a reference path. If several modules differ in the same way, it is a pattern (`layers.*.norm`), and
+    `members` are their paths.
     """
 
     module: str
@@ -271,7 +267,7 @@ class StaticNote:
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A parameter of the reference, and the candidate's that answers to it."""
+    """A parameter of the reference, and the candidate's parameter aligned with it."""
 
     name: str
     reference: torch.Tensor
@@ -279,10 +275,10 @@ class _Weight:
 
 
 def static_report(models: tuple[Model, Model], plan: Plan) -> list[StaticNote]:
-    """Return what differs between all aligned modules, at most 20 notes; the weights are read, nothing runs.
+    """Return the differences between all aligned modules, at most 20 notes; the weights are read, nothing runs.
 
-    In this order: ties between parameters that were lost or made, attributes, parameters and buffers; of
-    these, what few modules say comes before what many say.
+    The order is: ties between parameters that were lost or made, attributes, parameters and buffers. Within these,
+    differences of few modules come before differences of many.
     """
     attributes: list[tuple[str, str]] = []
     tensors: list[tuple[str, str]] = []
@@ -300,7 +296,7 @@ def static_report(models: tuple[Model, Model], plan: Plan) -> list[StaticNote]:
 
 
 def pattern_of(paths: Sequence[str]) -> str:
-    """Return what paths of one form have in common: a number that is not the same in all becomes `*`.
+    """Return the pattern of paths of one form: a number that is not the same in all of them becomes `*`.
 
     >>> pattern_of(["layers.0.experts.3", "layers.1.experts.3"])
     'layers.*.experts.3'
@@ -310,11 +306,11 @@ def pattern_of(paths: Sequence[str]) -> str:
 
 
 def _grouped(said: Sequence[tuple[str, str]], end: str = "\n") -> list[StaticNote]:
-    """Group the sentences that agree up to `end`; what comes after it is told where all say the same."""
+    """Return the sentences grouped by their text up to `end`; the rest is kept where it is the same in all."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for path, sentence in said:
         head = sentence.split(end)[0]
-        # A module that stands in two places may say the same twice.
+        # A module in two places may have the same sentence twice.
         groups.setdefault((role(path), head), {})[path] = sentence
     notes = []
     for (_, head), sentences in groups.items():
@@ -325,10 +321,10 @@ def _grouped(said: Sequence[tuple[str, str]], end: str = "\n") -> list[StaticNot
 
 
 def _answering(models: tuple[Model, Model], plan: Plan) -> Iterator[tuple[str, str, list[torch.nn.Module]]]:
-    """Yield (reference path, place, candidate's modules), a wrapper before what is inside it.
+    """Yield (reference path, place, candidate's modules), a wrapper before the modules inside it.
 
-    `place` is the reference path, too; where the reference has one module in several places and the candidate has
-    several, each is yielded, under the candidate's path.
+    `place` is the reference path, too. If the reference has one module in several places, and the candidate has
+    several modules there, each is yielded under the candidate's path.
     """
     repeated = set(models[0].aliases.values())
     groups: dict[str, list[list[str]]] = {}
@@ -368,7 +364,7 @@ def _ties(weights: Sequence[_Weight]) -> Iterator[StaticNote]:
 
 
 def _place(tensor: torch.Tensor) -> int:
-    """Return where a tensor's elements lie; for one that does not tell, which object it is."""
+    """Return the address of a tensor's elements; for a tensor without one, the id of the object."""
     try:
         return tensor.data_ptr() or id(tensor)
     except (RuntimeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Black boxes first: which containers to open, and which modules are suspects once the boundaries inside are forced."""
+"""Chooses the containers to open, and the modules that are suspects once the boundaries inside are forced."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FEWEST_REPEATS = 3
 
 @dataclass(slots=True)
 class Suspect:
-    """A place where a fault would explain what was seen; `call` is the one that showed it.
+    """A place where a fault would explain the difference; `call` is the call that showed it.
 
-    `kind` is that of the finding. For `miscalls`, `argument` and `callees` say what was handed over to whom. `members`
-    are the further modules that show the same.
+    `kind` is that of the finding. For `miscalls`, `argument` was passed to `callees`. `members` are the further modules
+    that show the same.
     """
 
     kind: str
@@ -32,25 +32,25 @@ class Suspect:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Return all the modules that show it."""
+        """Return all the modules that show the fault."""
         return (self.module, *self.members)
 
     def also_calls(self, callees: Sequence[str]) -> None:
-        """Take in the callees of another case of it."""
+        """Add the callees of another case of the same fault."""
         self.callees.extend(name for name in callees if name not in self.callees)
 
     @property
     def order(self) -> int:
-        """Return its place in execution order."""
+        """Return the suspect's place in execution order."""
         return self.callee.entry if self.callee is not None else self.call.order
 
 
 def containers_to_open(trial: Trial, already: Collection[str] = ()) -> set[str]:
     """Return the paths of the containers to open: they differ on clean arguments, and so do those around them.
 
-    A container inside one that was not forced is judged by what accumulated since that one's entry, which is
-    enough for the first fault in it. `already` are paths that were opened before: their children's boundaries
-    are forced.
+    A container inside one that was not forced is judged by the error accumulated since the outer one's entry. That is
+    enough for the first fault in it. `already` are paths that were opened before: their children's boundaries are
+    forced.
     """
     found: set[str] = set()
 
@@ -70,7 +70,7 @@ def containers_to_open(trial: Trial, already: Collection[str] = ()) -> set[str]:
 
 
 def suspects(trial: Trial, open_paths: Collection[str]) -> list[Suspect]:
-    """Return who is at fault, in execution order, after a pass in which the children of `open_paths` were forced."""
+    """Return the suspects, in execution order, of a pass in which the children of `open_paths` were forced."""
     found: list[Suspect] = []
     for call in trial.calls:
         if call.side is None and call.module in open_paths and trial.enters_clean(call):
@@ -86,8 +86,8 @@ def suspects(trial: Trial, open_paths: Collection[str]) -> list[Suspect]:
 def vanished(trial: Trial, least: float) -> list[Suspect]:
     """Return the innermost containers that differed on clean arguments, in a pass without forcing, by at least `least`.
 
-    Where forcing their children's boundaries makes the difference vanish though no child is at fault, their own
-    code is: it keeps an alias that a child writes to, say, and the tensor that was handed over has none.
+    If forcing their children's boundaries makes the difference vanish though no child is at fault, their own code is
+    at fault: for example, it keeps an alias that a child writes to, and the forced tensor has no alias.
     """
     open_paths = containers_to_open(trial)
     found = [
@@ -113,10 +113,10 @@ def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) ->
             if value.agrees or value.status is Status.CANDIDATE_ONLY or value.key in guilty_outputs:
                 continue
             if not value.forced and spoiled and value.status is Status.COMPARED:
-                # It is made of what an earlier child got wrong and nobody could put right.
+                # It is computed from an earlier child's wrong output, which could not be forced.
                 continue
             if not value.forced and (not child.differs or (child.type, value.name) in trial.harmless):
-                # It went in as it was, and did no harm: position_ids that the callee does not look at.
+                # It was not forced and did no harm: position_ids that the callee does not use.
                 continue
             own = True
             lone = _instead_of(container, child, value)
@@ -144,7 +144,7 @@ def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) ->
 
 
 def _instead_of(container: CallRecord, child: CallRecord, value: Value) -> CallRecord | None:
-    """Return the call of one side alone whose output the wrong argument should have been, or should not."""
+    """Return the call without a partner whose output the wrong argument should be, or should not be."""
     before = [c for c in container.children if c.order < child.order and c.order <= child.entry]
     last = before[-1] if before else None
     if last is None or last.side is None or value.reference is None:
@@ -152,13 +152,13 @@ def _instead_of(container: CallRecord, child: CallRecord, value: Value) -> CallR
     shapes = {spec.shape for v in last.outputs for spec in (v.reference, v.candidate) if spec is not None}
     if value.reference.shape not in shapes:
         return None
-    # What ran inside a lone call stands beside it here; the outermost is the one that was not made.
+    # Calls inside a call without a partner are listed beside it here; the other side lacks the outermost one.
     around = [c for c in before if c.side == last.side and f"{last.module}.".startswith(f"{c.module}.")]
     return min(around, key=lambda c: len(c.module))
 
 
 def grouped(found: list[Suspect]) -> list[Suspect]:
-    """Put the cases of one fault together: one argument handed to several callees, one module called several times."""
+    """Return the suspects with the cases of one fault merged: one argument of several callees, one module's calls."""
     groups: dict[tuple[str, str, str | None], Suspect] = {}
     for suspect in found:
         first = groups.setdefault((suspect.kind, suspect.module, suspect.argument), suspect)
@@ -170,9 +170,9 @@ def grouped(found: list[Suspect]) -> list[Suspect]:
 def repeats(
     found: Sequence[Suspect], trial: Trial, alike: Callable[[Suspect], Hashable] = lambda suspect: None
 ) -> list[Suspect]:
-    """Put one fault that repeated layers share together: the same kind, at the same place of each layer.
+    """Return the suspects with a fault that repeated layers share merged: of one kind, at one place of each layer.
 
-    It is one fault where at least three of them show it, or all that there are; `alike` tells what else must be the
+    It is one fault if at least three layers show it, or all that there are. `alike` returns what else must be the
     same. Two layers of many are two faults.
     """
     groups: dict[Hashable, list[Suspect]] = {}
@@ -194,7 +194,7 @@ def repeats(
 
 
 def role(path: str) -> str:
-    """Return a path with the layers' numbers left open.
+    """Return a path with `*` for the layers' numbers.
 
     >>> role("model.layers.3.mlp")
     'model.layers.*.mlp'
@@ -203,7 +203,7 @@ def role(path: str) -> str:
 
 
 def innocents(first: Trial) -> set[tuple[str, int]]:
-    """Return the calls, by (module, call), that came out right on clean arguments in a pass without forcing."""
+    """Return the calls, by (module, call), with right outputs on clean arguments in a pass without forcing."""
     return {
         (call.module, call.call)
         for call in first.calls
@@ -212,11 +212,11 @@ def innocents(first: Trial) -> set[tuple[str, int]]:
 
 
 def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[str]:
-    """Return the containers of which a pass that forced every boundary does not tell whether they are at fault.
+    """Return the containers for which a pass that forced every boundary leaves open whether they are at fault.
 
-    `trial` is that pass, `first` the one without forcing. Something in them is wrong there, they are not among
-    `open_paths`, and what is around them is: the code between may undo what is wrong, or not. What differs inside a
-    call that came out right in `first`, on clean arguments, is undone there and counts for nothing.
+    `trial` is that pass, `first` the one without forcing. Such a container has an error inside, it is not among
+    `open_paths`, but the containers around it are: the code between may undo the error, or not. A difference inside a
+    call that was right in `first`, on clean arguments, is undone there and does not count.
     """
     innocent = innocents(first)
     harmless = trial.harmless | first.harmless
@@ -228,7 +228,7 @@ def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[
     found: set[str] = set()
 
     def descend(call: CallRecord, closed: str | None) -> None:
-        """`closed` is the outermost container around the call that is not open."""
+        """Search a call; `closed` is the outermost container around it that is not open."""
         if call.side is not None or (call.module, call.call) in innocent:
             return
         if closed is not None and is_wrong(call):
@@ -244,9 +244,9 @@ def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[
 
 
 def rewritten_inside(trial: Trial, open_paths: Collection[str], converted: Collection[str] = ()) -> set[str]:
-    """Return which of these containers hand something around inside in a convention that no accident makes.
+    """Return the containers whose children pass a tensor in a convention that hardly comes about by accident.
 
-    `converted` are the calls whose boundaries were handed over in the candidate's convention already.
+    `converted` are the calls whose boundaries were already forced in the candidate's convention.
     """
     return {
         call.module
@@ -261,8 +261,8 @@ def rewritten_inside(trial: Trial, open_paths: Collection[str], converted: Colle
 def error_inside(trial: Trial, path: str) -> float:
     """Return the sum of the relative L2 errors that a container's children make on clean arguments.
 
-    For where differing is the rule, and to count what is wrong says nothing. What is right in the convention that was
-    handed over makes none.
+    It serves where differing is the rule, so that counting errors is no use. A value that is right in the forced
+    convention adds none.
     """
     return sum(
         value.rel_l2 or 0.0
@@ -276,9 +276,10 @@ def error_inside(trial: Trial, path: str) -> float:
 
 
 def wrong_inside(trial: Trial, path: str) -> set[tuple[str, ...]]:
-    """Return what is wrong in a container: arguments handed to its children, what these make of clean ones, itself.
+    """Return the errors in a container: arguments of its children, their outputs on clean arguments, its own output.
 
-    Left out is what follows from a child that left unclean: wrong arguments after it, and the container's own output.
+    Consequences of a child whose output is not clean are left out: wrong arguments after it, and the container's own
+    output.
     """
     found: set[tuple[str, ...]] = set()
     for call in trial.calls:

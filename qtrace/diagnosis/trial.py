@@ -1,4 +1,4 @@
-"""What one pass showed, as a tree of calls that can be judged without torch, and the verdict on each row."""
+"""Holds the result of one pass, as a tree of calls that is judged without torch, and gives each row its verdict."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from functools import cached_property
 from qtrace.report.records import Finding, Relation, Status, TensorSpec, Verdict
 
 _UNTOLD = (Status.NON_FINITE, Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
+# An error that leaves so many times larger than it came in was amplified, not just passed on.
+_AMPLIFIED = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One argument or output of one call: does it agree, was the candidate handed the reference's.
+    """One argument or output of one call: whether it agrees, and whether the reference's was forced on the candidate.
 
     `deliberate` says that the candidate holds the reference's values in a convention that hardly comes about by
     accident, such as rotated or reordered channels.
     `key` identifies the pair of tensors: an argument with the key of an output is that output, passed on.
-    `error` is the PEIR; under a relation that holds there, such as a mask's other fill, what remains. `related` is what
-    remains under any verified one.
+    `error` is the PEIR; under a relation that holds, such as another fill of a mask, it is the rest. `related` is the
+    rest under any verified relation.
     """
 
     name: str
@@ -38,18 +40,18 @@ class Value:
 
     @property
     def is_gain(self) -> bool:
-        """Return whether it is no more than one factor off."""
+        """Return whether the value differs by one factor only."""
         return self.relation is not None and self.relation.kind == "gain"
 
     @property
     def is_clean(self) -> bool:
-        """Return whether what the candidate went on with is what the reference had."""
+        """Return whether the candidate continued with the reference's value."""
         return self.agrees or self.forced
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CallRecord:
-    """One call; `side` is None where both sides made it, else the side that made it alone."""
+    """One call; `side` is None if both sides made it, else the only side that made it."""
 
     module: str
     type: str
@@ -72,7 +74,7 @@ class CallRecord:
 
     @property
     def leaves_clean(self) -> bool:
-        """Return whether whatever it returned went on as the reference's."""
+        """Return whether the candidate continued with the reference's value of every output."""
         return all(value.is_clean for value in self.outputs)
 
 
@@ -102,13 +104,13 @@ class Trial:
 
     @cached_property
     def harmless(self) -> frozenset[tuple[str, str]]:
-        """Return the (class, argument) pairs that went in differently somewhere, and all the same the output agreed.
+        """Return the (class, argument) pairs that differed at some call while the output of that call agreed.
 
-        A wrapper may hand its layers position_ids that the reference leaves at None, or sines with another sign: what
-        does no harm to one layer is nobody's fault in another. Nor is it the fault of those around, who only hand on
-        the very same tensors.
+        A wrapper may pass its layers position_ids that the reference leaves at None, or sines with another sign. An
+        argument that does no harm to one layer is no fault in another. Nor is it a fault of the modules around, which
+        only pass on the very same tensors.
         """
-        # What is undone, by the weights of whom it goes into, was not without effect: elsewhere nobody may undo it.
+        # A difference that the callee's weights undo had an effect: elsewhere no module may undo it.
         undone = {
             value.key
             for call in self.calls
@@ -133,7 +135,7 @@ class Trial:
         return self.known | found | {(call.type, value.name) for call, value in odd if value.key in fine}
 
     def enters_clean(self, call: CallRecord) -> bool:
-        """Return whether every argument that can matter was the reference's; a leftover of one side cannot."""
+        """Return whether every argument that can matter was the reference's; one passed by one side only cannot."""
         return all(
             value.is_clean or value.status is Status.CANDIDATE_ONLY or (call.type, value.name) in self.harmless
             for value in call.arguments
@@ -143,8 +145,8 @@ class Trial:
     def final_error(self) -> float | None:
         """Return the largest error among the root's outputs, None where it returned nothing that was compared.
 
-        It is infinite where one differs in a way that no number tells (NaN, another shape, missing). One that was
-        handed over at the root's own exit has none left.
+        It is infinite where an output differs without a number (NaN, another shape, missing). An output that was forced
+        at the root's own exit has no error left.
         """
         values = [value for root in self.roots if not root.module for value in root.outputs]
         return max((_severity(v) for v in values if v.status is not Status.CANDIDATE_ONLY), default=None)
@@ -169,15 +171,15 @@ def _keys(call: CallRecord) -> set[int]:
 
 
 def _takes_only(call: CallRecord, key: int) -> bool:
-    """Return whether everything else that goes into a call is clean, so that this is what makes it differ."""
+    """Return whether every other argument of a call is clean, so that this one makes the call differ."""
     return all(value.is_clean or value.key == key for value in call.arguments)
 
 
 def spliced(trial: Trial, again: Trial) -> Trial:
-    """Return `trial` with the call that `again` made alone in the place where the whole models made it.
+    """Return `trial` with the call that `again` ran by itself, at the place where the whole models made it.
 
-    It is a module that they call once. In execution order its calls come where they came then; what is handed on from
-    its arguments is recognised as what came in there, and what it returned in what comes after it.
+    The models call that module once. Its calls keep their place in execution order. The keys of its arguments and
+    outputs become those of `trial`, so that both are recognised where they are passed on.
     """
     (call,) = again.roots
     before = next(one for one in trial.calls if one.module == call.module and one.side is None)
@@ -207,8 +209,6 @@ def spliced(trial: Trial, again: Trial) -> Trial:
     return Trial(tuple(walked(root) for root in trial.roots), trial.known)
 
 
-# What leaves so many times larger than it came in was amplified, not just passed on.
-_AMPLIFIED = 10.0
 Key = tuple[str, int, str]
 
 
@@ -219,12 +219,12 @@ def verdicts(
 
     Args:
         trial: the pass without forcing.
-        findings: who was named: their rows are `introduced`, those of their callees `miscalled`.
+        findings: the named faults: the rows of their modules are `introduced`, those of their callees `miscalled`.
         made: whether an output shows an error of its own on the reference's arguments, where that was measured.
-            Without it a call is judged by its arguments: clean ones, and nobody inside who differs, mean that
-            the error was made there.
+            Without it a call is judged by its arguments: if they are clean and no module inside differs, the call
+            made the error.
 
-    A difference that an enclosing call undoes is `absorbed`, whatever made it. One that is no more than a factor is
+    A difference that an enclosing call undoes is `absorbed`, whatever made it. A difference that is only a factor is
     `gain`, unless it was named a fault.
     """
     guilty: set[str] = set()
@@ -262,12 +262,12 @@ def verdicts(
 
 
 def _way(trial: Trial, call: CallRecord, parent: CallRecord | None, value: Value, made: Mapping[Key, bool]) -> Verdict:
-    """Return how a difference came to be in an output that nobody was named for."""
+    """Return the verdict of an output that differs and belongs to no finding."""
     own = made.get((call.module, call.call, value.name))
     if own:
         return Verdict.INTRODUCED
     if trial.enters_clean(call) and any(child.side is None and child.differs for child in call.children):
-        # It came from inside.
+        # The error came from a module inside.
         return Verdict.INHERITED
     if own is None and trial.enters_clean(call):
         return Verdict.INTRODUCED
@@ -275,13 +275,13 @@ def _way(trial: Trial, call: CallRecord, parent: CallRecord | None, value: Value
         return Verdict.MISCALLED
     wrong = [value.error for value in call.arguments if not value.agrees and value.status is not Status.CANDIDATE_ONLY]
     received = max((error for error in wrong if error is not None), default=0.0)
-    # Beside an argument of another kind there is no saying how much came in.
+    # Beside an argument of another kind the incoming error has no size.
     if received and None not in wrong and value.error is not None and value.error > _AMPLIFIED * received:
         return Verdict.AMPLIFIED
     return Verdict.INHERITED
 
 
 def _is_misled(trial: Trial, call: CallRecord, parent: CallRecord) -> bool:
-    """Return whether the caller, right until then, handed this call something else."""
+    """Return whether the caller, right until then, passed this call another argument."""
     before: Collection[CallRecord] = [c for c in parent.children if c.side is None and c.order < call.order]
     return trial.enters_clean(parent) and not any(child.differs for child in before if child is not call)

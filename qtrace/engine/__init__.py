@@ -1,1 +1,1 @@
-"""A model as a stream of events: hooks, bound arguments, and the torch state that belongs to one side."""
+"""Runs two models in lockstep: aligns their modules, observes calls as events, compares and forces tensors."""

@@ -1,4 +1,4 @@
-"""What the meetings of two sides leave behind: rows, arguments that differ, and calls that were not compared."""
+"""Collects what the comparison of two sides finds: rows, arguments that differ, and calls that were not compared."""
 
 from __future__ import annotations
 
@@ -30,26 +30,31 @@ from qtrace.numerics.tolerance import Floors, Place
 from qtrace.report.records import Argument, Relation, Row, Statistics, Status, Verdict
 from qtrace.tree import is_object, join, leaves, objects, tensors
 
-# Where so many tensors are in no known convention, the others are not asked: the cache is another one.
+# A local error comes from few roundings, whatever the depth.
+LOCAL_DEPTH = 15
+# Where this many tensors are in no known convention, the others are not examined: the cache as a whole differs.
 _MOST_UNRELATED = 2
-# A relative L2 error beyond which it is no noise; that of five bits is below.
+# A relative L2 error above this is not noise; that of five bits is below.
 _MOST_NOISE = 0.1
+# A relation is searched for where a pair differs by more than this; of the other pairs, for at most so many in a pass.
+_WORTH_ASKING = 0.05
+_MOST_ASKED = 64
 
 
 CachePairs = list[tuple[str, Any, Any, Pair]]
 
 
 def inside(caches: Iterable[str], pairs: CachePairs) -> CachePairs:
-    """Return those of the pairs that lie in one of the objects at these paths."""
+    """Return the pairs that lie in one of the objects at these paths."""
     beginnings = tuple(f"{path}." for path in caches)
     return [pair for pair in pairs if pair[0].startswith(beginnings)]
 
 
 def conventions(pairs: CachePairs, *, noise: float = 0.0) -> dict[str, Relation]:
-    """Return, by path, how the candidate holds the same values in another convention; the others are left out.
+    """Return, by path, the convention in which the candidate holds the same values; other pairs are left out.
 
-    Heads stand for channels where a tensor is [batch, heads, tokens, channels]. `noise` is the relative L2 error of
-    what is returned beside the cache, as under quantization: one factor may leave as much.
+    In a tensor [batch, heads, tokens, channels], heads also count as channels. `noise` is the relative L2 error of
+    the outputs beside the cache, as under quantization: one factor may leave as much.
     """
     found: dict[str, Relation] = {}
     unrelated = 0
@@ -85,7 +90,7 @@ def _convention(reference: Any, candidate: Any, found: Statistics) -> Relation |
 
 
 def _noisy_gain(reference: Any, candidate: Any, noise: float) -> Relation | None:
-    """Return the factor that leaves no more than the noise, as a relative L2 error, of the candidate's values."""
+    """Return the gain that leaves at most `noise`, as a relative L2 error, of the candidate's values; else None."""
     try:
         mine, theirs = (plain(side).double().flatten() for side in (reference, candidate))
     except (NoValues, AttributeError):
@@ -95,7 +100,7 @@ def _noisy_gain(reference: Any, candidate: Any, noise: float) -> Relation | None
         return None
     factor = float(mine.dot(theirs)) / size
     left = float((theirs - factor * mine).norm()) / reached
-    # A factor within the noise of one is no convention.
+    # A factor that differs from 1 by no more than noise is no convention.
     if not left <= min(noise, _MOST_NOISE) or not abs(factor - 1) > max(noise, _MOST_NOISE):
         return None
     return Relation("gain", {"factor": factor}, left)
@@ -105,24 +110,16 @@ def _heads_as_channels(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.transpose(1, 2).flatten(2)
 
 
-# A local error comes from few roundings, whatever the depth.
-LOCAL_DEPTH = 15
-# What is off by more than noise is worth the question how it is related; of the rest, so many pairs in a pass.
-_WORTH_ASKING = 0.05
-_MOST_ASKED = 64
-
-
 @dataclass(slots=True)
 class Comparison:
-    """Collects one sample's run; `rows()` and `arguments()` give what was found, after the run.
+    """Collects one sample's run; `rows()` and `arguments()` return the results, after the run.
 
-    `met` has an entry per call, in the order in which they were met. `compared` counts the reference calls (the
-    root's not) of which an output could be compared, `reasons` why others could not. `forcing`, where there is one,
-    decides what of the reference the candidate is handed; `sites` asks both sides where they are in their code. The
-    modules of `outputs_only` (reference paths) take something else than their partners do: their arguments are neither
-    compared nor handed over.
-    `comparer` measures one pair of leaves.
-    `is_entry` says whether what the root returns is what the caller gets, and not another method around it.
+    `met` has an entry per call, in the order in which the calls were paired. `compared` counts the reference calls
+    (except the root's) of which an output could be compared, and `reasons` why others could not. `forcing`, if set,
+    decides which of the reference's tensors the candidate receives. `sites` returns where both sides are in their
+    code. The modules of `outputs_only` (reference paths) take other arguments than their partners: these are neither
+    compared nor forced. `comparer` measures one pair of leaves. `is_entry` says whether the caller gets the root's
+    output itself, and not that of another method around it.
     """
 
     sample: int = 0
@@ -140,10 +137,10 @@ class Comparison:
     met: list[CallPair] = field(default_factory=list)
     _asked: int = 0
     _open: list[CallPair] = field(default_factory=list)
-    # The objects are kept so that their ids stay theirs.
+    # The objects are kept so that their ids are not reused.
     _handed_on: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
 
-    # What the lockstep tells.
+    # Called by the lockstep.
 
     def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
         """Compare the arguments of a call that both sides are about to make."""
@@ -169,7 +166,7 @@ class Comparison:
         return self.forcing.arguments(met, candidate, leaf_pairs)
 
     def left(self, reference: Exit, candidate: Exit) -> Replacement | None:
-        """Compare what both sides returned from the same call."""
+        """Compare the outputs of the same call on both sides."""
         met = self._open.pop()
         met.ended = True
         if reference.error is not None or candidate.error is not None:
@@ -203,13 +200,13 @@ class Comparison:
         self._note_alone(side, call, event.value)
 
     def passed(self, call: Call, value: Any) -> None:
-        """Note a reference call that no module of the candidate answers to."""
+        """Note a reference call of a module without a partner in the candidate."""
         if self.selected(call.path):
             self._uncompared(call, "no_partner")
             self._note_alone(REFERENCE, call, value)
 
     def returned(self, call: Call, reference: Any, candidate: Any, *, below: str) -> None:
-        """Compare what another entry than forward returned, as rows of the root; their paths begin with `below`."""
+        """Compare the outputs of another entry than forward, as rows of the root; their paths begin with `below`."""
         met = CallPair(call, call, ended=True)
         met.outputs.extend(
             (join(below, path), pair) for path, _, _, pair in self._compared(_matched(reference, candidate))
@@ -217,7 +214,7 @@ class Comparison:
         self.met.append(met)
 
     def _compared(self, matched: list[LeafPair], *, brief: bool = False) -> LeafPairs:
-        """Return the pairs that have something to tell, with what stands on both sides."""
+        """Return the pairs that have something to report, with the leaves of both sides."""
         found = []
         for path, mine, theirs in matched:
             pair = self.comparer.compare(mine, theirs, brief=brief)
@@ -226,14 +223,14 @@ class Comparison:
         return found
 
     def _keep_caches(self, met: CallPair, value: Any, found: LeafPairs) -> None:
-        """Note which tensors that the root returned are the model's own affair: see `caches`."""
+        """Note which tensors in the root's output are the model's internal caches, and their `conventions`."""
         read = {mine for mine, _ in self._handed_on}
         caches = [path for path, held in objects(value) if id(held) in read]
         differing = [
             one for one in inside(caches, found) if not self.agrees(one[3], met.call.order, place(met, OUT, one[0]))
         ]
         if differing and not self.is_entry:
-            # What it keeps between its calls shows in what the method returns.
+            # An error in the state that the model keeps between its calls shows in the output of the method.
             met.kept.update(dict.fromkeys(path for path, *_ in differing))
         elif differing:
             own = {path for path, *_ in differing}
@@ -241,7 +238,7 @@ class Comparison:
             met.kept.update(conventions(differing, noise=max((off for off in beside if off is not None), default=0.0)))
 
     def _written(self, met: CallPair) -> LeafPairs:
-        """Compare what a call wrote into the objects that it was handed: that, too, is an output of it."""
+        """Compare the tensors that a call wrote into objects it received: these, too, are its outputs."""
         found: LeafPairs = []
         for handed in met.handed:
             new = {id(leaf) for state, leaf in _states(handed.reference) if state not in handed.held}
@@ -251,7 +248,7 @@ class Comparison:
         return found
 
     def _explain(self, found: LeafPairs) -> None:
-        """Ask how the pairs that differ are related; on an accelerator their numbers are not there yet."""
+        """Find how the pairs that differ are related; on an accelerator their numbers are not available yet."""
         if self.forcing is None or not self.forcing.explains:
             return
         for _, mine, theirs, pair in found:
@@ -278,9 +275,9 @@ class Comparison:
         self.met.append(met)
 
     def _was_handed_on(self, reference: Any, candidate: Any) -> bool:
-        """Return whether both are objects that came in together before, such as a cache that every layer is handed.
+        """Return whether both are objects that were passed together before, such as a cache that every layer receives.
 
-        They are compared where they come in first and wherever they are returned, not at every call between.
+        They are compared where they are first passed and wherever they are returned, not at every call between.
         """
         if not is_object(reference) or not is_object(candidate):
             return False
@@ -291,13 +288,13 @@ class Comparison:
         return False
 
     def release(self) -> None:
-        """Let go of the models' objects and of whoever listens; what was measured stays."""
+        """Drop all references to the models' objects and to callbacks; the measurements stay."""
         self._handed_on.clear()
         self._open.clear()
         self.comparer = PairComparer()
         self.progress = self.sites = None
 
-    # What is left when the run is over.
+    # The results, when the run is over.
 
     def rows(self) -> list[Row]:
         """Return the rows in the reference's execution order."""
@@ -305,11 +302,11 @@ class Comparison:
         return sorted(made, key=lambda row: row.order)
 
     def final_rows(self) -> list[Row]:
-        """Return the rows of the root alone, which is all that a judgement of the outcome reads."""
+        """Return only the rows of the root, which are all that the judgement of the outcome reads."""
         return [row for met in self.met if met.call.key == "" for row in self.rows_of(met)]
 
     def differing(self) -> set[str]:
-        """Return the paths of the modules of which an output does not agree; what `rows` says, at half its cost."""
+        """Return the paths of the modules with an output that does not agree; as `rows` says, at half its cost."""
         return {
             met.call.key
             for met in self.met
@@ -321,7 +318,7 @@ class Comparison:
         }
 
     def rows_of(self, met: CallPair) -> list[Row]:
-        """Return the rows of one call, as soon as it was left."""
+        """Return the rows of one call; they are available as soon as the call has ended."""
         return [self._row(met, path, pair) for path, pair in met.outputs]
 
     def arguments(self) -> list[Argument]:
@@ -387,9 +384,9 @@ class Comparison:
         )
 
     def verdict(self, pair: Pair, depth: int, where: Place | None = None) -> Verdict | None:
-        """Return what a pair means by itself, `depth` calls after the inputs; None where it just differs.
+        """Return the verdict that a pair has by itself, `depth` calls after the inputs; None where it just differs.
 
-        How such a difference came to be there, the calls around it tell; see `qtrace.diagnosis.trial`.
+        The calls around the pair show where such a difference comes from; see `qtrace.diagnosis.trial`.
         """
         found = pair.statistics()
         if found.status in (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY):
@@ -410,7 +407,7 @@ class Comparison:
             and found.mismatch is not None
             and not any(dtype.is_floating_point for dtype in pair.dtypes)
         ):
-            # Token ids, indices, masks: one off is wrong, however large the others are.
+            # Token ids, indices, masks: one unequal element is an error, however large the others are.
             return found.mismatch == 0
         floor = self.floors.of(pair.dtypes, depth, where)
         if pair.relation is not None and pair.relation.kind == "mask":
@@ -418,7 +415,7 @@ class Comparison:
         if found.status is Status.NON_FINITE and not pair.has_same_non_finite():
             return False
         if found.status is Status.CONSTANT_REFERENCE:
-            # No interval to measure against, as with a loss: then against the value itself.
+            # There is no interval to measure against, as with a loss: the value itself takes its place.
             return found.rel_l2 is not None and found.rel_l2 <= floor
         return pair.empty or (found.peir is not None and found.peir <= floor)
 
@@ -428,7 +425,7 @@ class Comparison:
 
 
 def _states(value: Any) -> list[tuple[tuple[int, int], torch.Tensor]]:
-    """Return the tensors that an object holds, each with what tells whether it was exchanged or written since."""
+    """Return the tensors that an object holds, each with a key that changes when it is replaced or written."""
     return [((id(leaf), 0 if leaf.is_inference() else leaf._version), leaf) for _, leaf in tensors(value)]
 
 
@@ -439,7 +436,7 @@ def _matched(reference: Any, candidate: Any) -> list[LeafPair]:
 
 
 def _with_error(relation: Relation | None, found: Statistics) -> Relation | None:
-    """Return the relation with what remains under it; a layout is undone before anything is measured."""
+    """Return the relation with the error that remains under it; a layout is undone before the pair is measured."""
     if relation is not None and relation.kind == "layout":
         return replace(relation, error=found.peir)
     return relation

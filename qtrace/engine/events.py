@@ -1,4 +1,4 @@
-"""The events of a side (a call was entered, a call was left, the run ended), and arguments by parameter name."""
+"""Defines the events of a side (a call was entered, a call was left, the run ended); binds arguments to names."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def _signature(function: Callable[..., Any], is_method: bool) -> Signature:
 class Call:
     """One call of one module of one side.
 
-    `path` is in the side's own names, `key` the reference path that it answers to (None where nothing does),
-    `index` counts the module's calls from 0, `caller` the module whose code made the call. `entry` and `order`
-    count the calls that the side had left when this one was entered and left: execution order, with arguments
-    before the output. A `fresh` one returns a tensor that nobody else holds; one that `has_data` has parameters or
-    buffers of its own.
+    `path` is in the side's own names, and `key` is the reference path that it is aligned with (None without a
+    partner). `index` counts the module's calls from 0; `caller` is the module whose code made the call. `entry` and
+    `order` count the calls that the side had left when this one was entered and left: execution order, with arguments
+    before the output. A `fresh` call returns a tensor that no other code holds. The module of a call that `has_data`
+    has parameters or buffers of its own.
     """
 
     path: str
@@ -98,7 +98,7 @@ class Call:
 
 @dataclass(slots=True)
 class Enter:
-    """A call is about to run; its arguments stand in `arguments` by name, in `args` and `kwargs` as they were given."""
+    """A call is about to run; `arguments` holds its arguments by name, `args` and `kwargs` as they were passed."""
 
     call: Call
     arguments: Bound
@@ -108,7 +108,7 @@ class Enter:
 
 @dataclass(slots=True)
 class Exit:
-    """A call has run; `value` is what it returned. `error` is set where it raised and the model goes on."""
+    """A call has run; `value` is its output. `error` is set where it raised and the model goes on."""
 
     call: Call
     value: Any
@@ -117,7 +117,7 @@ class Exit:
 
 @dataclass(slots=True)
 class End:
-    """The model has run; `error` is what it raised, `module` the innermost module that was running then."""
+    """The model has run; `error` is the exception that it raised, `module` the innermost module running then."""
 
     value: Any = None
     error: BaseException | None = None
@@ -131,14 +131,14 @@ class Pause:
 
 @dataclass(slots=True)
 class Replacement:
-    """What a side goes on with in place of its own: (args, kwargs) at an entry, the returned value at an exit."""
+    """The value that replaces a side's own: (args, kwargs) at an entry, the returned value at an exit."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place in a side's code: the file, the line, and the function that stands there."""
+    """A place in a side's code: the file, the line, and the function around it."""
 
     file: str
     line: int

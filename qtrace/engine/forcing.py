@@ -1,14 +1,14 @@
-"""Teacher forcing: the candidate is handed the reference's tensors at chosen boundaries.
+"""Teacher forcing: passes the reference's tensors to the candidate at chosen boundaries.
 
-What a module then shows is the error that it makes itself, on clean arguments. A tensor is handed over as a
-copy, in the candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. A quantized
-tensor is replaced by one on the same grid, one of a subclass that dequantizes itself by plain numbers. Where no layout
-explains another shape, or one of the two is no plain tensor otherwise, the candidate keeps its own.
+A module then shows only its local error, which it makes on clean arguments. A forced tensor is a copy, in the
+candidate's own layout and dtype, so that nothing the candidate writes reaches the reference. A quantized tensor is
+replaced by one on the same grid, a subclass that dequantizes itself by plain numbers. Where no layout explains another
+shape, or one of the two is no plain tensor for another reason, the candidate keeps its own.
 
-Whether a factor, an order of channels or a rotation is a fault or undone further down cannot be seen in the tensor.
-Handing over the reference's values as they are heals the one and breaks the other; handing them over in
-the candidate's own convention keeps both. So the boundaries for the latter are chosen by name: `Forcing.converted`.
-There, a tensor that differs and is not related in any known way is left alone.
+The tensor itself does not show whether a factor, an order of channels or a rotation is a fault or is undone later.
+Forcing the reference's values as they are heals a fault and breaks a convention; forcing them in the candidate's own
+convention keeps both. So the boundaries for the latter are chosen by name: `Forcing.converted`. There, a tensor that
+differs and is not related in any known way is not forced.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from qtrace.numerics.relations import FILL, into_candidate, mask_relation
 from qtrace.report.records import Relation, Status
 from qtrace.tree import leaves, replaced
 
-# How `CallPair.forced` tells arguments from outputs.
+# The prefixes by which `CallPair.forced` distinguishes arguments from outputs.
 IN, OUT = "in:", "out:"
 LeafPairs = list[tuple[str, Any, Any, Pair]]
 
 
 @dataclass(frozen=True, slots=True)
 class Forcing:
-    """Where to hand over: at the entry and the exit of calls of these reference paths.
+    """Where tensors are forced: at the entries and the exits of calls of these reference paths.
 
-    `names` limits the entries to these arguments. At the boundaries of `converted`, tensors that are related go
-    over in the candidate's convention (scaled, reordered, rotated as its own are), as far as `PairComparer.explain`
-    was asked before, as `explains` has it done; elsewhere in no more than its layout and the fill of its masks.
-    With `resizes` an argument of another size altogether goes over as the reference's is, with `resizes_outputs` an
-    output as well; with `unwraps` plain numbers stand in for a subclass. `is_noisy` says that not being related is the
-    rule, and no sign of a convention.
-    Arguments that are `harmless`, by class of the callee and name, are in a convention of their own, and left alone.
+    `names` limits the entries to these arguments. At the boundaries of `converted`, related tensors are forced in the
+    candidate's convention (scaled, reordered, rotated as its own are), as far as `PairComparer.explain` was called
+    before, which `explains` requests. Elsewhere only the candidate's layout and the fill of its masks are kept. With
+    `resizes` an argument of an entirely different size is forced in the reference's size; with `resizes_outputs` an
+    output is as well. With `unwraps` plain numbers replace a subclass. `is_noisy` says that unrelated pairs are the
+    rule, and no sign of a convention. Arguments that are `harmless`, by class of the callee and name, are in a
+    convention of their own, and are not forced.
     """
 
     entries: Collection[str] = ()
@@ -56,7 +56,7 @@ class Forcing:
     is_noisy: bool = False
 
     def arguments(self, met: CallPair, candidate: Enter, pairs: LeafPairs) -> Replacement | None:
-        """Return the candidate's arguments with the reference's tensors in them, or None to leave them."""
+        """Return the candidate's arguments with the reference's tensors in them, or None to keep them."""
         if met.call.key not in self.entries:
             return None
         chosen = [
@@ -75,13 +75,13 @@ class Forcing:
         return None if unchanged and len(kwargs) == len(candidate.kwargs) else Replacement((args, kwargs))
 
     def outputs(self, met: CallPair, candidate: Exit, pairs: LeafPairs) -> Replacement | None:
-        """Return the candidate's output with the reference's tensors in it, or None to leave it."""
+        """Return the candidate's output with the reference's tensors in it, or None to keep it."""
         if met.call.key not in self.exits:
             return None
         swaps = self._swaps(met, pairs, OUT)
         if not swaps:
             return None
-        # A module that works in place may have its return value ignored: what it wrote to must hold the tensor too.
+        # The return value of a module that works in place may be ignored: the tensor that it wrote to is forced too.
         for _, leaf in leaves(candidate.value):
             if id(leaf) in swaps and id(leaf) in met.argument_ids:
                 with torch.no_grad():
@@ -89,7 +89,7 @@ class Forcing:
         return Replacement(replaced(candidate.value, swaps)) if swaps else None
 
     def written(self, met: CallPair, pairs: LeafPairs) -> None:
-        """Put the reference's values where the candidate's call wrote its own, in an object that it was handed."""
+        """Put the reference's values where the candidate's call wrote its own, in an object that it received."""
         if met.call.key not in self.exits:
             return
         for path, mine, theirs, pair in pairs:
@@ -103,10 +103,10 @@ class Forcing:
                 met.forced.add(OUT + path)
 
     def _swaps(self, met: CallPair, pairs: LeafPairs, mark: str) -> dict[int, list[torch.Tensor]]:
-        """Return what stands in for each of the candidate's tensors, by its id; `met.forced` notes the names.
+        """Return the tensors that replace each of the candidate's tensors, by its id; `met.forced` notes the names.
 
-        One tensor of the candidate may stand in several places and be several of the reference's. Where these are one
-        as well, so is what is handed over: a callee may ask whether query and key are the same.
+        One tensor of the candidate may occur in several places and correspond to several of the reference's. Where the
+        reference's are one as well, so is the forced tensor: a callee may test whether query and key are the same.
         """
         converts = met.call.key in self.converted
         swaps: dict[int, list[torch.Tensor]] = {}
@@ -121,17 +121,17 @@ class Forcing:
                     met.forced.add(mark + path)
                 continue
             if mine.device.type == "cpu" and _is_equal(pair):
-                # Most arguments are an output that was handed over already.
+                # Most arguments are an output that was forced already.
                 swaps.setdefault(id(theirs), []).append(theirs)
                 met.forced.add(mark + path)
                 continue
             is_unknown = pair.explained and pair.convention is None and not self.is_noisy
             if converts and is_unknown and not _holds_a_fill(pair):
-                # Its neighbours have a convention of their own, and what this one's would be is not known.
+                # The neighbours are in a convention of their own, and the one for this tensor is not known.
                 continue
             plain = _is_copied_as_it_is(mine, theirs, _to_apply(pair, converts))
             if mark == OUT and plain and _may_be_written(met, theirs):
-                # No memory of its own for what is thrown away at once.
+                # The candidate's tensor would be discarded at once: overwriting it saves the memory of a copy.
                 with torch.no_grad():
                     theirs.copy_(mine)
                 met.forced.add(mark + path)
@@ -148,7 +148,7 @@ class Forcing:
         return {own: turns for own, turns in swaps.items() if any(id(turn) != own for turn in turns)}
 
     def _in_its_form(self, reference: torch.Tensor, candidate: Any, pair: Pair) -> torch.Tensor | None:
-        """Return what stands in for a tensor that holds its values quantized; None where nobody knows."""
+        """Return the tensor that replaces one which holds its values quantized; None where none is known."""
         if pair.measurement is None or reference.shape != candidate.shape or not isinstance(candidate, torch.Tensor):
             return None
         values = reference.detach().to(candidate.device, copy=True)
@@ -161,19 +161,19 @@ class Forcing:
 
 
 def _is_equal(pair: Pair) -> bool:
-    """Return whether the candidate holds the same numbers anyway, so that nothing need be handed over."""
+    """Return whether the candidate holds the same numbers anyway, so that nothing need be forced."""
     found = pair.statistics()
     return pair.layout is None and pair.relation is None and found.status is Status.COMPARED and found.max == 0
 
 
 def _may_be_written(met: CallPair, candidate: torch.Tensor) -> bool:
-    """Return whether nobody else holds the tensor that the candidate's call returned."""
+    """Return whether no other code holds the tensor that the candidate's call returned."""
     fresh = met.candidate is not None and met.candidate.fresh
     return fresh and not candidate.is_inference() and candidate._base is None
 
 
 def _to_apply(pair: Pair, converts: bool) -> Relation | None:
-    """Return the relation in which the reference's values go over; None where they do as they are."""
+    """Return the relation in which the reference's values are forced; None where they are forced unchanged."""
     return pair.convention if converts or _is_mask(pair.relation) else pair.layout
 
 
@@ -185,7 +185,7 @@ def _is_copied_as_it_is(reference: torch.Tensor, candidate: torch.Tensor, relati
 def _filled(
     candidate: Enter, name: str, tensor: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hand over a whole argument where the candidate was given None, by position if it was given so."""
+    """Return the arguments with a tensor where the candidate received None, by position if it was passed so."""
     if name in candidate.arguments.positional:
         position = candidate.arguments.positional.index(name)
         return (*args[:position], tensor, *args[position + 1 :]), kwargs
@@ -193,14 +193,14 @@ def _filled(
 
 
 def _is_plain(leaf: Any) -> bool:
-    # A subclass may hold its values quantized, and what it stands for cannot be put into it.
+    # A subclass may hold its values quantized, and plain values cannot be written into it.
     return type(leaf) in (torch.Tensor, torch.nn.Parameter) and not leaf.is_quantized
 
 
 def _in_candidates_terms(
     reference: torch.Tensor, candidate: torch.Tensor, pair: Pair, *, converts: bool, resizes: bool
 ) -> torch.Tensor | None:
-    """Return the tensor to hand over: the candidate's own where that is right already, None where nobody knows."""
+    """Return the tensor to force: the candidate's own where that is right already, None where it is unknown."""
     relation = _to_apply(pair, converts)
     if _is_copied_as_it_is(reference, candidate, relation):
         return reference.detach().to(candidate.device, candidate.dtype, copy=True)
@@ -210,13 +210,13 @@ def _in_candidates_terms(
     if relation is not None:
         handed = into_candidate(relation, reference, candidate)
         if handed is None and relation.kind == "rotation":
-            # The matrix cannot be told from these tokens alone, but they are known to be the reference's, turned.
+            # These tokens do not determine the matrix, but they are known to be the reference's, rotated.
             return candidate
         return handed
     unmeasured = pair.measurement is None and reference.numel() != candidate.numel()
     if resizes and (kinds_differ or unmeasured):
-        # Another kind of mask, or another size altogether, such as a raw padding mask for a causal one, and no
-        # layout: the callee is what the reference's is, and takes what that takes.
+        # Another kind of mask, or an entirely different size without a layout, such as a raw padding mask for a
+        # causal one: the callee corresponds to the reference's, and takes the same arguments.
         floats = reference.is_floating_point() and candidate.is_floating_point()
         return reference.detach().to(candidate.device, candidate.dtype if floats else reference.dtype, copy=True)
     return None
@@ -227,7 +227,7 @@ def _is_mask(relation: Relation | None) -> bool:
 
 
 def _holds_a_fill(pair: Pair) -> bool:
-    # A mask has no channels that a convention could scale or turn.
+    # A mask has no channels that a convention could scale or rotate.
     low = pair.statistics().reference_min
     return low is not None and low < FILL
 

@@ -1,4 +1,4 @@
-"""Where qtrace's hooks stand among a module's own, and how one call of one module is observed."""
+"""Registers all of qtrace's hooks, in the right place among a module's own; observes one call of one module."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from qtrace.tree import tensors
 
 Enter = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 Leave = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
-# A tensor among the leaves of a value: its path, itself, and how often it was written.
+# A tensor among the leaves of a value: its path, a reference to it, and how often it was written.
 _Mark = tuple[str, weakref.ref[torch.Tensor], int]
 
 
 class Hooks:
-    """Those of one run of one model.
+    """The hooks of one run of one model.
 
-    `rewriting` says by path whether a module's own hooks change what its forward returns. It is learned where it is
-    not known, and to be kept for the next run.
+    `rewriting` says by path whether a module's own hooks change the output of its forward. It is learned where it is
+    not known, and should be kept for the next run.
     """
 
     def __init__(self, rewriting: dict[str, bool]) -> None:
@@ -31,11 +31,11 @@ class Hooks:
         self._forwarded: dict[torch.nn.Module, list[_Mark]] = {}
 
     def add(self, path: str, module: torch.nn.Module, enter: Enter, leave: Leave) -> None:
-        """Have `enter` and `leave` called around each call of a module; the latter with None also where it raises.
+        """Register `enter` and `leave` around each call of a module; where it raises, `leave` is called with None.
 
-        Raises RuntimeError where the module takes no hooks, as scripted ones do.
+        Raises RuntimeError where the module accepts no hooks, such as a scripted one.
         """
-        # Of hooks that are added while the model runs none is known to change anything.
+        # Hooks that are added while the model runs are not known to change anything.
         is_known = path in self._rewriting or not module._forward_hooks
         is_first = is_known and not self._rewriting.setdefault(path, False)
         self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
@@ -45,13 +45,13 @@ class Hooks:
             self._handles.append(module.register_forward_hook(self._note, prepend=True))
 
     def learn(self, path: str, module: torch.nn.Module, value: Any) -> None:
-        """Take in what a module's caller gets, from `leave`; not to be told where the module raised."""
+        """Learn from the output that a module's caller gets; `leave` calls this, except where the module raised."""
         forwarded = self._forwarded.pop(module, None)
         if forwarded is not None:
             self._rewriting[path] = self._rewriting.get(path, False) or not _is_same(forwarded, value)
 
     def remove(self) -> None:
-        """Take them off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -61,9 +61,9 @@ class Hooks:
 
 
 def _is_same(marks: list[_Mark], value: Any) -> bool:
-    """Return whether a value holds the tensors that were marked in their places, and none was written since."""
+    """Return whether a value holds the marked tensors in their places, and none of them was written since."""
     found = tensors(value)
-    # By reference, since an id is given to the next tensor once its own is gone.
+    # By reference, since an id may be reused once its tensor is gone.
     return len(found) == len(marks) and all(
         name == path and ref() is leaf and writes == _writes(leaf)
         for (name, ref, writes), (path, leaf) in zip(marks, found, strict=True)
@@ -75,18 +75,18 @@ def _writes(tensor: torch.Tensor) -> int:
 
 
 class CallProbe(Protocol):
-    """Told when the call begins and ends."""
+    """Receives the beginning and the end of the call."""
 
     def begin(self, arguments: Bound) -> None:
         """The call is about to run on these arguments."""
 
     def end(self, value: Any) -> None:
-        """The call has returned `value`, or raised: then it is None."""
+        """The call has returned `value`, or raised; then `value` is None."""
 
 
 @dataclass(slots=True)
 class _ProbedCall:
-    """Counts a module's calls and finds the one in question among those that are under way."""
+    """Counts a module's calls and finds call number `index` among those that are under way."""
 
     index: int
     during: CallProbe
@@ -120,15 +120,15 @@ def run_with_probe(
     *,
     inner: Iterable[torch.nn.Module] = (),
 ) -> int:
-    """Run a model, have `during` told of the call number `index` of one of its modules, and return the calls counted.
+    """Run a model, pass call number `index` of one of its modules to `during`, and return the number of calls.
 
-    `inner` are the modules inside that may name its arguments, where it takes `*args` itself. The model runs to its
-    end: cut short, it might leave state of its own behind. No hook is left in any case, and what the model raises is
-    raised.
+    `inner` are the modules inside whose forwards may name the arguments, where the module itself takes `*args`. The
+    model runs to its end: a run cut short might leave state behind. No hook is left in any case, and an exception of
+    the model is raised.
     """
     watched = _ProbedCall(index, during, signature_of(module, inner))
     handles = [
-        # First in line at the entry and last at the exit: what the module's own hooks do is a part of the call.
+        # First at the entry and last at the exit: the work of the module's own hooks is a part of the call.
         module.register_forward_pre_hook(watched.enter, with_kwargs=True, prepend=True),
         module.register_forward_hook(watched.leave, with_kwargs=True, always_call=True),
     ]

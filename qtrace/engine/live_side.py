@@ -1,10 +1,10 @@
-"""A live model as a stream of events: the only place that registers hooks.
+"""Runs a live model as a stream of events.
 
-The model runs in a coroutine of its own (a greenlet) that stands still at every entry and exit of a module that
-has a partner on the other side. Nothing is copied: at that moment its arguments or outputs are simply there.
-Modules without partner are counted and passed by.
+The model runs in a coroutine of its own (a greenlet), which is suspended at every entry and exit of a module that
+has a partner on the other side. Nothing is copied: at that moment the arguments or outputs are in memory.
+At modules without a partner it is not suspended; their calls are only counted.
 
-Not every call can stand still: one in another thread, or inside `torch.vmap`, runs through and is counted with
+Not every call can be suspended: a call in another thread, or inside `torch.vmap`, runs through and is counted with
 the reason.
 """
 
@@ -27,7 +27,7 @@ from qtrace.engine.events import Bound, Call, End, Enter, Event, Exit, Pause, Re
 from qtrace.engine.hooks import Hooks
 from qtrace.engine.torch_state import RandomState, SideState
 
-# Of torch's own modules, those that always return a tensor of their own making.
+# Torch's own modules that always return a new tensor.
 _FRESH = frozenset(
     {torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.LayerNorm}
 )
@@ -38,13 +38,13 @@ T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """Told of every call of every module of one side, on that side's own stack, also of those without partner."""
+    """Receives every call of every module of one side, with or without a partner, on that side's own stack."""
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
         """A call is about to run."""
 
     def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
-        """A call has run and returned `value`; not told where it raised."""
+        """A call has run and returned `value`; not called where it raised."""
 
 
 class Stepper(Protocol):
@@ -56,7 +56,7 @@ class Stepper(Protocol):
 
 @dataclass(slots=True)
 class _Errand:
-    """Something to run on a side's own stack: for `asker`, who has the result then, or before going on with `then`."""
+    """A function to run on a side's own stack: for `asker`, which gets the result, or before going on with `then`."""
 
     function: Callable[[], Any]
     asker: Any = None
@@ -65,7 +65,7 @@ class _Errand:
 
 @dataclass(slots=True)
 class _Done:
-    """What an errand has returned, or raised."""
+    """The value that an errand has returned, or the exception that it raised."""
 
     value: Any = None
     error: BaseException | None = None
@@ -87,11 +87,11 @@ class _Frame:
 class LiveSide:
     """One live model that yields events.
 
-    `modules` are the model's, by path; `keys` maps the paths of modules to the reference path that they answer
-    to; all others are passed by. `calls` counts the calls by path, `unseen` those that could not stand still by
-    (path, reason), `silent` lists the modules that take no hooks. `passed` is called with every call of a
-    module without partner, and what it returned. A `sparse` side hooks only the modules of `keys`, and counts no
-    others. `stepper` steps it where there is one. `rewriting` is what is known of the model's own hooks, see
+    `modules` are the model's modules by path. `keys` maps the paths of modules to the reference paths that they are
+    aligned with; other modules yield no events. `calls` counts the calls by path, `unseen` counts those that could not
+    be suspended by (path, reason), and `silent` lists the modules that accept no hooks. `passed` is called with every
+    call of a module without a partner, and its output. A `sparse` side hooks only the modules of `keys`, and counts no
+    others. `stepper`, if set, steps the side. `rewriting` says what is known of the model's own hooks, see
     `qtrace.engine.hooks`.
     """
 
@@ -121,7 +121,7 @@ class LiveSide:
         self._hooks = Hooks({} if rewriting is None else rewriting)
         self._places: dict[torch.nn.Module, tuple[str, str | None, Signature]] = {}
         self._stack: list[_Frame] = []
-        # The hooks do nothing while it is set: once the side was closed, and while something else runs on its stack.
+        # The hooks do nothing while this is set: once the side was closed, and while other code runs on its stack.
         self._is_off = False
         self._failed: tuple[BaseException, str] | None = None
         self._state: SideState
@@ -129,11 +129,11 @@ class LiveSide:
         self._driver: greenlet
 
     def drew_from(self, random: RandomState) -> bool:
-        """Return whether a side with random numbers of its own has moved them from where they began."""
+        """Return whether a side with random generators of its own has moved them from where they began."""
         return self._state.drew_from(random)
 
     def start(self, function: Callable[[], Any]) -> Event:
-        """Register the hooks, run `function` (which runs the model) up to the first event, and return that."""
+        """Register the hooks, run `function` (which runs the model) up to the first event, and return that event."""
         self._register()
         self._driver = getcurrent()
         self._state = SideState(self._devices, random=self._random)
@@ -143,21 +143,21 @@ class LiveSide:
         return self._step()
 
     def step(self, reply: Replacement | None = None) -> Event:
-        """Go on to the next event; with a reply the model goes on with that value in place of its own."""
+        """Go on to the next event and return it; with a reply the model uses that value in place of its own."""
         return self._step(reply)
 
     def site(self) -> Site | None:
-        """Return where the model's own code made the call that it stands in: the innermost frame outside torch.
+        """Return where the model's own code made the current call: the innermost frame outside torch.
 
-        A frame of the called module itself, or of a wrapper that only hands the call on, is passed over.
+        A frame of the called module itself, or of a wrapper that only passes the call on, is skipped.
         """
         frame = self.caller(self._stack[-1].key) if self._stack else self.caller()
         return None if frame is None else Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
     def caller(self, key: str | None = None) -> FrameType | None:
-        """Return the innermost frame of the model's own code where the side stands still; None where there is none.
+        """Return the innermost frame of the model's own code where the side is suspended; None where there is none.
 
-        A frame of whatever stands for `key`, or for nothing, is passed over where there is another.
+        A frame of a module that is aligned with `key`, or has no partner, is skipped where there is another frame.
         """
         own: FrameType | None = None
         frame: FrameType | None = self._runner.gr_frame
@@ -170,7 +170,7 @@ class LiveSide:
         return own
 
     def _hands_on(self, owner: Any, key: str) -> bool:
-        """Return whether the code of `owner` makes a call of what it stands for itself, or stands for nothing."""
+        """Return whether `owner` is a module that is itself aligned with `key`, or has no partner."""
         place = self._places.get(owner) if isinstance(owner, torch.nn.Module) else None
         return place is not None and place[1] in (None, key)
 
@@ -178,24 +178,24 @@ class LiveSide:
 
     @property
     def is_under_way(self) -> bool:
-        """Return whether the model has begun to run, and has not come to its end."""
+        """Return whether the model has begun to run, and has not ended."""
         return bool(getattr(self, "_runner", None))
 
     def resume(self, reply: Replacement | None = None, *, before: Callable[[], None] | None = None) -> Event | Pause:
-        """Go on to the next event or pause; `before` is run first, on the side's own stack."""
+        """Go on to the next event or pause and return it; `before` is run first, on the side's own stack."""
         event = self._runner.switch(reply if before is None else _Errand(before, then=reply))
         assert isinstance(event, (Enter, Exit, End, Pause)), event
         return event
 
     def pause(self) -> None:
-        """Let the driver run until it resumes the side; to be called on the side's own stack, between two events."""
+        """Let the driver run until it resumes the side; must be called on the side's own stack, between two events."""
         self._stand_still(Pause())
 
     def aside(self, function: Callable[[], T]) -> T:
-        """Run `function` on top of the side's stack, in the side's torch state, and return what it returns.
+        """Run `function` on top of the side's stack, in the side's torch state, and return its result.
 
-        The side must be under way and stand still. Modules that `function` calls are not compared. What it raises is
-        raised here. May be called from the driver, or from something that runs aside on the other side.
+        The side must be under way and suspended. Modules that `function` calls are not compared. Its exceptions are
+        raised here. This may be called from the driver, or from a function that runs aside on the other side.
         """
         done: _Done = self._runner.switch(_Errand(function, asker=getcurrent()))
         if done.error is not None:
@@ -204,7 +204,7 @@ class LiveSide:
         return value
 
     def _replied(self, reply: Any) -> Any:
-        """Run errands until there is a reply, and return what the hook returns."""
+        """Run errands until there is a reply, and return the value that the hook returns."""
         while isinstance(reply, _Errand):
             if reply.asker is None:
                 reply.function()
@@ -214,7 +214,7 @@ class LiveSide:
         return reply.value if isinstance(reply, Replacement) else None
 
     def _ran(self, errand: _Errand) -> Any:
-        """Run one errand, hand its result to who asked for it, and return what comes next."""
+        """Run one errand, pass its result to the asker, and return the next reply or errand."""
         done, self._is_off = _Done(), True
         try:
             done.value = errand.function()
@@ -229,7 +229,7 @@ class LiveSide:
             self._state.resume()
 
     def close(self) -> None:
-        """Take the hooks off and end the model's run, wherever it stands; may be called at any time, more than once."""
+        """Remove the hooks and end the model's run, wherever it is; may be called at any time, more than once."""
         self._is_off = True
         self._hooks.remove()
         runner = getattr(self, "_runner", None)
@@ -240,8 +240,7 @@ class LiveSide:
     def _step(self, reply: Replacement | None = None) -> Event:
         if self.stepper is not None:
             return self.stepper.step(reply)
-        # Always one value: a bare switch() hands over an empty tuple, which a pre-hook would return as "no
-        # arguments".
+        # Always one value: a bare switch() passes an empty tuple, which a pre-hook would return as "no arguments".
         event = self._runner.switch(reply)
         assert isinstance(event, (Enter, Exit, End)), event
         return event
@@ -270,11 +269,11 @@ class LiveSide:
             try:
                 self._hooks.add(path, module, self._enter, self._leave)
             except RuntimeError:
-                # A scripted module takes no such hooks.
+                # A scripted module accepts no such hooks.
                 self.silent.append(path)
 
     def _inner_modules(self) -> dict[str, list[torch.nn.Module]]:
-        """Return, for each module, the modules nested in it that answer to the same reference path."""
+        """Return, for each module, the modules nested in it that are aligned with the same reference path."""
         by_key: dict[str, list[tuple[str, torch.nn.Module]]] = {}
         for path, module in self._modules.items():
             key = self._keys.get(path)
@@ -340,18 +339,18 @@ class LiveSide:
         )
 
     def _is_inner(self, module: torch.nn.Module, key: str) -> bool:
-        """Return whether the call runs inside a call of another module that stands for the same reference module."""
+        """Return whether the call runs inside a call of another module that is aligned with the same reference path."""
         for frame in reversed(self._stack):
             if frame.key is not None:
                 return frame.key == key and frame.module is not module
         return False
 
     def _is_own_call(self, path: str) -> bool:
-        """Return whether the running call is this side's; count one that was made in another thread."""
+        """Return whether the running call is this side's; count a call that was made in another thread."""
         current = getcurrent()
         if current is self._runner:
             return True
-        # A module that both sides share fires both sides' hooks: the other side's own hook takes that call.
+        # A module that both sides share fires both sides' hooks: the other side's own hook handles that call.
         if current.parent is not self._driver:
             self.unseen[path, "in_thread"] += 1
         return False
@@ -364,7 +363,7 @@ class LiveSide:
         return True
 
     def _pop(self, module: torch.nn.Module) -> _Frame | None:
-        """Take the module's open call off the stack, with whatever was left open inside it."""
+        """Remove the module's open call from the stack, with all calls that were left open inside it."""
         for depth in range(len(self._stack) - 1, -1, -1):
             if self._stack[depth].module is module:
                 frame = self._stack[depth]
@@ -373,7 +372,7 @@ class LiveSide:
         return None
 
     def _stand_still(self, event: Event | Pause) -> Any:
-        """Let the driver run until it comes back; return what the hook returns, None for "go on as you are"."""
+        """Let the driver run until it switches back; return the value that the hook returns, None for no change."""
         self._state.suspend()
         try:
             reply = self._driver.switch(event)
@@ -400,7 +399,7 @@ _HOOKS = (LiveSide._enter.__code__, LiveSide._leave.__code__)
 
 
 def _is_fresh(module: torch.nn.Module) -> bool:
-    """Return whether a module runs torch's own forward, and nobody but this side's hook sees what it returns."""
+    """Return whether a module runs torch's own forward, and only this side's hook sees its output."""
     kind = type(module)
     own = kind in _FRESH and "forward" not in vars(module) and kind.forward.__module__.startswith("torch.nn.modules.")
     return own and len(module._forward_hooks) == 1

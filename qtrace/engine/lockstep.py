@@ -1,4 +1,4 @@
-"""The main loop: two sides, one clock. Drives both until each pair of calls has met at its entry and at its exit."""
+"""The main loop: drives two sides in lockstep until each pair of calls was compared at its entry and at its exit."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ REFERENCE, CANDIDATE = 0, 1
 
 
 class Side(Protocol):
-    """Anything that yields events: a live model, or later a trace on disk."""
+    """A source of events: a live model, or a trace on disk."""
 
     def start(self, function: Callable[[], Any]) -> Event:
-        """Begin, and return the first event."""
+        """Begin the run, and return the first event."""
 
     def step(self, reply: Replacement | None = None) -> Event:
-        """Go on to the next event; with a reply the side goes on with that value in place of its own."""
+        """Go on to the next event and return it; with a reply the side uses that value in place of its own."""
 
     def close(self) -> None:
-        """End, wherever it stands."""
+        """End the run, wherever it is."""
 
 
 class Meeting(Protocol):
-    """Told of every pair of calls while both stand there, and of every call that stayed alone.
+    """Receives every pair of calls while both sides are suspended there, and every call without a partner.
 
-    What it returns is handed to the candidate in place of its own values, where that still stands there.
+    A returned value is passed to the candidate in place of its own, if the candidate is still suspended there.
     """
 
     def entered(self, reference: Enter, candidate: Enter) -> Replacement | None:
@@ -48,9 +48,9 @@ class Meeting(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Shelved:
-    """A call that one side passed before the other came to it; `exit` is None until it has been left.
+    """A call that one side passed before the other reached it; `exit` is None until the call has been left.
 
-    `keep` is False where no partner can come any more: such a call is not copied and not searched.
+    `keep` is False where no partner can follow any more: such a call is not copied and not searched.
     """
 
     enter: Enter
@@ -61,9 +61,9 @@ class Shelved:
 
 @dataclass(slots=True, eq=False)
 class Scope:
-    """A pair of calls under way, by side: what was passed inside it, and what is open there.
+    """A pair of calls under way; by side, the calls that were passed inside it (`shelf`) and are open there (`ahead`).
 
-    `whole` holds a side's call where it was shelved, and left again, before the other side came to it. A scope is
+    `whole` holds a side's call where it was shelved, and left again, before the other side reached it. A scope is
     even as long as neither side has gone ahead in it.
     """
 
@@ -77,7 +77,7 @@ class Scope:
 class Lockstep:
     """One run of both sides; `ends` holds how each ended, once `run` has returned.
 
-    With `reference_first` the candidate never goes ahead: it can then be handed the reference's values everywhere.
+    With `reference_first` the candidate never goes ahead, so that it can receive the reference's values everywhere.
     """
 
     def __init__(self, reference: Side, candidate: Side, meeting: Meeting, *, reference_first: bool = False) -> None:
@@ -90,7 +90,7 @@ class Lockstep:
         self._turn = REFERENCE
 
     def run(self, reference: Callable[[], Any], candidate: Callable[[], Any]) -> None:
-        """Run both functions to their ends, or until one of them raises; both sides are closed whatever happens."""
+        """Run both functions to their ends, or until one of them raises; both sides are closed in any case."""
         try:
             self._scopes = [Scope()]
             self._now = [self._sides[REFERENCE].start(reference)]
@@ -112,7 +112,7 @@ class Lockstep:
     def _failed(self) -> bool:
         return any(isinstance(event, End) and event.error is not None for event in self._now)
 
-    # One decision at a time: settle an event against what is there already, or let one side go ahead.
+    # One decision at a time: settle an event against one that is there already, or let one side go ahead.
 
     def _advance(self) -> None:
         scope = self._scopes[-1]
@@ -135,7 +135,7 @@ class Lockstep:
                 return
         first, second = self._entry(scope, REFERENCE), self._entry(scope, CANDIDATE)
         if first is not None and second is not None:
-            # Two calls of a shared module inside two different parents that have not met yet are no pair.
+            # Two calls of a shared module inside two different parents that are not paired yet are no pair.
             between_parents = bool(scope.ahead[REFERENCE] and scope.ahead[CANDIDATE])
             if first.call.key == second.call.key and not between_parents:
                 self._pair_live(first, second)
@@ -150,7 +150,7 @@ class Lockstep:
             self._close(scope)
 
     def _advance_together(self, scope: Scope) -> bool:
-        """Settle the ordinary case, both sides at the same event and nothing shelved; return whether it was that."""
+        """Settle the ordinary case, both sides at the same event and nothing shelved; return whether it applied."""
         first, second = self._now
         if isinstance(first, Enter):
             if not isinstance(second, Enter) or first.call.key != second.call.key:
@@ -169,7 +169,7 @@ class Lockstep:
         return True
 
     def _entry(self, scope: Scope, side: int) -> Enter | None:
-        """Return the entry that the side stands at inside this scope; None where it is through with it."""
+        """Return the entry at which the side is suspended inside this scope; None where it is done with the scope."""
         event = self._now[side]
         return event if scope.whole[side] is None and isinstance(event, Enter) else None
 
@@ -177,7 +177,7 @@ class Lockstep:
         self._now[side] = self._sides[side].step(reply)
 
     def _step_both(self, reply: Replacement | None) -> None:
-        """Let both go on; not the candidate where the reference has just ended in an error, Ctrl-C above all."""
+        """Let both sides go on; not the candidate where the reference has just ended in an error, above all Ctrl-C."""
         self._step(REFERENCE)
         if not self._failed():
             self._step(CANDIDATE, reply)
@@ -188,7 +188,7 @@ class Lockstep:
         self._step_both(reply)
 
     def _pair_with_shelved(self, outer: Scope, side: int, event: Enter, match: Shelved) -> None:
-        """Pair an entry with a call that the other side came to before, and has left or is inside still."""
+        """Pair an entry with a call that the other side reached before, and has left or is still inside."""
         first, second = (event, match.enter) if side == REFERENCE else (match.enter, event)
         reply = self._meeting.entered(first, second)
         scope = Scope((first.call, second.call), is_even=False)
@@ -196,7 +196,7 @@ class Lockstep:
         if match.exit is not None:
             scope.whole[1 - side] = match
         else:
-            # What the other side has open inside that call belongs to the new scope.
+            # The calls that the other side has open inside that call belong to the new scope.
             still_open = outer.ahead[1 - side]
             depth = still_open.index(match)
             scope.ahead[1 - side].extend(still_open[depth + 1 :])
@@ -205,7 +205,7 @@ class Lockstep:
         self._step(side, reply if side == CANDIDATE else None)
 
     def _go_ahead(self, scope: Scope, side: int, *, keep: bool) -> None:
-        """Let one side pass into a call whose partner has not come yet (`keep`), or can no longer come."""
+        """Let one side enter a call whose partner has not come yet (`keep`), or can no longer come."""
         event = self._now[side]
         assert isinstance(event, Enter)
         scope.is_even = False
@@ -226,13 +226,13 @@ class Lockstep:
                 self._meeting.alone(side, event)
             self._step(side)
         else:
-            # Its exit was lost: the model swallowed something that is no Exception.
+            # The exit was lost: the model swallowed an error that is no Exception.
             shelved.exit = _lost(shelved.enter.call)
 
     def _unwind(self, side: int) -> None:
-        """Let a side that is raising go up to where the exception is caught, or to its end, before the other moves on.
+        """Let a side that is raising run to where the exception is caught, or to its end, before the other moves on.
 
-        Otherwise the other side would run on through calls that are compared with nothing, only to be stopped.
+        Otherwise the other side would run through calls that have no counterpart, only to be stopped.
         """
         for scope in reversed(self._scopes):
             if scope.whole[side] is not None:
@@ -249,7 +249,7 @@ class Lockstep:
             self._step(side)
 
     def _close(self, scope: Scope) -> None:
-        """Both sides are through with the scope: compare what its two calls returned."""
+        """Both sides are done with the scope: compare the outputs of its two calls."""
         self._scopes.pop()
         self._clear(scope)
         if scope.calls is None:
@@ -269,14 +269,14 @@ class Lockstep:
                 self._step(side, reply if side == CANDIDATE else None)
 
     def _clear(self, scope: Scope) -> None:
-        """Report what stayed on the shelves alone."""
+        """Report the calls that stayed on the shelves without a partner."""
         for side in (REFERENCE, CANDIDATE):
             for shelved in _all(scope.shelf[side]):
                 self._meeting.alone(side, shelved.exit or _lost(shelved.enter.call))
 
 
 def _take(shelf: list[Shelved], key: str | None, *, nested: bool) -> Shelved | None:
-    """Take the first call of the reference path off the shelf; with `nested` also one inside another shelved call."""
+    """Take the shelf's first call of the reference path and return it; with `nested` also one inside another call."""
     for position, shelved in enumerate(shelf):
         if shelved.enter.call.key == key:
             return shelf.pop(position)
@@ -306,24 +306,24 @@ def _frozen_entry(event: Enter) -> Enter:
 
 
 class EndRun(Exception):
-    """Raised where two sides meet, to end the run there; it says why. What was compared until then is reported."""
+    """Raised at a pair of calls to end the run there; its text says why. Earlier comparisons are still reported."""
 
 
 class Attendant(Protocol):
-    """Steps in where two sides meet, in each pass that it attends; see `qtrace.debug`."""
+    """Steps in at pairs of calls, in each pass that it attends; see `qtrace.debug`."""
 
     def around(self, comparison: Comparison) -> Meeting:
-        """Return who is told of the meetings in the comparison's place, and tells the comparison."""
+        """Return the object that receives the pairs of calls in the comparison's place, and passes them on to it."""
 
     def attending(self, sides: tuple[LiveSide, LiveSide]) -> AbstractContextManager[None]:
-        """Return what holds while both sides run, from before they start."""
+        """Return the context that holds while both sides run, from before they start."""
 
     def warnings(self) -> list[str]:
-        """Return what a reader of the report must know of what was done."""
+        """Return the warnings about its actions that a reader of the report must know."""
 
 
 class MeetingProxy:
-    """Hands all that it is told to `inner`, and returns what that returns."""
+    """Passes every call to `inner`, and returns the result of that."""
 
     def __init__(self, inner: Meeting) -> None:
         self.inner = inner

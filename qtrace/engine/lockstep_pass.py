@@ -1,4 +1,4 @@
-"""One lockstep pass of a pair of models over one sample of inputs, and what it leaves behind."""
+"""Runs one lockstep pass of a pair of models over one sample of inputs, and holds its results."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from qtrace.numerics.tolerance import Floors
 from qtrace.report.records import Verdict
 from qtrace.tree import PLAIN, leaves
 
+# Below this share of compared calls a run says nothing about the model.
+LEAST_COVERAGE = 0.5
 _PARTS = 256
 _WORD = 8
 
@@ -32,9 +34,9 @@ _WORD = 8
 class Fingerprint:
     """The bits of a nested value in some 260 integers per tensor; equal values have equal fingerprints.
 
-    Each tensor is read once, as integers of 64 bits, and summed in 256 stretches modulo 2^64. Other values give
-    other sums but for a chance of about 2^-64, or where the same words only change places within one stretch. On an
-    accelerator the sums stay there until two fingerprints are compared.
+    Each tensor is read once, as integers of 64 bits, and summed in 256 stretches modulo 2^64. Different values give
+    different sums, except with a chance of about 2^-64, or where the same words only change places within one stretch.
+    On an accelerator the sums stay there until two fingerprints are compared.
     """
 
     def __init__(self, value: Any) -> None:
@@ -48,7 +50,7 @@ class Fingerprint:
                 except NoValues:
                     continue
             elif isinstance(leaf, PLAIN):
-                # As text, so that NaN is itself.
+                # As text, so that NaN equals itself.
                 self._plain[path] = repr(leaf)
 
     def __eq__(self, other: object) -> bool:
@@ -62,8 +64,8 @@ class Fingerprint:
 
 
 def _sums(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the sums of a tensor's bits, in the order in which they lie in memory."""
-    # A transposed tensor need not be copied: its axes are taken as they lie.
+    """Return the sums of a tensor's bits, in memory order."""
+    # A transposed tensor need not be copied: its axes are read in memory order.
     strides = tensor.stride()
     axes = sorted(range(tensor.dim()), key=lambda axis: -strides[axis])
     data = tensor.permute(axes).contiguous().reshape(-1).view(torch.uint8)
@@ -76,13 +78,9 @@ def _sums(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat((words[:even].view(_PARTS, -1).sum(1), rest)) if even else rest
 
 
-# Below this share of compared calls a run says nothing about the model.
-LEAST_COVERAGE = 0.5
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What shapes a run; see `qtrace.trace`."""
+    """The options of a run; see `qtrace.trace`."""
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
@@ -100,13 +98,13 @@ class Options:
 class Pass:
     """One run of both models on one sample.
 
-    Its fields hold what is known so far, also when it was cut short: `comparison` the rows, `sides` the calls
-    that were counted, `ends` how each model ended, `random` where the random generators stood, `fingerprints` those of
-    what the models returned, where the final outputs differ in a pass without forcing (in a sparse one, the
-    reference's).
+    Its fields hold the results so far, also when it was cut short: `comparison` the rows, `sides` the calls
+    that were counted, `ends` how each model ended, and `random` the states of the random generators at the start.
+    `fingerprints` are those of the models' outputs, where the final outputs differ in a pass without forcing (in a
+    sparse one, the reference's).
 
-    `around` returns who is told of the meetings in the comparison's place, and tells the comparison. `at` are the paths
-    of the modules that are called, where it is not the whole models that are; the samples are their arguments then.
+    `around` returns the object that receives the pairs of calls in the comparison's place, and passes them on to it.
+    `at` are the paths of the modules that are called instead of the whole models; the samples are then their arguments.
     """
 
     def __init__(
@@ -189,12 +187,12 @@ class Pass:
         elif self._may_be_checked and not all(row.verdict is Verdict.EQUAL for row in self.comparison.final_rows()):
             prints = [None if end.error is not None else Fingerprint(end.value) for end in self.ends]
             self.fingerprints = (prints[0], prints[1])
-        # What the models returned is compared; to keep it would cost the memory that this way of running saves.
+        # The models' outputs are compared; keeping them would cost the memory that a lockstep run saves.
         self.ends = (replace(self.ends[0], value=None), replace(self.ends[1], value=None))
         self.comparison.release()
 
     def raised(self) -> bool:
-        """Return whether a model raised, so that the pass broke off."""
+        """Return whether a model raised, so that the pass ended early."""
         return any(end.error is not None for end in self.ends)
 
     def calls(self, side: int) -> Counter[str]:
@@ -202,14 +200,14 @@ class Pass:
         return self.sides[side].calls
 
     def unseen(self, side: int) -> Counter[tuple[str, str]]:
-        """Return how many calls of a side could not stand still, by path and reason."""
+        """Return how many calls of a side could not be suspended, by path and reason."""
         return self.sides[side].unseen
 
 
 def copied(sample: Any) -> Any:
-    """Return inputs of one's own: tensors copied, also those that are the result of a computation with gradients.
+    """Return a copy of the inputs with all tensors copied, also those that result from a computation with gradients.
 
-    One tensor in several places stays one. Raises `UsageError` for inputs that cannot be copied.
+    A tensor that occurs in several places stays one. Raises `UsageError` for inputs that cannot be copied.
     """
     detached: dict[int, torch.Tensor] = {}
     try:

@@ -1,4 +1,4 @@
-"""A model as a run sees it: its modules, listed once, and the state that it writes while it runs."""
+"""Describes a model for a run: its modules, listed once, and the state that it writes while it runs."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ _MODE_MATTERS = (
     torch.nn.TransformerEncoderLayer,
     torch.nn.TransformerDecoderLayer,
 )
-# What is quantized for good is not trained, and a graph holds the mode that it was traced in; the flag is of no effect.
+# The mode has no effect here: modules that are quantized for good are not trained, and a graph keeps its traced mode.
 _MINDLESS = ("torch.nn", "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.export", "torch.fx")
+# A buffer of at most this many elements is copied in any case.
+_SMALL = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """One side's model; `name` is "reference" or "candidate", `modules` are by path, as `named_modules` lists them.
 
-    `aliases` maps the further paths of a module that stands in several places to its first one. `devices` are the
-    kinds of device that hold parameters and buffers, "cpu" always among them. `in_training` are the paths of the
-    modules in training mode that may behave differently for it: of torch's own classes only few look at the mode; of
-    anybody else's any may. `rewriting` says of the modules that have run whether hooks of their own change what they
-    return, see `qtrace.engine.hooks`.
+    `aliases` maps the further paths of a module that occurs in several places to its first one. `devices` are the
+    kinds of device that hold parameters and buffers, always with "cpu". `in_training` are the paths of the modules in
+    training mode that may behave differently for it: few of torch's own classes read the mode, but any other class
+    may. `rewriting` says of the modules that have run whether hooks of their own change their output, see
+    `qtrace.engine.hooks`.
     """
 
     name: str
@@ -62,14 +64,14 @@ class Model:
         object.__setattr__(self, "in_training", tuple(p for p, m in self.modules.items() if _minds_training(m)))
 
     def infos(self) -> list[ModuleInfo]:
-        """Return what alignment needs to know of each module."""
+        """Return the facts that alignment needs of each module."""
         return [
             ModuleInfo(path, type(module).__name__, {k: v for k, v in vars(module).items() if isinstance(v, str)})
             for path, module in self.modules.items()
         ]
 
     def describe(self) -> Side:
-        """Return what a report says of the model as a whole; a parameter that is shared counts once."""
+        """Return the report's description of the model as a whole; a shared parameter counts once."""
         parameters = list({id(p): p for p in self._tensors("_parameters")}.values())
         return Side(
             source=self.source or type(self.root).__name__,
@@ -82,15 +84,15 @@ class Model:
         )
 
     def entry(self, call: str, sample: Any, at: str = "") -> Callable[[], Any]:
-        """Return a function that calls the model on a sample, by itself or by the method `call`.
+        """Return a function that calls the model, or its method `call`, on a sample.
 
-        With a path `at` it calls the module there by itself.
+        With a path `at` it calls only the module there.
         """
         method = self.modules[at] if at or call == "forward" else getattr(self.root, call)
         return lambda: method(*sample.args, **sample.kwargs)
 
     def may_leave_fast_path(self) -> bool:
-        """Return whether it has torch's transformer layers, which take another path while hooks are there."""
+        """Return whether the model has torch's transformer layers, which take another path while hooks are there."""
         fast = (torch.nn.TransformerEncoderLayer, torch.nn.MultiheadAttention)
         return any(isinstance(module, fast) for module in self.modules.values())
 
@@ -104,7 +106,7 @@ class Model:
         )
 
     def programs(self) -> list[str]:
-        """Return the paths of programs, whose code calls operators where a model calls modules: outermost ones only."""
+        """Return the paths of the outermost programs, whose code calls operators where a model calls modules."""
         found: list[str] = []
         for path, module in self.modules.items():
             if _is_program(module) and not any(not other or path.startswith(f"{other}.") for other in found):
@@ -112,7 +114,7 @@ class Model:
         return found
 
     def warnings(self) -> list[str]:
-        """Return what a reader of the report must know before believing it."""
+        """Return the warnings that a reader of the report must know before trusting it."""
         found = []
         if self.in_training:
             found.append(
@@ -164,13 +166,9 @@ def _minds_training(module: torch.nn.Module) -> bool:
     return isinstance(module, _MODE_MATTERS) or not type(module).__module__.startswith(_MINDLESS)
 
 
-# Elements of a buffer that is copied in any case.
-_SMALL = 1 << 16
-
-
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A buffer as it was: where it hangs, which tensor it is (None where there was none), and its values."""
+    """A buffer as it was: its module and name, its tensor (None where there was none), and its values."""
 
     module: torch.nn.Module
     name: str
@@ -182,8 +180,8 @@ class _Kept:
 def buffers_kept(models: Sequence[Model]) -> Iterator[None]:
     """Restore, at the end, the buffers of modules in training mode (running means) and all small ones (counters).
 
-    A large one of a module in eval mode is a table, which nobody writes, and is not copied. A buffer that was exchanged
-    for another is hung back.
+    A large buffer of a module in eval mode is a table that is never written, and is not copied. A buffer that was
+    replaced by another is put back.
     """
     modules = {id(m): (m, path in model.in_training) for model in models for path, m in model.modules.items()}
     kept = [
@@ -204,7 +202,7 @@ def _is_copied(buffer: torch.Tensor | None, trains: bool) -> TypeGuard[torch.Ten
 
 
 class SharedTensors:
-    """The parameters and buffers that lie in memory of both models, and how often they had been written so far."""
+    """The parameters and buffers whose memory both models share, and how often they had been written so far."""
 
     def __init__(self, models: tuple[Model, Model]) -> None:
         first, second = (list(_named(model)) for model in models)
@@ -215,12 +213,12 @@ class SharedTensors:
         ]
 
     def written(self) -> list[str]:
-        """Return the names of those that have been written since, a name that both sides use once."""
+        """Return the names of the shared tensors written since; a name that both sides use occurs once."""
         found = (name for name, tensor, version in self._versions if _version(tensor) != version)
         return list(dict.fromkeys(found))
 
     def warnings(self) -> list[str]:
-        """Return the warning for what has been written since, if anything."""
+        """Return the warning about the shared tensors written since, if there are any."""
         names = self.written()
         if not names:
             return []
@@ -240,7 +238,7 @@ def _named(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def address_of(tensor: torch.Tensor) -> int:
-    """Return the address of a tensor's memory; 0 for one that has none, or does not tell."""
+    """Return the address of a tensor's memory; 0 for a tensor without memory, or without a readable address."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
@@ -255,7 +253,7 @@ def _version(tensor: torch.Tensor) -> int | None:
 def _restore(kept: _Kept) -> None:
     buffer, values = kept.buffer, kept.values
     kept.module._buffers[kept.name] = buffer
-    # The version counter would not tell: batch norm's kernel writes the running statistics past it.
+    # The version counter is not reliable: batch norm's kernel writes the running statistics without raising it.
     if buffer is None or values is None or buffer.is_meta or torch.equal(buffer, values):
         return
     # Outside inference mode, an inference tensor cannot be written.

@@ -1,4 +1,4 @@
-"""What stands against each other on both sides: leaves of values by path or name, and calls with all their leaves."""
+"""Pairs and compares the leaves of both sides' values, by path or name, and holds them by pair of calls."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ LeafPair = tuple[str, Any, Any]
 
 
 def match_leaves(reference: list[Leaf], candidate: list[Leaf]) -> list[LeafPair]:
-    """Pair two lists of leaves: by path first; the tensors left over by order, where their shapes agree.
+    """Return the pairs of two lists of leaves: by path first; the remaining tensors by order, where their shapes agree.
 
-    The order rule lets a `ModelOutput` stand against a plain tuple. What still has no partner is paired with
-    `MISSING`; a None without partner is nothing.
+    The order rule pairs a `ModelOutput` with a plain tuple. A leaf that still has no partner is paired with
+    `MISSING`; a None without a partner is dropped.
     """
     if len(reference) == 1 and len(candidate) == 1:
         return [(reference[0][0], reference[0][1], candidate[0][1])]
@@ -56,9 +56,9 @@ def match_leaves(reference: list[Leaf], candidate: list[Leaf]) -> list[LeafPair]
 def match_arguments(reference: Bound, candidate: Bound) -> Iterator[tuple[str, Any, Any]]:
     """Yield the pairs of argument values of one call, under the reference's parameter names.
 
-    Names that both know pair first; then positional arguments by position, since wrappers rename them
-    (`Linear.input` stands against `QuantLinear.x`). What only one side knows stands against `MISSING`, and counts
-    where it holds a tensor.
+    Names that both sides have pair first; then positional arguments by position, since wrappers rename them
+    (`Linear.input` is paired with `QuantLinear.x`). An argument that only one side has is paired with `MISSING`, and
+    yielded only where it holds a tensor.
     """
     if reference.values.keys() == candidate.values.keys():
         for name, value in reference.values.items():
@@ -112,8 +112,8 @@ def _is_nothing(pair: LeafPair) -> bool:
 class Pair:
     """The comparison of two leaves; `measurement` is None where nothing could be measured, and `status` says why.
 
-    `layout` is what was undone before anything was measured, `relation` all that is known of how the two are
-    related; its parameters have the layout's among them.
+    `layout` is the layout that was undone before the pair was measured. `relation` is all that is known of how the
+    two are related; its parameters include the layout's.
     """
 
     reference: TensorSpec | None
@@ -133,11 +133,11 @@ class Pair:
         return self.measurement is not None and self.measurement.metrics == "range"
 
     def measure(self, reference: torch.Tensor, candidate: torch.Tensor) -> None:
-        """Measure all metrics of tensors whose range alone was measured before."""
+        """Measure all metrics of tensors of which only the range was measured before."""
         self.measurement, self._statistics = measure(reference, candidate), None
 
     def has_same_non_finite(self) -> bool | None:
-        """Return whether NaN, Inf and -Inf stand at the same places on both sides; None where there are none."""
+        """Return whether NaN, Inf and -Inf are at the same places on both sides; None where there are none."""
         if self.statistics().non_finite is None:
             return None
         return self.non_finite_same is not None and bool(self.non_finite_same)
@@ -146,7 +146,7 @@ class Pair:
     def convention(self) -> Relation | None:
         """Return the relation under which the candidate holds the reference's values; None where it does not.
 
-        A clipped, rounded or shifted tensor, or one that differs in places, is in the layout that was undone.
+        For a clipped, rounded or shifted tensor, or one that differs in places, it is the layout that was undone.
         """
         return self.relation if excuses(self.relation) else self.layout
 
@@ -167,21 +167,21 @@ class Pair:
 
 
 class PairComparer:
-    """Compares leaves, and a pair of tensors that were compared before, unchanged since, not again.
+    """Compares leaves; a pair of tensors that was compared before, and is unchanged since, is not compared again.
 
-    Tensors are recognised by identity and version counter; weak references guard against an id that is used again.
+    Tensors are recognised by identity and version counter; weak references guard against reused ids.
     Inference tensors have no version counter and are compared each time.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], tuple[Any, Any, int, int, Pair]] = {}
-        # To measure twice what is visibly different anyway would cost more than brevity saves.
+        # Tensors that visibly differ would be measured twice, which would cost more than brevity saves.
         self._may_be_brief = True
 
     def compare(self, reference: Any, candidate: Any, *, brief: bool = False) -> Pair | None:
-        """Return the comparison, or None where two plain values are equal: there is nothing to tell.
+        """Return the comparison, or None where two plain values are equal and there is nothing to report.
 
-        A brief one of tensors that hardly differ has no more than their range and PEIR, which cost half the time.
+        A brief comparison of tensors that hardly differ has only their range and PEIR, which take half the time.
         """
         if isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor):
             brief = brief and self._may_be_brief
@@ -204,24 +204,24 @@ class PairComparer:
         return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
 
     def is_explicable(self, pair: Pair, reference: Any, candidate: Any) -> bool:
-        """Return whether `explain` has anything to look at: two tensors at hand whose relation was not sought yet.
+        """Return whether `explain` applies: both are tensors on the CPU, and no relation was searched for yet.
 
-        Of the pairs of which this holds, the numbers can be read without waiting for an accelerator.
+        The numbers of such a pair can be read without waiting for an accelerator.
         """
         tensors = isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor)
         return tensors and pair.measurement is not None and not pair.explained and _is_at_hand(reference, candidate)
 
     def explain(self, pair: Pair, reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) -> None:
-        """Look for how a pair that does not agree is related, and leave what is found in `pair.relation`.
+        """Search for how a pair that does not agree is related, and store the result in `pair.relation`.
 
         Args:
-            pair: what `compare` returned for these two tensors.
-            reference: as it was then.
-            candidate: as it was then.
+            pair: the result of `compare` for these two tensors.
+            reference: unchanged since then.
+            candidate: unchanged since then.
             tolerance: the PEIR up to which elements agree.
 
-        A pair is looked at once; one that is not explicable, that is related already, or that holds NaN or Inf is
-        left as it is. Takes as long as 10 to 40 measurements, so it is for pairs that matter.
+        A pair is examined once; a pair that is not explicable, is related already, or holds NaN or Inf stays
+        unchanged. The search takes as long as 10 to 40 measurements, so it is for pairs that matter.
         """
         if not self.is_explicable(pair, reference, candidate):
             return
@@ -263,7 +263,7 @@ class PairComparer:
 
 
 def spec_of(leaf: Any, *, values: bool = False) -> TensorSpec | None:
-    """Return what a leaf is; with `values` also the smallest and largest element, at the cost of reading it."""
+    """Return the spec of a leaf; with `values` also the smallest and largest element, at the cost of reading it."""
     if leaf is MISSING:
         return None
     if not isinstance(leaf, torch.Tensor):
@@ -285,7 +285,7 @@ def _tensor_spec(shape: torch.Size, dtype: torch.dtype, kind: type) -> TensorSpe
 
 
 def _same_plain(reference: Any, candidate: Any) -> bool:
-    """Return whether two plain values ask for the same; None and False both say "no" (`use_cache=None`)."""
+    """Return whether two plain values mean the same; None and False both mean "no" (`use_cache=None`)."""
     if isinstance(reference, torch.Tensor) or isinstance(candidate, torch.Tensor):
         return False
     off = (None, False)
@@ -294,11 +294,11 @@ def _same_plain(reference: Any, candidate: Any) -> bool:
 
 
 def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63  # NaN is none either
+    return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63  # False for NaN, too
 
 
 def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics = "all") -> Pair:
-    """Compare two tensors; where the range alone shows that they may matter, all metrics are measured after all."""
+    """Return the comparison of two tensors; where the range shows that they may matter, all metrics are measured."""
     dtypes = (reference.dtype, candidate.dtype)
     try:
         first, second = plain(reference), plain(candidate)
@@ -320,11 +320,11 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics
     pair.empty = first.numel() == 0
     if not floating:
         if at_hand and second.numel() and measurement.sums().max:
-            # Of positions and ids the values say more than the shape.
+            # For positions and ids the values say more than the shape.
             pair.reference, pair.candidate = spec_of(reference, values=True), spec_of(candidate, values=True)
         return pair
     if not at_hand:
-        # The numbers are not there yet, and waiting for them would stop the accelerator at every module.
+        # The numbers are not available yet, and waiting for them would stop the accelerator at every module.
         pair.non_finite_same = _same_non_finite(first, second)
         return pair
     sums = measurement.sums()
@@ -338,7 +338,7 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics
 
 
 def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:
-    """Look for a relation that explains a visible difference, or values that are not finite."""
+    """Search for a relation that explains a visible difference, or values that are not finite."""
     found = pair.statistics()
     if found.non_finite is not None:
         pair.non_finite_same = _same_non_finite(first, second)
@@ -353,7 +353,7 @@ def _is_at_hand(*tensors: torch.Tensor) -> bool:
 
 
 def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Return, as a tensor of one bool, whether both hold the same of NaN, Inf and -Inf at the same places."""
+    """Return, as a tensor of one bool, whether both hold the same NaN, Inf and -Inf at the same places."""
     codes = []
     for tensor in (first, second.to(first.device)):
         code = torch.isnan(tensor).to(torch.int8) * 3
@@ -363,7 +363,7 @@ def _same_non_finite(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 @dataclass(slots=True)
 class ObjectPair:
-    """Two objects, such as caches, that a call was handed on either side, and the tensors that the first one held."""
+    """Two objects, such as caches, that a call received on either side, and the tensors that the first one held."""
 
     name: str
     reference: Any
@@ -373,11 +373,11 @@ class ObjectPair:
 
 @dataclass(slots=True, eq=False)
 class CallPair:
-    """A call on which both sides met, or one that stayed alone (`candidate` is None, or `reference` is).
+    """A call of both sides, or a call without a partner (`candidate` is None, or `reference` is).
 
-    `parent` is the meeting that it ran inside. `sites` are the places in both sides' code that made the call, where
-    somebody asks for them. `kept` are the outputs that differ and are the model's own affair, with the convention that
-    they are in. Pairs may still have their numbers on an accelerator; they are read when the run is over.
+    `parent` is the pair of calls that it ran inside. `sites` are the places in both sides' code that made the call,
+    where they were requested. `kept` are the outputs that differ but are internal to the model (caches), with their
+    convention. Pairs may still have their numbers on an accelerator; they are read when the run is over.
     """
 
     reference: Call | None
@@ -395,12 +395,12 @@ class CallPair:
 
     @property
     def call(self) -> Call:
-        """Return the call of the side that is there, the reference's first."""
+        """Return the reference's call, or the candidate's where there is none."""
         call = self.reference if self.reference is not None else self.candidate
         assert call is not None
         return call
 
 
 def place(met: CallPair, mark: str, name: str) -> Place:
-    """Return the key of one value of a call among the noise floors; `mark` tells arguments from outputs."""
+    """Return the key of one value of a call among the noise floors; `mark` distinguishes arguments from outputs."""
     return met.call.key or "", met.call.index, mark + name

@@ -1,4 +1,4 @@
-"""Dtypes and devices by name, and models and samples moved there."""
+"""Finds dtypes and devices by name, and moves models and samples there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLOATING = {
 
 
 def floating_dtype(name: str, where: str) -> torch.dtype:
-    """Return the dtype of a name as "bfloat16"; `where` heads the error.
+    """Return the dtype of a name such as "bfloat16"; `where` begins the error message.
 
     Raises:
         UsageError: no floating-point dtype that a model can be cast to.
@@ -35,7 +35,7 @@ def floating_dtype(name: str, where: str) -> torch.dtype:
 
 
 def check_device(name: str | None) -> None:
-    """Refuse a device that torch does not know or this machine does not have.
+    """Raise for a device that torch does not know or this machine does not have.
 
     Raises:
         UsageError: the device and torch's reason.
@@ -67,7 +67,7 @@ def place_model(model: nn.Module, device: str | None, dtype: str | None) -> nn.M
     """Return the model on a device and cast to a dtype, where these are given.
 
     Raises:
-        SourceError: the model does not let itself be moved or cast (some quantized ones do not).
+        SourceError: the model cannot be moved or cast (some quantized ones cannot).
     """
     if device is None and dtype is None:
         return model
@@ -92,14 +92,14 @@ def place_sample(sample: Sample, device: str | None, dtype: str | None) -> Sampl
 
 
 def deep_copy(reference: nn.Module) -> nn.Module:
-    """Return a copy of the reference that shares no tensor with it, for a candidate to be made of.
+    """Return a copy of the reference that shares no tensor with it, to make a candidate of.
 
     Raises:
         SourceError: the model cannot be copied.
     """
     try:
         return copy.deepcopy(reference)
-    except Exception as error:  # whatever the model's attributes raise
+    except Exception as error:  # the model's attributes may raise any type
         reason = " ".join(str(error).split())
         raise SourceError(
             f"the reference {type(reference).__name__} cannot be deep-copied for a candidate to wrap "

@@ -1,4 +1,4 @@
-"""Who answers to whom in a pair of models, before they run: the alignment, and what of it was chosen."""
+"""Plans the comparison of two models before they run: their alignment, and which modules were chosen."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Calls = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is compared with what: `reference_keys` and `candidate_keys` map each side's paths to reference paths.
+    """The modules to compare: `reference_keys` and `candidate_keys` map each side's paths to reference paths.
 
-    `chosen` are the reference paths that `only` and `skip` leave, the root always among them. Those of `outputs_only`
-    return what their partners do, and take something else. Under a `sparse` plan all other modules run without hooks.
+    `chosen` are the reference paths that `only` and `skip` leave, always with the root. Those of `outputs_only` return
+    the same as their partners, but take other arguments. Under a `sparse` plan all other modules run without hooks.
     """
 
     alignment: Alignment
@@ -31,11 +31,11 @@ class Plan:
 
     @property
     def by_order(self) -> list[str]:
-        """Return the candidate paths that were paired by their place alone."""
+        """Return the candidate paths that were paired only by their place in the order."""
         return [path for path, pair in self.alignment.pairs.items() if pair.rule == "order"]
 
     def restricted(self, keys: Collection[str]) -> Plan:
-        """Return the plan that compares the root and these reference paths, and passes everything else by."""
+        """Return the plan that compares only the root and these reference paths."""
         kept = {"", *keys}
         return replace(
             self,
@@ -56,13 +56,13 @@ def make_plan(
     calls: tuple[Calls, Calls] | None = None,
     denied: Collection[str] = (),
 ) -> Plan:
-    """Align two models; raises `UsageError` for a pattern of `only`, `skip` or `renames` that matches no module.
+    """Return the plan of two models; raises `UsageError` for a pattern that matches no module.
 
-    `renames` maps patterns of candidate paths to reference paths. Where it is known from a run before how often each
-    side's modules are called, in the order of their first calls, `calls` says so: only what runs can be a partner then.
-    Nobody answers to one of `denied` by its path alone.
+    Patterns are those of `only`, `skip` and `renames`, which maps patterns of candidate paths to reference paths.
+    `calls` says, if known from an earlier run, how often each side's modules are called, in the order of their first
+    calls; then only modules that run can be partners. No module is aligned with one of `denied` only by its path.
     """
-    # A module that stands in several places answers at each of them, under its first path.
+    # A module that occurs in several places can be aligned at each of them, under its first path.
     alias_infos = [
         ModuleInfo(path, type(reference.modules[first]).__name__) for path, first in reference.aliases.items()
     ]
@@ -99,11 +99,11 @@ def better_plan(
     renames: Mapping[str, str] | None = None,
     doubted: Collection[str] = (),
 ) -> Plan | None:
-    """Return a plan that knows what runs and in which order, where that finds more partners or others; else None.
+    """Return a plan made with the calls of both sides, where these lead to more or other partners; else None.
 
-    More of what the reference calls has a partner then, or what was paired by the order of definition is called in
-    another one. `doubted` are the reference paths that differ although the final outputs agree: where weights there
-    belong to each other otherwise than the paths say, it is the weights that are believed.
+    Then more of the modules that the reference calls have a partner, or modules that were paired by the order of
+    definition are called in another order. `doubted` are the reference paths that differ although the final outputs
+    agree: where their weights match other modules than the paths say, the weights decide.
     """
     known = _answered(plan, calls)
     sure = not plan.by_order and all(path in known for path in plan.chosen if calls[0].get(path))
@@ -122,7 +122,7 @@ def better_plan(
 
 
 def _lying(plan: Plan, models: tuple[Model, Model], doubted: Collection[str]) -> set[str]:
-    """Return the doubted paths whose pairs hold weights that have nothing to do with each other."""
+    """Return the doubted paths whose pairs hold unrelated weights."""
     mine, theirs = (model.modules for model in models)
     pairs = [pair for pair in plan.alignment.pairs.values() if pair.reference in doubted]
     found = {pair.reference: likeness(mine[pair.reference], theirs[pair.candidate]) for pair in pairs}
@@ -130,7 +130,7 @@ def _lying(plan: Plan, models: tuple[Model, Model], doubted: Collection[str]) ->
 
 
 def _answered(plan: Plan, calls: tuple[Calls, Calls]) -> set[str]:
-    """Return the reference paths that are called and have a partner that is."""
+    """Return the reference paths that are called and have a partner that is called, too."""
     return {key for path, key in plan.candidate_keys.items() if calls[1].get(path) and calls[0].get(key)}
 
 

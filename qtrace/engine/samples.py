@@ -1,4 +1,4 @@
-"""What a model is called with, one `Sample` a call, and what a report says of inputs and environment."""
+"""Converts inputs to samples, one per call of a model; describes inputs and environment for a report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from qtrace.errors import UsageError, did_you_mean, near
 from qtrace.numerics import NoValues, plain
 from qtrace.tree import leaves
 
+_PREVIEW = 8
+_DIGITS = 16
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -32,10 +35,10 @@ class Sample:
 
 
 def as_samples(value: object) -> list[Sample]:
-    """Return the calls that inputs stand for.
+    """Return the samples that inputs stand for, one per call.
 
-    A mapping (a BatchEncoding is one, and no dict) is keyword arguments, a tuple positional ones, a tensor
-    the single one; a list of these is several samples.
+    A mapping (a BatchEncoding is one, and no dict) gives keyword arguments, a tuple positional ones, a tensor
+    the single one; a list of these gives several samples.
 
     >>> as_samples({"x": 1}), as_samples((1, 2))
     ([Sample(args=(), kwargs={'x': 1})], [Sample(args=(1, 2), kwargs={})])
@@ -69,10 +72,10 @@ def _as_sample(value: object, what: str) -> Sample:
 
 
 def check_fits(model: nn.Module, sample: Sample, call: str = "forward") -> None:
-    """Bind the sample to the method that will be called, before anything runs.
+    """Check that the sample binds to the method that will be called, before anything runs.
 
-    Where the method takes `**kwargs`, only a name that is one slip away from a known argument which was not
-    given is refused: what such a method passes on cannot be known.
+    Where the method takes `**kwargs`, a name is refused only if it is one slip away from a known argument that was
+    not given: which other names such a method accepts cannot be known.
 
     Raises:
         UsageError: the model has no such method, or the sample does not fit; the argument is named.
@@ -114,7 +117,7 @@ def signature_of(model: nn.Module, call: str = "forward") -> inspect.Signature |
 
 
 def _methods(kind: type[nn.Module], like: str) -> list[str]:
-    """Return the methods that could have been meant: any that is spelt alike, else those of the class's own file."""
+    """Return the methods that the user may have meant: any that is spelt alike, else those of the class's own file."""
     bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
     known = {base: [name for name, value in vars(base).items() if inspect.isfunction(value)] for base in bases}
     public = [name for names in known.values() for name in names if not name.startswith("_")]
@@ -158,7 +161,7 @@ def _is_named(parameter: inspect.Parameter) -> bool:
 
 
 def _is_slip(name: str, known: str) -> bool:
-    """Say whether one letter was added, dropped, changed or moved by one place."""
+    """Return whether one letter was added, dropped, changed or moved by one place."""
     longest = max(len(name), len(known))
     if longest < 4 or abs(len(name) - len(known)) > 1:
         return False
@@ -167,7 +170,7 @@ def _is_slip(name: str, known: str) -> bool:
 
 
 def _misfit(signature: inspect.Signature, sample: Sample, problem: str) -> str:
-    """Return what does not bind: what is missing, what is too much, and what the method takes."""
+    """Return why the sample does not bind: missing arguments or excess ones, and those that the method takes."""
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     single = [name for name, kind in kinds.items() if kind not in several]
@@ -186,12 +189,8 @@ def _misfit(signature: inspect.Signature, sample: Sample, problem: str) -> str:
     return f"{problem}; {takes}"
 
 
-_PREVIEW = 8
-_DIGITS = 16
-
-
 def environment() -> dict[str, Any]:
-    """Return what a number may depend on: versions, platform, threads, the seed of torch's random numbers."""
+    """Return the facts that a number may depend on: versions, platform, threads, the seed of torch's random numbers."""
     versions = {}
     for name in ("torch", "transformers", "numpy", "tico", "torchao"):
         if name in sys.modules:
@@ -208,7 +207,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe_inputs(samples: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """Yield an entry per leaf of each sample: its name, what it is, its first values, a digest of all of them."""
+    """Yield an entry per leaf of each sample: its name, its spec, its first values, a digest of all values."""
     for index, sample in enumerate(samples):
         named = {**{str(i): value for i, value in enumerate(sample.args)}, **sample.kwargs}
         for name, leaf in leaves(named):
@@ -219,10 +218,10 @@ def describe_inputs(samples: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _digest(leaf: Any) -> str:
-    """Return a digest of a value's type, shape and elements; without elements to be read, of the first two."""
+    """Return a digest of a value's type, shape and elements; without readable elements, of the first two."""
     if not isinstance(leaf, torch.Tensor):
         said = repr(leaf)
-        # An object without a text of its own says where it lies in memory, which is another place in every run.
+        # The default text of an object contains its address, which is different in every run.
         said = type(leaf).__name__ if " at 0x" in said else said
         return hashlib.sha256(said.encode()).hexdigest()[:_DIGITS]
     found = hashlib.sha256(f"{leaf.dtype} {tuple(leaf.shape)}".encode())

@@ -1,10 +1,10 @@
-"""The torch state of one side, saved and restored wherever it is suspended.
+"""Saves and restores the torch state of one side wherever the side is suspended.
 
 Two models that take turns in one thread also share that thread's state: a forward that is suspended inside
-`torch.autocast` would leak it into the other model. So a side takes its own state away with it. What belongs to it:
+`torch.autocast` would leak it into the other model. So the state of a side is removed while the side is suspended:
 grad mode, inference mode, autocast, the stacks of function and dispatch modes, the random generator, and the
-process-wide switches that torch's context managers flip (`sdpa_kernel`, `set_default_dtype`, …). Context
-variables are kept apart by greenlet itself.
+process-wide switches that torch's context managers flip (`sdpa_kernel`, `set_default_dtype`, …). Greenlet itself
+separates context variables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.overrides import _push_mode as push_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as push_dispatch_mode
 
-# Process-wide switches as (read, write). What a build of torch does not have is left out.
+# Process-wide switches as (read, write). Those that a build of torch does not have are left out.
 _SWITCH_NAMES: tuple[tuple[str, str], ...] = (
     ("_get_flash_sdp_enabled", "_set_sdp_use_flash"),
     ("_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient"),
@@ -44,7 +44,7 @@ def _switches() -> tuple[Switch, ...]:
 
 
 _SWITCHES = _switches()
-# Read at every entry and exit of every module, so that it pays to look nothing up then.
+# These are called at every entry and exit of every module, so that it pays to look them up only once.
 _READS = (
     torch.is_grad_enabled,
     torch.is_inference_mode_enabled,
@@ -73,18 +73,18 @@ class RandomState:
         np.random.set_state(self._numpy)
 
     def equals(self, other: RandomState) -> bool:
-        """Return whether nobody drew between the two."""
+        """Return whether no random number was drawn between the two."""
         numpy = all(np.array_equal(a, b) for a, b in zip(self._numpy, other._numpy, strict=True))
         cuda = all(torch.equal(a, b) for a, b in zip(self._cuda, other._cuda, strict=True))
         return torch.equal(self._torch, other._torch) and self._python == other._python and numpy and cuda
 
 
 class SideState:
-    """Takes one side's torch state away at `suspend` and brings it back at `resume`.
+    """Saves and removes one side's torch state at `suspend`, and restores it at `resume`.
 
     Both are called on the side's own stack, directly around the switch; between them the state is the one that
-    stood when the object was made (the driver's). `random` is where the side's random generators begin; without
-    it they are left alone.
+    was current when the object was made (the driver's). `random` is where the side's random generators begin; without
+    it the generators are not touched.
     """
 
     def __init__(self, devices: tuple[str, ...] = ("cpu",), *, random: RandomState | None = None) -> None:
@@ -100,7 +100,7 @@ class SideState:
         self._dispatch_modes: list[Any] = []
 
     def begin(self) -> None:
-        """Let the side draw from where its random generators begin."""
+        """Set the random generators to where the side's begin."""
         if self._random is not None:
             self._random.restore()
 
@@ -109,21 +109,21 @@ class SideState:
         return self._random is not None and not self._random.equals(random)
 
     def suspend(self) -> None:
-        """Save the side's state and put the driver's in its place."""
+        """Save the side's state and set the driver's in its place."""
         if self._random is not None:
             self._random = RandomState(self._devices)
         if self._base != [read() for read in _READS]:
             self._take_away()
 
     def resume(self) -> None:
-        """Put the side's state back."""
+        """Restore the side's state."""
         if self._random is not None:
             self._random.restore()
         if self._disturbed:
             self._bring_back()
 
     def _take_away(self) -> None:
-        # Modes come off first: while one is active, even reading the state may be routed through it.
+        # Modes are removed first: while one is active, even reading the state may be routed through it.
         functions = _C._len_torch_function_stack() - self._base[3]
         dispatches = _C._len_torch_dispatch_stack() - self._base[4]
         self._function_modes = [
@@ -135,8 +135,8 @@ class SideState:
         self._saved_autocast = self._autocast()
         self._disturbed = True
         if self._saved[1] != self._base[1]:
-            # The guard remembers the side's whole autograd state and gives it back when it exits, so it lives
-            # exactly while the side is away.
+            # The guard saves the side's whole autograd state and restores it when it exits, so it exists
+            # exactly while the side is suspended.
             self._away = _C._InferenceMode(self._base[1])
             self._away.__enter__()
         self._write(self._base, self._base_autocast)

@@ -1,20 +1,20 @@
-"""The gate: does a report keep to a policy, and is it no worse than a baseline. Pure; no torch.
+"""The gate: judges a report by a policy, by a baseline, or by both. Pure; no torch.
 
 `judge(report, policy=None, baseline=None, *, source="") -> GateVerdict`
-    hold a report against limits (`qtrace.config.Policy`, `load_policy`), an earlier run, or both.
+    judge a report by limits (`qtrace.config.Policy`, `load_policy`), by an earlier run, or by both.
 `load_baseline(path) -> Baseline`
     read the numbers of an earlier run.
 `update(report, baseline=None, *, factor=None, slack=None) -> Update`
-    take a run's numbers into a baseline, which is only ever tightened by what got better; `Update.loosened` names the
-    rows that a run got worse in.
+    take a run's numbers into a baseline, which only better numbers tighten; `Update.loosened` names the rows that got
+    worse.
 `save_baseline(baseline, path)`
     write it, one row a line.
 `check_patterns(policy, paths)`
-    refuse a pattern that matches none of a model's modules before anything runs; `judge` does so afterwards.
+    refuse a pattern that matches no module of a model, before anything runs; `judge` does so afterwards.
 `differences(report, baseline)`
-    what is not the same in the two runs' environments.
+    the differences between the two runs' environments.
 
-Every limit is written so that NaN, a number that is missing and a row that is missing do not keep it.
+NaN, a missing number and a missing row violate every limit.
 """
 
 from qtrace.gate.baseline import Baseline, BaselineRow, differences, load_baseline, save_baseline

@@ -1,4 +1,4 @@
-"""A baseline: an earlier run's numbers as a file that reads well in a review, and the environment that made them."""
+"""A baseline: the numbers and the environment of an earlier run, in a file that is easy to review."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Key = tuple[str, int, str]
 class BaselineRow:
     """The numbers of one output of one call, the worst of all samples.
 
-    `peir` is the PEIR that the gate judges. `max` is there where a row that differs has neither PEIR nor relative L2
+    `peir` is the PEIR that the gate judges. `max` is present where a row that differs has neither PEIR nor relative L2
     (its reference is zero everywhere), `mismatch` where a side holds integers.
     """
 
@@ -43,7 +43,7 @@ class BaselineRow:
 
     @property
     def key(self) -> Key:
-        """Return what tells a row from others."""
+        """Return the key that identifies a row."""
         return self.module, self.call, self.output
 
 
@@ -51,8 +51,8 @@ class BaselineRow:
 class Baseline:
     """An earlier run's rows and environment, and how much worse a row may get before that is a regression.
 
-    `factor` is a ratio of at least 1, `slack` an absolute amount in a column's own unit; both are finite, else nothing
-    would be judged. `source` is the file.
+    `factor` is a ratio of at least 1, `slack` an absolute amount in a column's own unit; both are finite, since
+    infinite ones would permit anything. `source` is the file.
     """
 
     rows: tuple[BaselineRow, ...]
@@ -70,7 +70,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
-    """What a baseline's file holds."""
+    """The contents of a baseline's file."""
 
     schema: str
     rows: tuple[BaselineRow, ...]
@@ -84,7 +84,7 @@ def load_baseline(path: str | Path) -> Baseline:
 
     Raises:
         UsageError: there is no such file.
-        SourceError: it cannot be read, is damaged (the place is named), or is of another schema.
+        SourceError: it cannot be read, is damaged (the place is named), or has another schema.
     """
     where = str(path)
     try:
@@ -111,7 +111,7 @@ def load_baseline(path: str | Path) -> Baseline:
 
 
 def save_baseline(baseline: Baseline, path: str | Path) -> None:
-    """Write a baseline; raises `OutputError` where that cannot be done."""
+    """Write a baseline; raises `OutputError` where the file cannot be written."""
     try:
         Path(path).write_text(dump_baseline(baseline), encoding="utf-8")
     except OSError as error:
@@ -120,7 +120,7 @@ def save_baseline(baseline: Baseline, path: str | Path) -> None:
 
 
 def dump_baseline(baseline: Baseline) -> str:
-    """Return a baseline as its file holds it, ending with a newline."""
+    """Return the text of a baseline's file, ending with a newline."""
     head = {
         "schema": SCHEMA,
         "factor": baseline.factor,
@@ -141,7 +141,7 @@ def rounded(row: BaselineRow) -> BaselineRow:
 
 
 def _round_up(value: float | None) -> float | None:
-    """Return the next number of `DIGITS` digits that is not smaller; one that no such float is stays as it is.
+    """Return the next number of `DIGITS` digits that is not smaller; without such a float, the number itself.
 
     >>> _round_up(4.1801e-07), _round_up(4.18e-07), _round_up(0.001), _round_up(None)
     (4.19e-07, 4.18e-07, 0.001, None)
@@ -157,7 +157,7 @@ def _round_up(value: float | None) -> float | None:
 
 
 def _line(row: BaselineRow) -> dict[str, Any]:
-    """Return what a row's line says; what is as usual is left out."""
+    """Return the contents of a row's line; default values are left out."""
     return {
         spec.name: value
         for spec in dataclasses.fields(row)
@@ -167,7 +167,7 @@ def _line(row: BaselineRow) -> dict[str, Any]:
 
 
 def _place(row: BaselineRow) -> tuple[list[tuple[int, int, str]], int, list[tuple[int, int, str]]]:
-    """Return a key by which layer 10 comes after layer 2."""
+    """Return a sort key by which layer 10 comes after layer 2."""
     return _natural(row.module), row.call, _natural(row.output)
 
 
@@ -192,7 +192,7 @@ def fingerprint(report: ReportData) -> dict[str, str]:
 
 
 def differences(report: ReportData, baseline: Baseline) -> tuple[str, ...]:
-    """Return what is not the same as in the baseline's environment, one sentence each."""
+    """Return the differences from the baseline's environment, one sentence each."""
     now, then = fingerprint(report), baseline.environment
     return tuple(
         f"{name} is {now.get(name, 'not there')}, and was {then.get(name, 'not there')} in the baseline"

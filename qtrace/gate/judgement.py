@@ -1,4 +1,4 @@
-"""The gate's verdict on a report: its policy, its baseline, or both."""
+"""The gate's verdict on a report, by its policy, its baseline, or both."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 def judge(
     report: ReportData, policy: Policy | None = None, baseline: Baseline | None = None, *, source: str = ""
 ) -> GateVerdict:
-    """Return the verdict on a report under a policy, against a baseline, or both.
+    """Return the verdict on a report by a policy, by a baseline, or by both.
 
-    It passes where no limit is violated, enough was compared, and, if rows are limited, a row was held against a limit.
+    It passes where no limit is violated, enough was compared, and, if rows are limited, at least one row was judged.
 
     Args:
-        report: of a run that has just ended, or read from a file.
-        policy: limits on rows and on the run; under its `strict`, absorbed rows count against the baseline as well.
-        baseline: an earlier run's numbers, beyond which none may get worse.
-        source: names the two for a reader; by default the baseline's file.
+        report: from a run that has just ended, or from a file.
+        policy: limits on rows and on the run; with its `strict`, absorbed rows are also judged by the baseline.
+        baseline: an earlier run's numbers, which must not get worse.
+        source: the name of policy and baseline for a reader; by default the baseline's file.
 
     Raises:
-        UsageError: neither was given, the policy limits nothing, or one of its patterns matches no module.
+        UsageError: neither policy nor baseline was given, the policy limits nothing, or a pattern of it matches no
+            module.
     """
     if policy is None and baseline is None:
         raise UsageError("there is nothing to check against; give a policy or a baseline")
@@ -63,14 +64,14 @@ def judge(
 
 
 def _left_out(report: ReportData) -> Iterator[str]:
-    """Yield, in words, which modules nobody judged because the run left them out."""
+    """Yield, in words, the modules that were not judged because the run left them out."""
     for name in ("only", "skip"):
         if globs := report.settings.get(name):
             yield f"modules that --{name} {' '.join(map(str, globs))} left out were not judged"
 
 
 def _sorted(report: ReportData, violations: Sequence[Violation]) -> list[Violation]:
-    """Return the worst first, of equals the whole run's, then in execution order; last what is no error but a gap."""
+    """Return the worst first; of equals the whole run's, then in execution order; gaps, which are no errors, last."""
     orders = {(row.module, row.call, row.output): row.order for row in reversed(report.rows)}
 
     def key(one: Violation) -> tuple[bool, float, int]:

@@ -1,4 +1,4 @@
-"""Limits on a row's columns: which limit holds for a module, and the number, or the missing number, held against it."""
+"""Limits on a row's columns: the limit that holds for a module, and the number (or missing number) that it judges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from qtrace.patterns import matches
 from qtrace.report.records import Argument, ReportData, Row, Status, TensorSpec, Verdict
 
-# A perfect pair has these, also where their formulas divide 0 by 0.
+# The numbers of equal tensors, also where their formulas divide 0 by 0.
 _OF_EQUALS: Mapping[str, float] = {
     "mean": 0.0,
     "max": 0.0,
@@ -43,10 +43,10 @@ Call = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The number that a limit is held against, and in words what it is or why there is none.
+    """The number that a limit judges, and in words its meaning or the reason why there is none.
 
-    `column` is another than the limit's where that one stands in for it, and `limit` what it may not exceed then,
-    where that is not the limit itself.
+    `column` differs from the limit's column where another column replaces it. `limit` is then the bound for that
+    column, where it is not the limit itself.
     """
 
     column: str
@@ -57,10 +57,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What of a report tells how to read its rows.
+    """The facts of a report that decide how its rows are read.
 
-    `named` are the modules in which findings show: whoever is wrong or called wrongly. `unread` has, by call, the first
-    argument that differs without a PEIR to tell how far.
+    `named` are the modules in which findings show: those that are wrong, and those that receive a wrong argument.
+    `unread` has, by call, the first argument that differs without a PEIR.
     """
 
     named: frozenset[str]
@@ -78,12 +78,12 @@ class Context:
 
 
 def column_name(column: str) -> str:
-    """Return a column as people call it."""
+    """Return a column's name for users."""
     return _NAMES.get(column, column)
 
 
 def numberless(row: Row) -> str | None:
-    """Return why no number of a row tells how far apart its tensors are; None where one does."""
+    """Return why no number of a row measures the distance of its tensors; None where one does."""
     if row.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH):
         return f"{_spec(row.reference)} against {_spec(row.candidate)}: cannot be compared"
     if row.status is Status.REFERENCE_ONLY:
@@ -98,7 +98,7 @@ def numberless(row: Row) -> str | None:
 
 
 def is_void(row: Row) -> bool:
-    """Return whether there is nothing to compare: no element at all, or none that is finite on either side."""
+    """Return whether there is nothing to compare: no element at all, or no finite element on either side."""
     if any(number is not None for number in (row.max, row.peir, row.rel_l2)):
         return False
     if row.status is Status.NON_FINITE:
@@ -108,7 +108,7 @@ def is_void(row: Row) -> bool:
 
 
 def is_excused(row: Row, *, strict: bool) -> bool:
-    """Return whether what is wrong in a row does not count: the call around it undoes that; `strict` excuses nothing.
+    """Return whether a row's error does not count because the call around it undoes it; `strict` excuses nothing.
 
     Around the model itself (module "") there is no call.
     """
@@ -122,27 +122,27 @@ def is_integer(row: Row) -> bool:
 
 
 def has_integers(row: Row) -> bool:
-    """Return whether a side holds integers or bools, so that its elements can be told apart one by one."""
+    """Return whether a side holds integers or bools, so that elements can be compared for equality."""
     return any(not dtype.startswith(_FLOATING) for dtype in _dtypes(row))
 
 
 def error_of(row: Row, named: Collection[str]) -> float | None:
     """Return the PEIR that a row is judged by.
 
-    It is `peir_related` where there is one, for what is kept in another convention is no error; not in the modules
-    `named` by findings, and not for the model's own output times a factor, say, which nothing undoes.
+    It is `peir_related` where there is one, since a value in another convention is no error. Exceptions are the modules
+    `named` by findings, and relations of the model's own output that nothing undoes, such as a factor.
     """
     return row.peir if row.module in named else row.error
 
 
 def read(row: Row, column: str, limited: Collection[str], context: Context) -> Reading | None:
-    """Return what a limit on `column` is held against; None where another of the `limited` columns speaks for it.
+    """Return the number that a limit on `column` judges; None where another of the `limited` columns replaces it.
 
-    - A constant reference has no interval, hence no PEIR: `max` speaks for it where that is limited, else the
-      relative L2 stands in.
-    - Of integers one that is off is wrong however small the ratio: `mismatch` stands in for PEIR, and may not
-      exceed 0, unless it has a limit of its own. Where no side holds integers there is no mismatch to limit.
-    - `peir_in` says nothing of arguments that differ without a number.
+    - A constant reference has no interval, hence no PEIR: `max` replaces it where `max` is limited, else the relative
+      L2 does.
+    - A differing integer is wrong however small the ratio: `mismatch` replaces PEIR, and must not exceed 0, unless it
+      has a limit of its own. Where no side holds integers there is no mismatch to limit.
+    - `peir_in` does not cover arguments that differ without a number.
     """
     value: float | None = getattr(row, column)
     if column == "peir":
@@ -197,7 +197,7 @@ _WILD = re.compile(r"\*+|\?|\[!?[^\]]+\]")
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One line of a policy: `key` is `max_…` or `min_…` and a row's column, `rule` says where it stands."""
+    """One line of a policy: `key` is `max_…` or `min_…` and a row's column, `rule` names the line's place."""
 
     key: str
     value: float
@@ -205,16 +205,16 @@ class Limit:
 
     @property
     def column(self) -> str:
-        """Return the column of a row that is limited."""
+        """Return the row's column that is limited."""
         return self.key[len("max_") :]
 
     @property
     def is_upper(self) -> bool:
-        """Return whether the column may not exceed the limit; else it must reach it."""
+        """Return whether the limit is a maximum; otherwise the column must reach it."""
         return self.key.startswith("max_")
 
     def is_kept(self, observed: float | None) -> bool:
-        """Return whether a number keeps to the limit, which it may equal; NaN and no number do not.
+        """Return whether a number keeps the limit, which it may equal; NaN and a missing number do not.
 
         >>> limit = Limit("max_peir", 1e-4, "max_peir")
         >>> [limit.is_kept(observed) for observed in (1e-4, 1.1e-4, float("nan"), -1.0, None)]
@@ -222,13 +222,13 @@ class Limit:
         """
         if observed is None:
             return False
-        # What has an upper limit is a size or a ratio of sizes: less than nothing is no number of a run.
+        # A column with an upper limit is a size or a ratio of sizes, so a negative number is invalid.
         return 0 <= observed <= self.value if self.is_upper else observed >= self.value
 
     def severity(self, observed: float | None) -> float:
-        """Return how many times the limit is exceeded, infinite where no number tells.
+        """Return how many times the limit is exceeded, infinite where there is no number.
 
-        A ratio of amplitudes for every column: of an SQNR 10^(dB / 20), of a cosine (1 - observed) / (1 - limit).
+        A ratio of amplitudes for every column: for an SQNR 10^(dB / 20), for a cosine (1 - observed) / (1 - limit).
         """
         if observed is None or math.isnan(observed) or (self.is_upper and observed < 0):
             return math.inf
@@ -242,8 +242,8 @@ class Limit:
 def limits_of(path: str, common: Mapping[str, float | None], overrides: Mapping[str, Overrides]) -> list[Limit]:
     """Return the limits that hold for a module path.
 
-    For each column it is the one of the most specific override that matches the path and names the column, else the
-    common one. An override in which it is None lifts the limit.
+    For each column it is the limit of the most specific override that matches the path and names the column, else the
+    common limit. An override with None lifts the limit.
     """
     held: dict[str, Limit | None] = {key: _limit(key, value, key) for key, value in common.items()}
     fitting = [pattern for pattern in overrides if matches(pattern, path)]
@@ -257,10 +257,9 @@ Overrides = Mapping[str, float | None]
 
 
 def specificity(pattern: str) -> tuple[int, int, int]:
-    """Return how closely a glob says which path it means; of two that are equal the later one in the policy wins.
+    """Return how specific a glob is; of two equally specific ones the later one in the policy wins.
 
-    In this order: the most components without any wildcard, the most characters that stand for themselves, the
-    fewest `**`.
+    In this order: the most components without any wildcard, the most literal characters, the fewest `**`.
 
     >>> sorted(["**", "**.qkv", "model.*.qkv", "model.visual.**"], key=specificity)
     ['**', '**.qkv', 'model.*.qkv', 'model.visual.**']
@@ -279,7 +278,7 @@ def _ratio(above: float, below: float) -> float:
 
 
 def _amplitude(decibels: float) -> float:
-    """Return 10^(dB / 20), infinite where that is beyond a float."""
+    """Return 10^(dB / 20), infinite where a float overflows."""
     try:
         return math.pow(10.0, decibels / 20)
     except OverflowError:

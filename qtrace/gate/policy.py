@@ -1,4 +1,4 @@
-"""A report held against a policy: every limit on every row that it is for, and the limits of the whole run."""
+"""Judges a report by a policy: every limit on each of its rows, and the limits of the whole run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class LimitResults:
-    """Who does not keep to limits, whose difference is absorbed, how many rows were held.
+    """The violations, the violations of absorbed rows, and the number of judged rows.
 
-    `rows` counts the rows that a limit was held against, `inconclusive` says that too little was compared.
+    `rows` counts the rows that were judged by a limit; `inconclusive` says that too little was compared.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -32,12 +32,12 @@ class LimitResults:
 
 
 def of_run(column: str, rule: str, reason: str, finding: int | None = None) -> Violation:
-    """Return a violation of the whole run that no number tells."""
+    """Return a violation of the whole run without a number."""
     return Violation(module=None, column=column, rule=rule, reason=reason, severity=math.inf, finding=finding)
 
 
 class Causes:
-    """The findings of a report, to be asked which of them explains a row."""
+    """The findings of a report; finds the one that explains a row."""
 
     def __init__(self, report: ReportData) -> None:
         self._findings = sorted(report.findings, key=lambda finding: finding.rank)
@@ -46,9 +46,9 @@ class Causes:
     def of(self, module: str | None, order: int | None = None) -> int | None:
         """Return the rank of the finding that explains a row of `module`, at this place of the execution order.
 
-        It is the one that names the module itself or a callee that it misleads; else the one that names the innermost
-        module around it; else the one that shows first, if that is before the row. For the whole run, whose
-        `module` is None, it is the first. None where no finding explains the row.
+        It is the finding that names the module itself or names it as a callee with a wrong argument; else the finding
+        that names the innermost module around it; else the finding that shows first, if this is before the row. For the
+        whole run, whose `module` is None, it is the first finding. None where no finding explains the row.
         """
         if module is None:
             return self._findings[0].rank if self._findings else None
@@ -69,7 +69,7 @@ class Causes:
 
 
 def _reached(finding: Finding) -> tuple[str, ...]:
-    """Return the modules in which a finding shows at once: whoever is called wrongly, else whoever is wrong."""
+    """Return the modules in which a finding shows directly: the callees of a wrong argument, else the faulty ones."""
     return finding.callees or (finding.module, *finding.members)
 
 
@@ -78,7 +78,7 @@ def _is_inside(module: str, path: str) -> bool:
 
 
 def _begin(finding: Finding, rows: Iterable[Row]) -> int | None:
-    """Return where the first row in which a finding shows stands in execution order."""
+    """Return the place in execution order of the first row in which a finding shows."""
     paths = _reached(finding)
     found = (
         row.order for row in rows if row.module in paths or any(path and _is_inside(row.module, path) for path in paths)
@@ -92,8 +92,8 @@ ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
 def unmatched(report: ReportData, allowed: Sequence[str], causes: Causes) -> Iterator[Violation]:
     """Yield a violation for each module with a call, or an output, that only one side has.
 
-    `allowed` are globs over the modules that may. What the candidate returns beside the reference's outputs is no call
-    that was not compared, and none either.
+    `allowed` are globs over the modules that may lack a partner. An additional output of the candidate is no uncompared
+    call, and no violation.
     """
     reasons = {(one.side, one.module): one.reason.replace("_", " ") for one in report.unmatched}
     with_reference = {(row.module, row.call) for row in report.rows if row.status is not Status.CANDIDATE_ONLY}
@@ -120,7 +120,7 @@ def unmatched(report: ReportData, allowed: Sequence[str], causes: Causes) -> Ite
 
 
 def needless(report: ReportData, allowed: Sequence[str]) -> Iterator[str]:
-    """Yield, in words, the globs that allow what is no longer there."""
+    """Yield, in words, the globs that allow modules without any difference left."""
     alone = {row.module for row in report.rows if row.status in ALONE} | {one.module for one in report.unmatched}
     for pattern in allowed:
         if not any(matches(pattern, module) for module in alone):
@@ -138,20 +138,20 @@ def limits_rows(policy: Policy) -> bool:
 
 
 def check(policy: Policy) -> None:
-    """Raise `UsageError` for a policy that limits nothing, by which every run would pass."""
+    """Raise `UsageError` for a policy that limits nothing, since every run would pass."""
     if not (limits_rows(policy) or policy.fail_on or policy.min_coverage is not None):
         raise UsageError("the policy sets no limit at all; set max_peir, min_coverage or fail_on, for example")
 
 
 def check_patterns(policy: Policy, paths: Iterable[str]) -> None:
-    """Raise `UsageError`, naming the nearest of `paths`, for a pattern of the policy that matches none of them."""
+    """Raise `UsageError`, naming the most similar of `paths`, for a pattern of the policy that matches none of them."""
     known = list(paths)
     select(policy.overrides, known, option="the policy's overrides pattern")
     select(policy.allow_unmatched, known, option="the policy's allow_unmatched pattern")
 
 
 def judge_by_policy(report: ReportData, policy: Policy) -> LimitResults:
-    """Hold a report against a policy.
+    """Judge a report by a policy.
 
     Raises `UsageError` for a pattern that matches no module of the report.
     """
@@ -179,9 +179,9 @@ def _check_patterns(report: ReportData, policy: Policy) -> None:
 
 
 def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: LimitResults) -> None:
-    """Hold the limits of the whole run."""
+    """Judge the limits of the whole run."""
     covered, least = report.coverage, policy.min_coverage
-    # A model without modules inside makes no call that counts.
+    # A model without inner modules makes no call that counts.
     counted = covered.reference_calls or any(row.module for row in report.rows)
     if least is not None and counted and not least <= covered.fraction <= 1:
         judged.inconclusive = True
@@ -199,7 +199,7 @@ def _hold_run(report: ReportData, policy: Policy, causes: Causes, judged: LimitR
 
 
 def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: LimitResults) -> list[Row]:
-    """Hold each row against its limits; return the rows that were."""
+    """Judge each row by its limits; return the judged rows."""
     common = policy.limits()
     overrides = {pattern: section.limits() for pattern, section in policy.overrides.items()}
     by_path: dict[str, list[Limit]] = {}
@@ -216,7 +216,7 @@ def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: Limit
             continue
         found = list(_hold(row, limits, context))
         if not found:
-            # Nothing that is limited says anything of this row: `max_mismatch` of floats.
+            # No limit applies to this row, such as `max_mismatch` to floats.
             continue
         held.append(row)
         excused = is_excused(row, strict=policy.strict)
@@ -233,14 +233,14 @@ def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: Limit
 
 
 def _of_all_samples(held: Iterable[Row], by_path: Mapping[str, list[Limit]]) -> Iterator[str]:
-    """Yield, in words, which limits are not held against the worst of several samples."""
+    """Yield, in words, the limits that do not judge the worst of several samples."""
     keys = {limit.key for row in held if row.samples > 1 for limit in by_path[row.module]}
     for key in sorted(keys & {"max_mean", "max_stddev"}):
         yield f"{key} is held against all samples together: one bad sample among good ones may keep to it"
 
 
 def _hold(row: Row, limits: list[Limit], context: Context) -> Iterator[Violation | None]:
-    """Yield for each limit that this row has something to be held against: its violation, or None where it is kept.
+    """Yield for each limit that applies to this row its violation, or None where it is kept.
 
     A row without numbers violates its first limit.
     """
@@ -275,7 +275,7 @@ def _violation(row: Row, limit: Limit, column: str, observed: float | None, reas
 
 
 def _excess(limit: Limit, observed: float | None, severity: float) -> str:
-    """Return in words how far a number is off."""
+    """Return in words how far a number exceeds its limit."""
     if observed is None or math.isnan(observed):
         return "not a number"
     if limit.is_upper and observed < 0:
@@ -287,7 +287,7 @@ def _excess(limit: Limit, observed: float | None, severity: float) -> str:
 
 
 def _without_row(report: ReportData, policy: Policy, held: list[Row]) -> Iterator[Violation]:
-    """Yield a violation for each override that no row was held against."""
+    """Yield a violation for each override that judged no row."""
     modules = {row.module for row in held}
     for pattern, section in policy.overrides.items():
         limited = any(value is not None for value in section.limits().values())

@@ -1,4 +1,4 @@
-"""A report held against a baseline: rows that got worse, vanished or appeared; and how a baseline is tightened."""
+"""Judges a report by a baseline: rows that got worse, vanished or appeared; and tightens a baseline."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qtrace.report.records import BaselineChange, ReportData, Row, Status, Verdi
 
 RULE = "baseline"
 NAMED = 5
-# From the mildest to the worst; what follows the first two cannot be told by numbers.
+# From the mildest to the worst; numbers do not measure the statuses after the first two.
 _STATUSES = tuple(Status)
 _TOLD = (Status.COMPARED, Status.CONSTANT_REFERENCE)
 
 
 @dataclass(frozen=True, slots=True)
 class RegressedColumn:
-    """One way in which a row is worse than its line: the column, its number, what it may be, what it was."""
+    """One way in which a row is worse than its line: the column, its number, the permitted and the former number."""
 
     column: str
     observed: float | None
@@ -33,14 +33,14 @@ class RegressedColumn:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRow:
-    """The numbers of one output of one call, and the row they are from: the first of the worst, of several."""
+    """The numbers of one output of one call, and the row they come from: of several, the first of the worst."""
 
     line: BaselineRow
     row: Row
 
 
 def measured(report: ReportData) -> dict[Key, MeasuredRow]:
-    """Return a report's numbers, unrounded, by what tells rows apart."""
+    """Return a report's numbers, unrounded, by the key of their row."""
     found: dict[Key, MeasuredRow] = {}
     named = Context.of(report).named
     for row in report.rows:
@@ -55,7 +55,7 @@ def measured(report: ReportData) -> dict[Key, MeasuredRow]:
 
 
 def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = False) -> LimitResults:
-    """Hold a report against a baseline; rows whose difference is absorbed count under `strict` alone."""
+    """Judge a report by a baseline; rows whose difference is absorbed count only with `strict`."""
     now, then = measured(report), {row.key: row for row in baseline.rows}
     causes, judged = Causes(report), LimitResults()
     for key, old in then.items():
@@ -66,7 +66,7 @@ def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = 
         row = new.row
         excused = is_excused(row, strict=strict)
         found = list(regressions(old, new.line, baseline))
-        # A line of what could not be compared has no number to be worse than.
+        # The line of an output that could not be compared has no number that could get worse.
         judged.rows += bool(found) or not _is_untold(old)
         for worse in found:
             (judged.absorbed if excused else judged.violations).append(
@@ -92,7 +92,7 @@ def judge_by_baseline(report: ReportData, baseline: Baseline, *, strict: bool = 
 
 
 def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Iterator[RegressedColumn]:
-    """Yield the ways in which a row is worse than its line, by more than noise and what the baseline allows."""
+    """Yield the ways in which a row is worse than its line by more than noise and the baseline's allowance."""
     if new.status not in _TOLD and new.status is not old.status:
         reason = f"{_words(new.status)}, and was {_words(old.status)} in the baseline"
         yield RegressedColumn("status", None, None, reason)
@@ -109,7 +109,7 @@ def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Itera
         yield from worse
         if worse:
             return
-    # Beside a PEIR there is nothing that a mean error without a line of its own could be worse than.
+    # Beside a PEIR, a relative L2 without an earlier number cannot be judged.
     if old.rel_l2 is not None or (new.rel_l2 is not None and old.peir is None and new.peir is None):
         yield from _worse("rel_l2", old.rel_l2, new.rel_l2, floor, baseline)
     if old.max is not None or new.max is not None:
@@ -117,12 +117,12 @@ def regressions(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> Itera
 
 
 def is_better(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> bool:
-    """Return whether a row has improved by more than what the baseline would let it get worse."""
+    """Return whether a row has improved by more than the baseline would allow it to get worse."""
     return (old.status not in _TOLD and new.status in _TOLD) or bool(improved(old, new, baseline))
 
 
 def improved(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> dict[str, Any]:
-    """Return the numbers of a row that may take the place of those in its line; noise is no improvement."""
+    """Return the numbers of a row that may replace those in its line; noise is no improvement."""
     if old.status not in _TOLD or new.status not in _TOLD:
         return {}
     found: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def improved(old: BaselineRow, new: BaselineRow, baseline: Baseline) -> dict[str
     if _is_less(old.peir, new.peir, (old.floor or 0.0, new.floor or 0.0), baseline):
         found |= {"peir": new.peir, "floor": new.floor}
         if old.rel_l2 is not None and new.rel_l2 is not None:
-            # Below a floor that is lower now, the run must still keep to its own line.
+            # The floor may be lower now, and the run must still keep its own new line.
             found["rel_l2"] = max(old.rel_l2, new.rel_l2)
     if _is_less(old.rel_l2, new.rel_l2, (old.floor or 0.0, new.floor or 0.0), baseline):
         found["rel_l2"] = new.rel_l2
@@ -158,7 +158,7 @@ def _allowed(old: float, floor: float, baseline: Baseline) -> float:
 def _is_less(old: float | None, new: float | None, floors: tuple[float, float], baseline: Baseline) -> bool:
     if old is None or new is None:
         return False
-    # What is noise already has no more than its floor to lose.
+    # A number that is noise already may only reach its floor.
     before = floors[0] if old <= floors[0] else _allowed(old, floors[0], baseline)
     after = floors[1] if new <= floors[1] else _allowed(new, floors[1], baseline)
     return after < before and baseline.factor * after <= before
@@ -171,7 +171,7 @@ def _severity(worse: RegressedColumn) -> float:
 
 
 def _is_untold(line: BaselineRow) -> bool:
-    """Return whether a line is of what could not be compared; one that is beside such a call has its numbers."""
+    """Return whether a line is of an output that could not be compared; a line beside such a call has numbers."""
     return line.status not in _TOLD and _error(line) is None
 
 
@@ -180,7 +180,7 @@ def _error(line: BaselineRow) -> float | None:
 
 
 def _line(row: Row, named: Collection[str]) -> BaselineRow:
-    """Return a row's numbers; without any where no number tells how far apart its tensors are."""
+    """Return a row's numbers; none where no number measures the distance of its tensors."""
     untold = numberless(row) is not None
     told = row.status is Status.NON_FINITE and not untold
     line = BaselineRow(
@@ -239,7 +239,7 @@ def _named(keys: Iterable[Key]) -> str:
 
 
 def name_of(key: Key) -> str:
-    """Return a row as people name it.
+    """Return a row's name for users.
 
     >>> name_of(("layers.0", 1, "hidden")), name_of(("", 0, ""))
     ('layers.0#1 output hidden', '<root>')
@@ -254,7 +254,7 @@ def _words(status: Status) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update(BaselineChange):
-    """A baseline with a run taken in, and what that changes."""
+    """A baseline that includes a run, and the changes that this makes."""
 
     baseline: Baseline
 
@@ -262,11 +262,11 @@ class Update(BaselineChange):
 def update(
     report: ReportData, baseline: Baseline | None = None, *, factor: float | None = None, slack: float | None = None
 ) -> Update:
-    """Return a baseline that holds a report's numbers; `baseline` is the one until now, if any.
+    """Return a baseline that holds a report's numbers; `baseline` is the old one, if any.
 
-    A line stays as it is while its row got neither worse nor better by more than the baseline allows, so that running
-    again changes nothing. Whether what is loosened is wanted, the caller decides before writing it. `factor` and
-    `slack` are those of the old baseline unless they are given.
+    A line stays unchanged while its row got neither worse nor better by more than the baseline allows, so that running
+    again changes nothing. The caller decides whether loosened lines are wanted before writing the baseline. `factor`
+    and `slack` are those of the old baseline unless they are given.
     """
     old = baseline if baseline is not None else Baseline(rows=())
     new_factor = factor if factor is not None else old.factor if baseline is not None else FACTOR

@@ -1,9 +1,9 @@
-"""The statistics kernel: how a candidate's tensor differs from the reference's, in one pass over both.
+"""The statistics kernel: computes how a candidate's tensor differs from the reference's, in one pass over both.
 
-`measure` is for a pair, `describe` for one tensor, `plain` for what a model returned in whatever wrapping.
-Formulas and edges stand at `qtrace.numerics.metrics.statistics`. All figures are within a relative error of 1e-6
-of a computation in float64, the SQNR in dB and the cosine included: sums run in float32 only where that holds,
-see `kernel`, and in float64 otherwise, see `float64`.
+`measure` takes a pair of tensors, `describe` takes one, and `plain` unwraps any tensor that a model returns.
+`qtrace.numerics.metrics.statistics` documents formulas and edge cases. All figures, including the SQNR in dB and the
+cosine, are within a relative error of 1e-6 of a computation in float64. Sums run in float32 only where that holds
+(see `kernel`), and in float64 otherwise (see `float64`).
 """
 
 from qtrace.numerics.dense import NoValues, dequantizes, plain

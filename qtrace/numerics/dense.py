@@ -1,4 +1,4 @@
-"""From whatever a model returns to a dense tensor of ordinary numbers."""
+"""Converts any tensor that a model returns to a dense tensor of ordinary numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from qtrace.numerics.kernel import FLOAT8, READY
 
 
 class NoValues(ValueError):
-    """A tensor has no elements that could be read: it is on the meta device, fake, or of an opaque type."""
+    """A tensor has no readable elements: it is on the meta device, fake, or of an opaque type."""
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the elements of `tensor` as a dense, strided, detached tensor of real numbers, seldom a copy.
+    """Return the elements of `tensor` as a dense, strided, detached tensor of real numbers; it is rarely a copy.
 
-    Quantized tensors and subclasses with a `dequantize` of their own are dequantized, sparse and nested ones
-    made dense (a nested one as the 1-D sequence of its elements), complex ones viewed with a last axis of
-    real and imaginary part, float8 widened to float32, pending conjugations and negations carried out.
+    Quantized tensors and subclasses with their own `dequantize` are dequantized. Sparse and nested tensors are made
+    dense (a nested one becomes the 1-D sequence of its elements). Complex tensors are viewed with a last axis of
+    real and imaginary part. float8 is widened to float32. Pending conjugations and negations are applied.
 
-    Raises `NoValues` when there are no elements to be read: meta and fake tensors, lazy parameters,
-    subclasses without storage, packed dtypes of less than a byte.
+    Raises `NoValues` when no elements can be read: meta and fake tensors, lazy parameters, subclasses without
+    storage, packed dtypes of less than a byte.
     """
     if (
         type(tensor) is torch.Tensor
@@ -33,7 +33,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def dequantizes(tensor: torch.Tensor) -> bool:
-    """Return whether `tensor` is of a subclass that says itself what numbers it stands for, as quantized ones do."""
+    """Return whether `tensor` is of a subclass with its own `dequantize`, as quantized tensors are."""
     return type(tensor).dequantize is not torch.Tensor.dequantize
 
 
@@ -64,7 +64,7 @@ def _unwrap(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _base(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what a tensor subclass stands for as a `torch.Tensor` itself."""
+    """Return the values of a tensor subclass as a `torch.Tensor` itself."""
     kind = type(tensor)
     if kind is torch.Tensor:
         return tensor
@@ -73,7 +73,7 @@ def _base(tensor: torch.Tensor) -> torch.Tensor:
             values = tensor.dequantize()
         except (RuntimeError, TypeError, AttributeError) as error:
             raise _no_values(tensor, f"does not dequantize ({type(error).__name__})", "return its contents") from error
-        # Some stay what they are, and hold the dequantized values themselves.
+        # Some subclasses return their own type, which then holds the dequantized values.
         if type(values) is not kind:
             return plain(values)
     if tensor.is_nested:
@@ -85,7 +85,7 @@ def _base(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _has_storage(tensor: torch.Tensor) -> bool:
-    """Tell whether elements lie behind a subclass: not so for fake tensors and wrappers of other tensors."""
+    """Return whether a subclass has elements in memory; fake tensors and wrappers of other tensors have none."""
     try:
         storage = tensor.untyped_storage()
         return storage.device.type != "meta" and (storage.data_ptr() != 0 or not tensor.numel())

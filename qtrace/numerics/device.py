@@ -1,4 +1,4 @@
-"""The accelerator's path: float64 throughout, queued on the device, read back with the result."""
+"""Computes the sums on an accelerator: float64 throughout, queued on the device, read back with the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtrace.numerics.float64 import difference
 from qtrace.numerics.kernel import INTEGERS, blocks
 from qtrace.numerics.metrics import Sums, merge
 
-# A block's float64 temporaries take some hundred MB.
+# A block's float64 temporaries take a few hundred MB.
 BLOCK = 1 << 22
 
 
@@ -18,8 +18,8 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> tor
     """Return the sums of a pair of equal shape as float64 [blocks, fields of `Sums`] on the device.
 
     Nothing here waits for the device: no size, no branch and no index depends on a value. Values are not
-    scaled, so squares of magnitudes beyond 1e154 overflow, and what is made of them is None; the range of
-    64-bit integers is taken in float64.
+    scaled: squares of magnitudes beyond 1e154 overflow, and the metrics computed from them are None. The range of
+    64-bit integers is computed in float64.
     """
     rows = [
         _block(one, other.to(one.device, non_blocking=True), full)
@@ -30,7 +30,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> tor
 
 
 def read(rows: torch.Tensor) -> Sums:
-    """Return the sums that `sums` left on the device; waits for it."""
+    """Return the sums that `sums` left on the device; waits for the device."""
     return reduce(merge, (Sums(*row) for row in rows.tolist()), Sums())
 
 

@@ -1,4 +1,4 @@
-"""The float64 path: any dtype, any values, 64-bit integers as integers; it also takes what `kernel` doubts."""
+"""Computes the sums in float64: any dtype and values, 64-bit integers as integers; also where `kernel` is in doubt."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import torch
 from qtrace.numerics.kernel import INTEGERS, WIDE, Scratch, blocks
 from qtrace.numerics.metrics import Sums, merge
 
+BLOCK = 1 << 18
+# The squares of magnitudes between these two neither vanish nor overflow in a float64 sum.
+_TINY, _HUGE = 2.0**-400, 2.0**400
+
+_scratch = Scratch()
+
 
 def difference(reference: torch.Tensor, candidate: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """Return r - c as float64, given `d`, the difference of both converted to float64.
 
-    That one loses the last digits of 64-bit integers beyond 2^53, so that unequal ones seem equal; the
-    difference itself is small then, and taken as integers. Other dtypes get `d` back.
+    `d` loses the last digits of 64-bit integers beyond 2^53, so that unequal integers seem equal. The difference
+    itself is small then, and is computed in integers. For other dtypes `d` is returned.
     """
     pair = {reference.dtype, candidate.dtype}
     if pair.isdisjoint(WIDE) or not pair <= INTEGERS:
@@ -39,17 +45,10 @@ def _signed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int64) if tensor.dtype is torch.uint64 else tensor.to(torch.int64)
 
 
-BLOCK = 1 << 18
-# The squares of magnitudes between these two neither vanish nor overflow in a float64 sum.
-_TINY, _HUGE = 2.0**-400, 2.0**400
-
-_scratch = Scratch()
-
-
 def sums(reference: torch.Tensor, candidate: torch.Tensor, *, full: bool) -> Sums:
     """Return the sums of a pair of equal shape on the CPU.
 
-    `full` asks for the sums of squares and products as well as for the seed's metrics.
+    With `full`, the sums of squares and products are computed as well as those that `metrics="seed"` needs.
     """
     if torch.float64 not in (reference.dtype, candidate.dtype):
         return _pass(reference, candidate, full, (0, 0, 0))
@@ -104,7 +103,7 @@ def _block(reference: torch.Tensor, candidate: torch.Tensor, full: bool, exponen
         mean = e.sum().item() / finite
         noise = torch.dot(e, e).item() if full else 0.0
         e = e.sub_(mean)
-        # Corrected for the rounding of the mean, which counts where e hardly varies.
+        # Corrected for the rounding of the mean, which matters where e hardly varies.
         squares = max(0.0, torch.dot(e, e).item() - e.sum().item() ** 2 / finite)
     if full:
         r = r * 2.0**on_reference if on_reference else r
@@ -119,7 +118,7 @@ def _block(reference: torch.Tensor, candidate: torch.Tensor, full: bool, exponen
 
 
 def _double(block: torch.Tensor, slot: int) -> torch.Tensor:
-    """Return the block as 1-D float64: itself if it is that, else a copy in this thread's scratch."""
+    """Return the block as 1-D float64: the block itself if it is that already, else a copy in this thread's scratch."""
     if block.dtype is torch.float64 and block.is_contiguous():
         return block.view(-1)
     copy = _scratch.take(slot, torch.float64, (block.numel(),))
@@ -145,7 +144,7 @@ def _peak(tensor: torch.Tensor) -> float:
 
 
 def _exponent(peak: float) -> int:
-    """Return k such that the squares of magnitudes up to peak·2^k can be summed; 0 wherever that does."""
+    """Return k such that the squares of magnitudes up to peak·2^k can be summed; 0 where no scaling is needed."""
     if peak == 0 or _TINY < peak < _HUGE:
         return 0
     return max(-1000, min(1000, -math.frexp(min(peak, 2.0**1023))[1]))

@@ -1,4 +1,4 @@
-"""The fast path: float32 in blocks that stay in cache, with float64 accumulation across blocks."""
+"""Computes the sums by the fast path: float32 in blocks that stay in cache, float64 accumulation across blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.linalg import vector_norm
 
 from qtrace.numerics.metrics import Metrics, Sums
 
-# float32 holds every value of these, and their differences to within half a unit in the last place.
+# float32 holds every value of these dtypes, and their differences to within half a unit in the last place.
 NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.int8, torch.int16})
-# Neither float32 nor float64 holds all of these.
+# Neither float32 nor float64 holds all values of these dtypes.
 WIDE = frozenset({torch.int64, torch.uint64})
 INTEGERS = WIDE | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32}
 # Not every version of torch has all of these.
@@ -24,25 +24,44 @@ FLOAT8 = frozenset(
     for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
     if hasattr(torch, name)
 )
-# What can be measured as it is.
+# Dtypes that can be measured without conversion.
 READY = NARROW | INTEGERS | {torch.float64}
 
-
-# Block sizes are multiples of this, for the sake of rows and vector registers.
+BLOCK = 1 << 20
+# Block sizes are multiples of this, which suits rows and vector registers.
 _ALIGNED = 512
-# Models repeat few shapes; one that does not shall not make the views pile up.
+# Models repeat few shapes. For a model that does not, this limits the number of cached views.
 _MOST_VIEWS = 256
+
+# Sums are computed by rows of one of these lengths, the best first. They are long enough to be fast and short enough
+# to be accurate: torch adds squares up in as few as eight running float32 sums, and the rounding errors of equal
+# squares add up too.
+_ROWS = (*range(256, 63, -1), *range(257, 385))
+# The norms of more rows than this are added up in float64.
+_FEW = 512
+
+# Below this mean square, float32 has lost digits of the squares.
+_FAINT = 1e-36
+# The largest sum of squares, in units of the sum of squares about the mean, that leaves enough digits.
+_STEADY = 4.25
+# The largest sum of sums of squares, in units of the product computed from them, that leaves enough digits.
+_CANCELLED = 4.0
+
+# Below this share of noise the cosine is 1 to within half of it: with q² = sum((r - c)²) / sum(r²), whatever
+# the direction of the noise, 1 - cosine < q² / 2 / (1 - q)². The candidate's sum of squares is then not computed at
+# all; the reference's is used in its place.
+_FAITHFUL = 1e-6
 
 
 class Scratch(threading.local):
-    """Buffers that a thread uses again for every block; two threads never share one."""
+    """Buffers that a thread reuses for every block; two threads never share one."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, torch.dtype], torch.Tensor] = {}
         self._views: dict[tuple[int, torch.dtype, tuple[int, ...]], torch.Tensor] = {}
 
     def take(self, slot: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """Return a contiguous tensor of uninitialised memory; what the slot held before is overwritten."""
+        """Return a contiguous tensor of uninitialised memory; earlier contents of the slot are overwritten."""
         view = self._views.get((slot, dtype, shape))
         if view is None:
             view = self._make(slot, dtype, shape)
@@ -64,10 +83,10 @@ class Scratch(threading.local):
 
 
 def flat(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return both tensors as 1-D views in one common order of elements, or None where no view does it.
+    """Return both tensors as 1-D views in one common order of elements, or None where no such views exist.
 
-    Any order will do, as long as it is the same for both, since no statistic depends on it: two tensors that
-    were transposed alike are read in the order in which they lie in memory.
+    Any order will do, as long as it is the same for both, since no statistic depends on it. Two tensors that are
+    transposed alike are read in memory order.
     """
     if reference.is_contiguous() and candidate.is_contiguous():
         return reference.view(-1), candidate.view(-1)
@@ -83,14 +102,14 @@ def flat(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch.Tensor
 
 
 def blocks(reference: torch.Tensor, candidate: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield pairs of views of at most `size` elements that cover both tensors, contiguous where it can be."""
+    """Yield pairs of views of at most `size` elements that cover both tensors, contiguous where possible."""
     small = reference.numel() <= size
     if small and reference.is_contiguous() and candidate.is_contiguous():
         yield reference, candidate
         return
     pair = flat(reference, candidate)
     if pair is not None:
-        # Equal shares, so that the last block is no leftover that costs as many calls as a full one.
+        # Equal shares: a small last block would cost as many calls as a full one.
         share = -(-reference.numel() // -(-reference.numel() // size))
         share += -share % _ALIGNED
         yield from zip(torch.split(pair[0], share), torch.split(pair[1], share), strict=True)
@@ -106,31 +125,11 @@ def blocks(reference: torch.Tensor, candidate: torch.Tensor, size: int) -> Itera
             yield from zip(torch.split(reference, step), torch.split(candidate, step), strict=True)
 
 
-# Sums are taken by rows of one of these lengths, the best first: long enough to be fast, short enough to be
-# accurate, since torch adds squares up in as few as eight running float32 sums, and the roundings of equal
-# ones add up too.
-_ROWS = (*range(256, 63, -1), *range(257, 385))
-# The norms of more rows than this are added up in float64.
-_FEW = 512
-BLOCK = 1 << 20
-
-# A mean square below this is made of squares of which float32 has lost digits.
-_FAINT = 1e-36
-# The largest sum of squares, in units of the sum of squares about the mean, that leaves enough digits.
-_STEADY = 4.25
-# The largest sum of sums of squares, in units of the product that comes out of them, that leaves enough digits.
-_CANCELLED = 4.0
-
-# Below this share of noise the cosine is 1 to within half of it: with q² = sum((r - c)²) / sum(r²), whatever
-# the direction of the noise, 1 - cosine < q² / 2 / (1 - q)². The candidate's sum of squares is then not read at
-# all, and taken for the reference's.
-_FAITHFUL = 1e-6
-
 _scratch = Scratch()
 
 
 def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> Sums | None:
-    """Return the sums of a pair of equal shape and `NARROW` dtypes on the CPU that `metrics` need, None in doubt."""
+    """Return the sums that `metrics` need, of a pair of equal shape and `NARROW` dtypes on the CPU; None in doubt."""
     full = metrics == "all"
     pairs = reference.numel()
     counted = reference.dtype in INTEGERS or candidate.dtype in INTEGERS
@@ -148,7 +147,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> 
         if not peak < math.inf:
             return None
         if peak == 0:
-            # Most pairs agree to the bit: nothing more is worth reading unless another block differs.
+            # Most pairs are bit-identical: no more need be read unless another block differs.
             agreeing.add(index)
             continue
         most = max(most, peak)
@@ -157,7 +156,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> 
         if metrics == "range":
             continue
         shape = _rows(r.numel())
-        # torch adds up pairwise here: no rows needed, and a call saved is time saved on small tensors.
+        # torch sums pairwise here, so no rows are needed; one call less saves time on small tensors.
         total += e.sum().item()
         here = _squares(e, shape)
         noise += here
@@ -170,7 +169,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> 
             else:
                 answer += _squares(c, shape)
     if not most:
-        # Of the sums of squares only whether they are zero matters where there is no noise.
+        # Without noise it only matters whether the sums of squares are zero.
         signal = answer = float(low != 0 or high != 0)
     elif full:
         for index, (r, _) in enumerate(_singles(reference, candidate) if agreeing else ()):
@@ -181,7 +180,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> 
         if noise < _FAITHFUL * signal:
             answer = signal
         elif unread:
-            # Another block is not faithful: now the candidate's own squares count.
+            # Another block is not faithful: now the candidate's own squares are needed.
             for index, (r, c) in enumerate(_singles(reference, candidate)):
                 if index in unread:
                     shape = _rows(r.numel())
@@ -196,7 +195,7 @@ def sums(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics) -> 
 
 
 def _singles(reference: torch.Tensor, candidate: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the pair in contiguous float32 blocks: views where it is that already, else scratch copies."""
+    """Return the pair in contiguous float32 blocks: views where the data is that already, else scratch copies."""
     if (
         reference.dtype is torch.float32 is candidate.dtype
         and reference.is_contiguous()
@@ -215,7 +214,7 @@ def _single(block: torch.Tensor, slot: int) -> torch.Tensor:
 
 @lru_cache(maxsize=1024)
 def _rows(count: int) -> tuple[int, int]:
-    """Return number and length of the rows into which so many elements are cut, (0, 0) if none fits."""
+    """Return number and length of the rows into which `count` elements are cut; (0, 0) if no length fits."""
     return next(((count // row, row) for row in _ROWS if count % row == 0), (0, 0))
 
 
@@ -232,7 +231,7 @@ def _squares(x: torch.Tensor, shape: tuple[int, int]) -> float:
 
 
 def _in_doubt(found: Sums, full: bool) -> bool:
-    """Tell whether a relative error beyond 1e-6 cannot be excluded."""
+    """Return whether a relative error beyond 1e-6 cannot be excluded."""
     if not found.max:
         return False
     faint = found.pairs * _FAINT

@@ -1,4 +1,4 @@
-"""`measure`: the statistics of a pair of tensors, by the path that fits them; `describe`: those of one tensor."""
+"""Computes the statistics of a pair of tensors, by the path that fits them (`measure`), and of one (`describe`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from qtrace.numerics.kernel import INTEGERS, NARROW, blocks
 from qtrace.numerics.metrics import Metrics, Sums, merge, statistics
 from qtrace.report.records import Statistics
 
-# Below so many elements the float64 path is as fast as the kernel.
+# Below this number of elements the float64 path is as fast as the kernel.
 SMALL = 1 << 11
+_BLOCK = 1 << 18
 
 
 class Measurement:
-    """Sums of one pair; on an accelerator they are still there, unread, until `result` is called."""
+    """Sums of one pair; on an accelerator they stay there, unread, until `result` is called."""
 
     __slots__ = ("_counted", "_sums", "metrics")
 
@@ -39,16 +40,16 @@ class Measurement:
 
 
 def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metrics = "all") -> Measurement:
-    """Measure |reference - candidate| and what belongs to it, over two tensors of one shape.
+    """Return the measurement of |reference - candidate| and related sums, over two tensors of one shape.
 
-    Any dtypes (also two different ones), any strides, any devices: a candidate on another device is moved to
-    the reference's. Nothing is written to and no state of torch is changed. On an accelerator the work is
-    queued and nothing waits for it before `Measurement.result`.
+    Any dtypes (also two different ones), strides and devices are allowed; a candidate on another device is moved to
+    the reference's. No input is written to and no state of torch changes. On an accelerator the work is queued and
+    nothing waits for it before `Measurement.result`.
 
-    `metrics="seed"` leaves out SQNR, cosine and relative L2, which need two more sums, and `"range"` mean and stddev
-    as well: what is left is min, max and PEIR.
+    `metrics="seed"` leaves out SQNR, cosine and relative L2, which need two more sums. `"range"` leaves out mean and
+    stddev as well, so that min, max and PEIR remain.
 
-    Raises `ValueError` when the shapes differ and `NoValues` when a tensor has none (the meta device).
+    Raises `ValueError` when the shapes differ and `NoValues` when a tensor has no values (the meta device).
     """
     if reference.shape != candidate.shape:
         raise ValueError(
@@ -64,7 +65,7 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metric
     if not (reference.is_cpu and candidate.is_cpu):
         if not (reference.is_cpu or reference.is_mps):
             return Measurement(device.sums(reference, candidate, full=full), metrics, counted)
-        # No float64 on mps: right numbers are worth the wait.
+        # mps has no float64; correct numbers are worth the wait.
         reference, candidate = reference.cpu(), candidate.cpu()
     found = None
     if reference.dtype in NARROW and candidate.dtype in NARROW and reference.numel() >= SMALL:
@@ -74,12 +75,9 @@ def measure(reference: torch.Tensor, candidate: torch.Tensor, *, metrics: Metric
     return Measurement(found, metrics, counted)
 
 
-_BLOCK = 1 << 18
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Of the finite elements x of one tensor, in its own unit; None where there are none.
+    """Statistics of the finite elements x of one tensor, in its own unit; None where there are none.
 
     `mean` = sum(x) / n, `stddev` = sqrt(sum((x - mean)²) / n), both in float64; `non_finite` counts the rest.
     """
@@ -92,7 +90,7 @@ class Summary:
 
 
 def describe(tensor: torch.Tensor) -> Summary:
-    """Return the statistics of the values of a tensor: of any dtype, quantized or sparse, on any device.
+    """Return the statistics of one tensor's values; it may have any dtype and device, be quantized or sparse.
 
     True is 1 and False 0; complex numbers count as pairs. Waits for the accelerator if the tensor is on one.
     Raises `NoValues` as `plain` does.

@@ -1,4 +1,4 @@
-"""From sums to metrics: pure formulas on Python numbers, with every edge case spelled out."""
+"""Computes metrics from sums: pure formulas on Python numbers, with every edge case spelled out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import Literal, NamedTuple
 
 from qtrace.report.records import Statistics, Status
 
+# The metrics to measure: "range" only the extremes, "seed" also mean and stddev, "all" also SQNR, cosine, relative L2.
+Metrics = Literal["range", "seed", "all"]
+
 
 class Sums(NamedTuple):
     """Extremes and sums of a pair (reference r, candidate c), over the `finite` pairs where both are finite.
 
     The noise is r - c and e = |r - c|. `low`, `high` are of r; `mean`, `min`, `max` of e; `squares` is the
-    sum of (e - mean)². `noise`, `reference`, `candidate` are the sums of squares of r - c, r and c, `product`
-    the sum of r·c; these four need not be there where only the seed's metrics were asked for, and in an equal
-    pair say no more than whether a side is zero. `pairs` counts all pairs, `unequal` those with r != c (only
-    where integers or bools take part), `bad_*` the non-finite elements of a side.
+    sum of (e - mean)². `noise`, `reference`, `candidate` are the sums of squares of r - c, r and c, and `product`
+    is the sum of r·c. These four may be unset where fewer than "all" metrics were requested; for an equal pair they
+    only say whether a side is zero. `pairs` counts all pairs, `unequal` those with r != c (only where integers or
+    bools take part), `bad_*` the non-finite elements of a side.
 
-    Values at the far ends of float64 are summed after a multiplication by a power of two, 2^`exponents` of
-    r, c and the noise in this order: `squares` and `noise` then carry it twice, `mean`, `min`, `max` once;
+    Values near the limits of float64 are multiplied by a power of two before they are summed: 2^`exponents`, for
+    r, c and the noise in this order. `squares` and `noise` then carry the factor twice, `mean`, `min`, `max` once;
     `low` and `high` are always the tensor's own.
     """
 
@@ -74,10 +77,6 @@ def merge(one: Sums, other: Sums) -> Sums:
     )
 
 
-# What to measure: the extremes alone, with them the mean and stddev, with those SQNR, cosine and relative L2.
-Metrics = Literal["range", "seed", "all"]
-
-
 def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -> Statistics:
     """Return the metrics of a pair.
 
@@ -88,10 +87,10 @@ def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -
         cosine = sum(r·c) / sqrt(sum(r²) sum(c²))
 
     Edges: an equal pair has peir 0 and rel_l2 0, sqnr_db None (infinite), cosine 1 (None if it is zero
-    everywhere). A constant reference that is not met has peir None and the status `constant_reference`; a
-    zero one has rel_l2 and sqnr_db None too. Without any finite pair all are None; an empty pair is
-    `compared`. What is beyond float64 is None.
-    `mismatch`, the fraction of all elements that are unequal, is there if `counted`. Metrics that were not asked for
+    everywhere). An unequal pair with a constant reference has peir None and the status `constant_reference`; with a
+    zero reference, rel_l2 and sqnr_db are None too. Without any finite pair all metrics are None. An empty pair is
+    `compared`. A result beyond float64 is None.
+    `mismatch`, the fraction of all elements that are unequal, is set if `counted`. Metrics that were not requested
     are None.
     """
     bad = (int(sums.bad_reference), int(sums.bad_candidate))
@@ -109,7 +108,7 @@ def statistics(sums: Sums, *, metrics: Metrics = "all", counted: bool = False) -
     peir = 0.0 if equal else None
     if not equal and interval:
         peir = _number(_ratio(sums.max, on_noise, interval, on_interval))
-    # The mean of equal numbers may be off by a rounding, which would leave a trace here.
+    # The mean of equal numbers may be off by a rounding error, which would show here.
     stddev = 0.0 if sums.min == sums.max else math.sqrt(sums.squares / sums.finite)
     summed = equal or metrics != "range"
     sqnr_db = cosine = rel_l2 = None
@@ -150,7 +149,7 @@ def _interval(sums: Sums) -> tuple[float, int]:
 
 
 def _ratio(above: float, on_above: int, below: float, on_below: int) -> float:
-    """Return (above·2^-on_above) / (below·2^-on_below) without passing through a number out of range."""
+    """Return (above·2^-on_above) / (below·2^-on_below) without an intermediate number out of range."""
     m_above, k_above = math.frexp(above)
     m_below, k_below = math.frexp(below)
     return _ldexp(m_above / m_below, k_above - on_above - k_below + on_below)

@@ -1,4 +1,4 @@
-"""How far apart two tensors may be and still agree: the rounding noise of a correct candidate."""
+"""Computes how far apart two tensors may be and still agree: the rounding noise of a correct candidate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from functools import lru_cache
 
 import torch
 
-# Rounding errors of many calls add up like a random walk; each is about a quarter of eps against the interval of
+# Rounding errors of many calls add up like a random walk; each is about a quarter of eps relative to the interval of
 # its tensor. Sixteen times that leaves room for layers that amplify.
 _STEPS = 4.0
-# Beyond this no number of roundings is an excuse.
+# No number of roundings explains a PEIR above this.
 _MOST = 0.02
-# What was measured is one run's noise, where the candidate has one of its own, of another size at each element.
+# The measured noise is that of one run. The candidate has noise of its own, of a different size at each element.
 _MARGIN = 4.0
 # One tensor of one call: module path, call index, and "in:" or "out:" with the path of the value.
 Place = tuple[str, int, str]
@@ -24,9 +24,9 @@ Place = tuple[str, int, str]
 class Floors:
     """The PEIR up to which tensors agree, place by place.
 
-    `tolerance` is the reader's own limit and stands above all; `least` is one that is taken for rounding noise in any
-    case. `measured` is the reference's own noise at each place, as a PEIR, where a second run of it was made
-    (see `qtrace.tracing.noise_floor`); it stands in for the estimate of `rounding_tolerance`.
+    `tolerance` is the user's own limit and overrides all others. A PEIR up to `least` counts as rounding noise in any
+    case. `measured` is the reference's own noise at each place, as a PEIR, where the reference was run a second time
+    (see `qtrace.tracing.noise_floor`); it replaces the estimate of `rounding_tolerance`.
     """
 
     tolerance: float | None = None
@@ -36,8 +36,9 @@ class Floors:
     def of(self, dtypes: tuple[torch.dtype, ...], depth: int, place: Place | None = None) -> float:
         """Return the limit for tensors of these dtypes, `depth` calls after the inputs.
 
-        Where the noise was measured it is max(4 eps, 4 n e / eps32), with n the noise of the reference, eps that of the
-        coarsest dtype and e / eps32 how much coarser than float32 that is; else `rounding_tolerance`.
+        Where the noise was measured, the limit is max(4 eps, 4 n e / eps32). Here n is the noise of the reference, eps
+        that of the coarsest dtype, and e / eps32 says how much coarser than float32 that dtype is. Elsewhere the limit
+        is `rounding_tolerance`.
         """
         if self.tolerance is not None:
             return self.tolerance
@@ -52,9 +53,9 @@ class Floors:
 def rounding_tolerance(dtypes: Iterable[torch.dtype], depth: int) -> float:
     """Return the PEIR up to which tensors of these dtypes agree, `depth` calls after the inputs.
 
-    4 eps sqrt(1 + depth), eps that of the coarsest floating dtype among them, at most 0.02; without any
-    floating dtype that of float32, since integers (token ids, masks) are made from exact values or from float32
-    ones.
+    The limit is 4 eps sqrt(1 + depth), at most 0.02, with eps that of the coarsest floating dtype among them. Without
+    a floating dtype, eps is that of float32, since integers (token ids, masks) are made from exact values or from
+    float32 ones.
     """
     return min(_STEPS * coarsest_eps(tuple(dtypes)) * math.sqrt(1 + depth), _MOST)
 

@@ -1,7 +1,7 @@
-"""Reports for people and programs: the terminal's sections, and one file a format of `--report`.
+"""Renders reports for people and programs: the terminal's sections, and a file for each format of `--report`.
 
-A renderer takes any `ReportData` and returns text or rich renderables; only `save` touches a disk, and only
-where it is told to. No numbers are made here: what is shown is what the record holds.
+A renderer takes any `ReportData` and returns text or rich renderables. Only `save` writes to a disk, and only to the
+given path. No numbers are computed here: the renderers show the numbers of the record.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "save", "to_html"]
 
-# A command that only prints need not wait for every format of a file.
+# A command that only prints must not wait for the import of every file format.
 _HOMES = {"check": "formats", "save": "formats", "to_html": "terminal"}
 
 

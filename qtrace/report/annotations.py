@@ -1,7 +1,7 @@
 """Annotations for GitHub Actions: workflow commands that a step prints, shown at the lines of a pull request.
 
-GitHub shows ten errors, ten warnings and ten notices of a step and drops the others in silence; so the worst come
-first, one for each finding however many violations it explains, and a notice counts what is left out.
+GitHub shows ten errors, ten warnings and ten notices of a step and silently drops the others. So the worst come first,
+one for each finding however many violations it explains, and a notice counts those left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from qtrace.report.records import GateVerdict, Outcome, ReportData
 from qtrace.report.text import count, shortened, visible
 
 MOST = 10
-# In characters; GitHub takes no longer title.
+# In characters; GitHub accepts no longer title.
 TITLE_LENGTH = 255
 TITLE = "qtrace"
 
@@ -33,7 +33,7 @@ def workflow_commands(report: ReportData, verdict: GateVerdict | None = None) ->
 
 
 def _command(kind: str, title: str, text: str, line: SourceLine | None = None) -> str:
-    """Return a workflow command; only a file of the repository has a place to be shown at."""
+    """Return a workflow command; only a file of the repository has a place where it can be shown."""
     properties = {"title": shortened(visible(title), TITLE_LENGTH)}
     if line is not None and line.in_repository:
         properties = {"file": line.file, "line": str(line.line), **properties}
@@ -42,7 +42,7 @@ def _command(kind: str, title: str, text: str, line: SourceLine | None = None) -
 
 
 def _data(text: str) -> str:
-    """Return the text after the second `::`, as the runner takes it apart again."""
+    """Return the text after the second `::`, escaped as the runner decodes it."""
     return visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

@@ -1,4 +1,4 @@
-"""What modules were called with: the arguments that differ, and the inputs of the run."""
+"""Tables of the arguments that differ, and of the inputs of the run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BY = "  by "
 def arguments_table(arguments: Sequence[Argument], *, width: int, top: int | None) -> tuple[Table, int]:
     """Return the table in `width` columns, and how many arguments it leaves out.
 
-    What is handed from call to call in one shape is one line, that of the first call, and `top` lines are
-    shown (`TOP` for None). With 0 every argument of every call has its line.
+    An argument that several calls receive in one shape is one line, that of the first call, and `top` lines are shown
+    (`TOP` for None). With 0 every argument of every call has its line.
     """
     groups = grouped(arguments) if top != 0 else [[argument] for argument in arguments]
     listed = groups[: top or (TOP if top is None else None)]
@@ -59,7 +59,7 @@ def arguments_table(arguments: Sequence[Argument], *, width: int, top: int | Non
 
 
 class Column:
-    """What one side was handed, over lines of their own: dtype, shape, range."""
+    """The argument of one side, in separate lines: dtype, shape, range."""
 
     def __init__(self, side: str, arguments: Sequence[Argument]) -> None:
         self.side = side
@@ -72,7 +72,7 @@ class Column:
 
 
 def grouped(arguments: Sequence[Argument]) -> list[list[Argument]]:
-    """Return the arguments, in execution order, with those of one name, shape and type in one group."""
+    """Return the arguments in execution order, grouped by name, shape and type."""
     groups: dict[object, list[Argument]] = {}
     for argument in sorted(arguments, key=lambda a: a.order):
         specs = _described(argument.reference), _described(argument.candidate)
@@ -85,12 +85,12 @@ def _called(argument: Argument, path: str) -> str:
 
 
 def _sample(argument: Argument) -> str:
-    """Return which sample was the worst, of how many in which the argument differs."""
+    """Return the worst sample, and the number of samples in which the argument differs."""
     return f"  sample {argument.sample} of {argument.samples}" if argument.samples > 1 else ""
 
 
 def _described(value: TensorSpec | None) -> str:
-    """Return dtype, shape and range over lines of their own, so that a narrow column can hold them."""
+    """Return dtype, shape and range in separate lines, so that they fit a narrow column."""
     if value is None:
         return "not passed"
     lines = spec(value).split(" ") if value.shape is not None else [spec(value)]
@@ -101,7 +101,7 @@ def _described(value: TensorSpec | None) -> str:
 
 
 def _judged(group: Sequence[Argument]) -> str:
-    """Return the largest PEIR of the group, or why there is none."""
+    """Return the largest PEIR of the group, or the reason why there is none."""
     peirs = [argument.peir for argument in group if argument.peir is not None]
     if peirs:
         return number(max(peirs))
@@ -112,7 +112,7 @@ def _judged(group: Sequence[Argument]) -> str:
 
 
 NAME_WIDTH = 24
-# What many samples hold would fill the screen before anything is said of them.
+# The inputs of many samples would fill the screen before any result.
 MOST = 20
 
 
@@ -165,7 +165,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _spec(plain: TensorSpec | Mapping[str, Any] | None) -> TensorSpec:
-    """Return the spec of a fresh report as it is, that of a stored one from its JSON types."""
+    """Return the spec of a new report unchanged, that of a stored report from its JSON types."""
     if isinstance(plain, TensorSpec):
         return plain
     if plain is None:

@@ -15,7 +15,7 @@ HIGHER = "↑"
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number of a `Row`: the field that holds it, the header that people see, the better direction.
+    """One number of a `Row`: the field that holds it, the heading in tables, the better direction.
 
     `marked` is False for statistics of |reference - candidate|, which the table's legend explains.
     """
@@ -62,15 +62,15 @@ METRICS: dict[str, Metric] = {
     "received": Metric("peir_in", "received"),
     "introduced": Metric("peir_local", "introduced"),
 }
-# What people call a metric, and what its field is called in the report.
+# The users' names of metrics, and the fields of the report.
 ALIASES = {"accumulated": "peir", "peir_in": "received", "peir_local": "introduced"}
-# PEIR, and behind it what the table is sorted by, are the last to go where a terminal is very narrow.
+# On a very narrow terminal, PEIR and then the sort key are the last columns to be dropped.
 STATISTICS = ("mean", "min", "max", "stddev", "peir")
 SORT_KEYS = (*METRICS, *ALIASES, "module", "order")
 
 
 def sort_key(key: str) -> str:
-    """Return the one name of what a table is to be sorted by; raises `UsageError`, naming near ones, for no such."""
+    """Return the canonical name of a sort key; raises `UsageError`, naming similar keys, for an unknown key."""
     if key not in SORT_KEYS:
         raise UsageError(f"--sort {key!r} is no column of the table; {did_you_mean(key, SORT_KEYS)}")
     return ALIASES.get(key, key)
@@ -93,17 +93,17 @@ def error_of(row: Row) -> float | None:
 
 
 def agrees(row: Row) -> bool:
-    """Tell whether the run took the row's two tensors as the same; a row without a verdict is not."""
+    """Return whether the run judged the row's two tensors as the same; False for a row without a verdict."""
     return row.verdict in AGREEING
 
 
 def escapes(row: Row) -> bool:
-    """Tell whether the row differs and no call around it undoes that, as with a scale folded into a weight."""
+    """Return whether the row differs and no call around it undoes this, as with a scale folded into a weight."""
     return not agrees(row) and row.verdict is not Verdict.ABSORBED
 
 
 def execution_order(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows as the reference ran, outputs of one call in their own order."""
+    """Return the rows in the reference's execution order, outputs of one call in their own order."""
     return sorted(rows, key=lambda row: row.order)
 
 

@@ -1,4 +1,4 @@
-"""What was compared: the coverage of the reference's calls, and the module pairs that `qtrace modules` lists."""
+"""Shows the coverage of the reference's calls, and the module pairs that `qtrace modules` lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtrace.report.table import plain_table
 from qtrace.report.text import ABSENT, count, share, shorten, shown
 
 NAMED = 4
-# A reference call without counterpart is one reason of coverage, and two of the modules themselves.
+# Calls without counterpart have one reason in the coverage, but two among the unmatched modules.
 BEHIND = {"alone": ("partner_not_called", "other_place")}
 
 
@@ -36,7 +36,7 @@ def coverage(report: ReportData) -> RenderableType:
 
 
 def _reasons(report: ReportData) -> dict[str, int]:
-    """Return the calls that were not compared by reason, the more precise ones where these account for all of them."""
+    """Return the uncompared calls by reason; by more precise reasons where these account for all calls."""
     found: dict[str, int] = {}
     for key, calls in report.coverage.reasons.items():
         behind = [(one.reason, one.calls) for one in _modules(report, BEHIND.get(key, ()))]
@@ -52,7 +52,7 @@ def _modules(report: ReportData, reasons: Collection[str]) -> list[Unmatched]:
 
 
 def _names(report: ReportData, key: str) -> str:
-    """Return the modules behind a reason: all when they are few, else some and where to see the rest."""
+    """Return the modules behind a reason: all when they are few, else some and the command that shows the rest."""
     names = list(dict.fromkeys(shown(one.module) for one in _modules(report, BEHIND.get(key, (key,)))))
     if not names:
         return ""
@@ -94,10 +94,10 @@ def modules(
     explain: bool = False,
     alike: Mapping[str, float] | None = None,
 ) -> Iterator[RenderableType]:
-    """Yield the pairs, then who has no partner, then the totals.
+    """Yield the pairs, then the modules without partner, then the totals.
 
-    With `explain` also what never ran is listed, every name, the confidence in each pair, and what each rule means.
-    `alike` says, by the candidate's path, how alike the weights of a pair are, 0 to 1.
+    With `explain` the list also has modules that never ran, every name, the confidence in each pair, and the meaning of
+    each rule. `alike` has, by the candidate's path, the similarity of a pair's weights, 0 to 1.
     """
     listed = pairings if explain else _that_ran(pairings)
     yield from _pairs(listed, width, alike if explain else None)
@@ -119,7 +119,7 @@ def modules(
 
 
 def _that_ran(pairings: Sequence[Pairing]) -> list[Pairing]:
-    """Return the pairs without those whose candidate never ran while another one stood in for the reference."""
+    """Return the pairs without those whose candidate never ran while the reference had another partner that did."""
     ran = {pair.reference for pair in pairings if pair.candidate_calls}
     return [pair for pair in pairings if pair.candidate_calls != 0 or pair.reference not in ran]
 
@@ -158,7 +158,7 @@ def _pairs(pairings: Sequence[Pairing], width: int, alike: Mapping[str, float] |
 
 
 def _alone(side: str, ones: Sequence[Unmatched], width: int, explain: bool) -> Iterator[RenderableType]:
-    """Yield the modules of one side without a partner, by reason; many, or never called, only with `explain`."""
+    """Yield the modules of one side without a partner, by reason; long lists, and never-called ones, with `explain`."""
     called = [one for one in ones if one.calls]
     if ones:
         yield Text()
@@ -180,7 +180,7 @@ def _alone(side: str, ones: Sequence[Unmatched], width: int, explain: bool) -> I
 
 
 def _outermost(ones: Sequence[Unmatched]) -> list[tuple[Unmatched, int]]:
-    """Return those that are in none of the others, with how many of these are inside: quantizers are deep trees."""
+    """Return the modules that are inside no other, with the number of modules inside: quantizers are deep trees."""
     paths = {one.module for one in ones}
     inside = Counter(outer for one in ones if (outer := _outermost_around(one.module, paths)) is not None)
     return [(one, inside[one.module]) for one in ones if _outermost_around(one.module, paths) is None]
@@ -200,7 +200,7 @@ def _by_reason(ones: Sequence[Unmatched]) -> dict[str, list[Unmatched]]:
 
 
 def _calls(pair: Pairing) -> str:
-    """Return how often the pair was called: once where both agree, per side where they do not."""
+    """Return the number of calls of a pair: one number where both sides agree, else one for each side."""
     if pair.reference_calls is None or pair.candidate_calls is None:
         return ABSENT
     if pair.reference_calls != pair.candidate_calls:

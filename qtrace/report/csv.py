@@ -1,4 +1,4 @@
-"""The rows as comma-separated values, for spreadsheets and data frames: one line a row, all that it holds."""
+"""The rows as comma-separated values, for spreadsheets and data frames: a line for each row, with all its fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qtrace.report.columns import execution_order
 from qtrace.report.records import GateVerdict, ReportData, Row, TensorSpec
 from qtrace.report.text import one_line, shown
 
-# A cell that begins so is a formula to a spreadsheet, also where it stands in quotes.
+# A spreadsheet takes a cell that begins so for a formula, even in quotes.
 FORMULA = ("=", "+", "-", "@")
 AS_TEXT = "'"
 VIOLATIONS = "violations"
@@ -60,7 +60,7 @@ def csv(report: ReportData, verdict: GateVerdict | None = None) -> str:
     """Return the rows in execution order under a line of column names, numbers with all their digits.
 
     A number that does not exist is an empty cell. With a verdict of the gate a last column names the rules that a row
-    violates; what is no row's (coverage, a missing row) is not in the file.
+    violates. Violations without a row (coverage, a missing row) are not in the file.
     """
     rules: dict[tuple[str | None, int, str, int], list[str]] = defaultdict(list)
     for violation in verdict.violations if verdict is not None else ():
@@ -77,7 +77,7 @@ def csv(report: ReportData, verdict: GateVerdict | None = None) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return one cell: text that is no formula, a number that can be read back, or nothing."""
+    """Return one cell: text that is no formula, a number that can be read back, or an empty text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The diagnosis panel: the outcome, the final outputs, the findings and what to look at next."""
+"""The diagnosis panel: the outcome, the final outputs, the findings and the next commands."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ UNDECIDED = "bold yellow"
 
 
 def style(report: ReportData) -> str:
-    """Return the style in which the outcome is said."""
+    """Return the style of the outcome."""
     return UNDECIDED if report.error else STYLES.get(report.outcome, UNDECIDED)
 
 
 def gist(report: ReportData) -> str:
-    """Return in one sentence what the run says."""
+    """Return the result of the run in one sentence."""
     if report.error:
         return f"The run ended early, after {count(len(report.rows), 'row')}: {report.error}."
     if report.outcome is Outcome.INCONCLUSIVE:
@@ -46,7 +46,7 @@ def gist(report: ReportData) -> str:
 
 
 def outcome(report: ReportData, *, width: int) -> Text:
-    """Return the outcome in one line, with the first finding where there is one."""
+    """Return the outcome in one line, with the first finding if there is one."""
     line = Text.assemble((f"outcome: {report.outcome.value}", style(report)), ". ")
     if report.error or not report.findings:
         return line.append(gist(report))
@@ -82,7 +82,7 @@ def summary(report: ReportData) -> RenderableType | None:
 
 
 def mean_text(row: Row) -> str:
-    """Return the mean absolute difference in the output's own unit, as a plain decimal where that reads."""
+    """Return the mean absolute difference in the output's own unit, as a plain decimal where that is readable."""
     if row.mean is None:
         return ABSENT
     return f"{row.mean:.6f}" if 1e-3 <= row.mean < 1e6 else number(row.mean)
@@ -96,13 +96,13 @@ def peir_text(row: Row) -> str:
 
 
 def sqnr_text(row: Row) -> str:
-    """Return the signal-to-noise ratio in dB; without any noise it is infinite."""
+    """Return the signal-to-noise ratio in dB; without noise it is infinite."""
     if row.sqnr_db is not None:
         return f"{decibels(row.sqnr_db)} dB"
     return "∞ dB (equal)" if row.peir == 0 or row.verdict is Verdict.EQUAL else ABSENT
 
 
-# So many findings are told in full, the rest in a line each.
+# How many findings are shown in full; each further one is a line.
 IN_FULL = 3
 TITLE = "Diagnosis"
 RULE = "─"
@@ -111,7 +111,7 @@ WITHOUT_CULPRIT = "--no-local"
 
 
 def diagnosis(report: ReportData, view: View, *, width: int) -> RenderableType:
-    """Return the panel, in `width` columns; it has no sides, so that what is to be typed can be copied."""
+    """Return the panel, in `width` columns; it has no side borders, so that commands can be copied."""
     inner = width - INDENT
     found = sorted(report.findings, key=lambda one: one.rank)
     parts: list[RenderableType] = [Text(gist(report), style=style(report)), *map(Text, _supported(report))]
@@ -131,7 +131,7 @@ def diagnosis(report: ReportData, view: View, *, width: int) -> RenderableType:
 
 
 def _supported(report: ReportData) -> Iterator[str]:
-    """Yield sentences on what supports the outcome, the findings apart."""
+    """Yield sentences that support the outcome, without the findings."""
     if report.error or report.outcome is Outcome.INCONCLUSIVE:
         return
     yield from _final(report)
@@ -156,7 +156,7 @@ def _supported(report: ReportData) -> Iterator[str]:
 
 
 def _final(report: ReportData) -> Iterator[str]:
-    """Yield how far apart the final outputs are: the one that no number expresses, else the worst."""
+    """Yield the distance of the final outputs: the output whose difference no number expresses, else the worst."""
     rows = root_rows(report)
     odd = next((row for row in rows if beyond_numbers(row)), None)
     if odd is not None:
@@ -179,7 +179,7 @@ def _worst(rows: Sequence[Row]) -> Row | None:
 
 
 def _growth(ordered: Sequence[Row]) -> Iterator[str]:
-    """Yield how a drift goes: where the first difference is that reaches the output, and the final one."""
+    """Yield the course of a drift: the place of the first difference that reaches the output, and the final one."""
     first = next((row for row in ordered if escapes(row) and error_of(row)), None)
     last = _worst([row for row in ordered if row.module == ""])
     if first is None or last is None or first is last:
@@ -203,7 +203,7 @@ def _undone(ordered: Sequence[Row]) -> Iterator[str]:
 
 
 def _leaps(leap: Leap, arguments: Sequence[Argument]) -> Iterator[str]:
-    """Yield where the error first leaps, and the argument of a call around it that differs most."""
+    """Yield the place where the error first leaps, and the argument of an enclosing call that differs most."""
     before = "the first row of all" if leap.before is None else f"after at most {number(leap.before)}"
     yield f"First leap: {place(leap.row)}, PEIR {number(error_of(leap.row))}, {before}."
     argument = _around(leap.row, arguments)
@@ -250,7 +250,7 @@ def _both_tensors(argument: Argument) -> bool:
 
 
 def _contrast(argument: Argument) -> str:
-    """Return both values' specs, or where these are the same how far apart the values are."""
+    """Return the specs of both values, or where these are the same the distance of the values."""
     mine, theirs = spec(argument.reference), spec(argument.candidate)
     if mine == theirs:
         return f"{mine} on both sides, |reference - candidate| up to {number(argument.max)}"
@@ -262,7 +262,7 @@ def _measured(report: ReportData) -> bool:
 
 
 def _next(report: ReportData, view: View, width: int) -> Iterator[RenderableType]:
-    """Yield what to type next where there is no finding."""
+    """Yield the next command to type where there is no finding."""
     if report.error or report.outcome is Outcome.CLEAN:
         return
     typed = [word for word in view.command if word != WITHOUT_CULPRIT]
@@ -283,7 +283,7 @@ def _next(report: ReportData, view: View, width: int) -> Iterator[RenderableType
 
 
 def place(row: Row) -> str:
-    """Return where a row is: module path, call and output where they tell it apart, sample likewise."""
+    """Return the place of a row: its module path, and call, output and sample where they are needed to identify it."""
     text = shown(row.module)
     if row.call:
         text += f"#{row.call}"
@@ -314,5 +314,5 @@ def diagnosis_text(report: ReportData) -> str:
 
 
 def finding_text(finding: Finding, report: ReportData) -> str:
-    """Return all that there is to say of one finding."""
+    """Return the complete text on one finding."""
     return plain(Group(*finding_lines(finding, report, View(), width=WIDTH)))

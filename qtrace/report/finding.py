@@ -1,4 +1,4 @@
-"""One finding for a reader: what it is, where it repeats, how sure it is, the lines of code, the next command."""
+"""Shows one finding: the error, its repeats, the certainty, the lines of code, the next command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONTINUATION = "    "
 
 
 def proposal(subcommand: str, typed: Sequence[str], *more: str, width: int) -> Text:
-    """Return `qtrace SUBCOMMAND` with what was typed before and `more`, broken between words with backslashes.
+    """Return `qtrace SUBCOMMAND` with the words typed before and `more`, broken between words with backslashes.
 
     >>> print(proposal("run", ["pair.yaml"], "--inspect", "model.layers.0", width=40))
     qtrace run pair.yaml \\
@@ -29,7 +29,7 @@ def proposal(subcommand: str, typed: Sequence[str], *more: str, width: int) -> T
     """
     lines = [f"qtrace {subcommand}"]
     for phrase in _phrases([*typed, *more]):
-        # An option stays beside its value.
+        # An option stays on one line with its value.
         if len(lines[-1]) + 1 + len(phrase) + len(" \\") <= width:
             lines[-1] += f" {phrase}"
         else:
@@ -48,7 +48,7 @@ def _phrases(words: Sequence[str]) -> list[str]:
     return phrases
 
 
-# Whoever fixes a finding nearly always edits the candidate.
+# A fix of a finding nearly always edits the candidate.
 SIDES = ("candidate", "reference")
 
 
@@ -56,7 +56,7 @@ SIDES = ("candidate", "reference")
 class SourceLine:
     """A line of a file: `file` is relative to the repository's root where it is `in_repository`.
 
-    Else it is what the report says, which for an installed package begins with the package's name.
+    Otherwise it is the file as in the report, which for an installed package begins with the package's name.
     """
 
     file: str
@@ -65,7 +65,7 @@ class SourceLine:
 
 
 def source_line(finding: Finding | None) -> SourceLine | None:
-    """Return the finding's line, of the candidate's code or the reference's: one in this repository, if any is."""
+    """Return the finding's line in the candidate's or the reference's code: if possible one in this repository."""
     places = (
         [_source_place(finding.source.get(side)) for side in SIDES] if finding is not None and finding.source else []
     )
@@ -106,24 +106,24 @@ KINDS = {
     "structure": "makes other calls",
     "raises": "raises an exception",
 }
-# Of a module with others inside, these say that its own code is at fault.
+# For a module with inner modules, these kinds say that its own code is at fault.
 OWN_CODE = ("introduces", "miscalls", "structure")
 MOST_EVIDENCE = 4
 INDENT = 3
-# What takes the final error down to so much of it is a part of the cause.
+# A finding whose graft reduces the final error to less than this share is a part of the cause.
 _HELPS = 0.9
 LABEL_WIDTH = 14
 
 
 def headline(finding: Finding) -> str:
-    """Return what is wrong, in a few words."""
+    """Return the error in a few words."""
     if finding.kind == "miscalls" and finding.argument:
         return f"hands on a wrong {finding.argument}"
     return KINDS.get(finding.kind, finding.kind.replace("_", " "))
 
 
 def finding_lines(finding: Finding, report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
-    """Yield all that there is to say of one finding, for `width` columns."""
+    """Yield the complete description of one finding, for `width` columns."""
     yield Text.assemble(f"{finding.rank}. ", (_place(finding), "bold"), f" {headline(finding)}")
     grid = Table.grid(padding=0)
     grid.add_column(width=LABEL_WIDTH, style="dim")
@@ -142,7 +142,7 @@ def finding_lines(finding: Finding, report: ReportData, view: View, *, width: in
 
 
 def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
-    """Yield labelled facts: where else, which callees, how sure, which lines, on what evidence."""
+    """Yield labelled facts: repeats, callees, certainty, lines of code, evidence."""
     if finding.callee is not None:
         more = [callee for callee in finding.callees if callee != finding.callee]
         yield "callee", finding.callee + (f" and {_more(finding.callee, more, len(more))}" if more else "")
@@ -161,14 +161,14 @@ def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
 
 
 def _more(first: str, others: Sequence[str], amount: int) -> str:
-    """Return how many more there are than the first, and the pattern of their paths."""
+    """Return the number of further paths after the first, and their pattern."""
     if not others:
         return f"{amount} more"
     return f"{amount} more: {others[0] if amount == 1 else pattern([first, *others])}"
 
 
 def _sure(finding: Finding) -> str:
-    """Return whether it is the cause, a part of it, or a guess."""
+    """Return whether the finding is the cause, a part of the cause, or a guess."""
     if finding.confirmed:
         return "confirmed"
     before, after = (finding.graft or {}).get("before"), (finding.graft or {}).get("after")
@@ -177,7 +177,7 @@ def _sure(finding: Finding) -> str:
 
 
 def _sureness(finding: Finding) -> str:
-    """Return what handing over the reference's tensors does to the final outputs."""
+    """Return the effect of the graft, that is of forcing the reference's tensors, on the final outputs."""
     graft = finding.graft
     if graft is None:
         return "the reference runs on the same inputs" if finding.kind == "raises" else "no graft was made"
@@ -200,11 +200,11 @@ def _line(place: dict[str, Any]) -> str:
 
 
 def _next(finding: Finding, report: ReportData) -> tuple[str, str, Sequence[str]]:
-    """Return what to look at next, the command that shows it, and the options for that."""
+    """Return the next thing to examine, the command that shows it, and the command's options."""
     if finding.kind == "miscalls" and finding.callee:
         return "what the callee is handed on each side", "run", ("--inspect", finding.callee)
     inside = f"{finding.module}." if finding.module else ""
-    # Of a stored side no operator is known.
+    # A stored side has no operators.
     in_code = finding.kind in OWN_CODE and not report.has_stored_side
     if in_code and any(row.module.startswith(inside) and row.module for row in report.rows):
         call = ("--call-index", str(finding.call)) if finding.call else ()

@@ -1,4 +1,4 @@
-"""Where `--report PATH` goes: the formats by file ending and by name, and the only code here that writes."""
+"""Writes `--report PATH`: the formats by file ending and by name, and the only code here that writes files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qtrace.report.sarif import sarif
 
 STDOUT = "-"
 
-# Text from a report, and from what the gate says of it where it was asked.
+# Returns the text for a report, and for the gate's verdict on it if there is one.
 Format = Callable[[ReportData, GateVerdict | None], str]
 
-# Code scanning takes both endings of its own; of several that fit a name the longest counts.
+# Code scanning accepts both of its endings; where several endings fit a name, the longest counts.
 ENDINGS: Mapping[str, Format] = {
     ".json": json,
     ".html": html,
@@ -30,7 +30,7 @@ ENDINGS: Mapping[str, Format] = {
     ".sarif": sarif,
     ".sarif.json": sarif,
 }
-# Annotations are for a step's stdout alone: they have a name and no ending.
+# Annotations are only for a step's stdout, so they have a name and no ending.
 NAMES: Mapping[str, Format] = {
     "json": json,
     "html": html,
@@ -43,7 +43,7 @@ NAMES: Mapping[str, Format] = {
 
 
 def check(paths: Iterable[str]) -> None:
-    """Make sure, before anything runs, that a report can be written to each of `paths`.
+    """Check, before anything runs, that a report can be written to each of `paths`.
 
     Raises:
         UsageError: no format has this ending.
@@ -62,7 +62,7 @@ def check(paths: Iterable[str]) -> None:
 
 
 def _try_to_open(place: Path) -> None:
-    """Open the file for writing, and leave everything as it was; permissions do not tell of `/proc` or of a quota."""
+    """Open the file for writing without changing it; permissions do not reveal `/proc` or a quota."""
     existed = place.exists()
     try:
         with place.open("ab"):
@@ -75,7 +75,7 @@ def _try_to_open(place: Path) -> None:
 
 
 def save(report: ReportData, path: str | Path, verdict: GateVerdict | None = None) -> None:
-    """Write the report to `path` in the format of its ending, replacing what is there.
+    """Write the report to `path` in the format of its ending, replacing an existing file.
 
     Raises `UsageError` where no format has this ending, `OutputError` where the file cannot be written.
     """

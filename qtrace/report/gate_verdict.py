@@ -1,4 +1,4 @@
-"""The gate's verdict on the terminal and in a failed test: violations, the findings behind them, the baseline."""
+"""Shows the gate's verdict on the terminal and in a failed test: violations, their findings, the baseline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STYLES = {"passed": "bold green", "failed": "bold red", "inconclusive": "bold ye
 
 
 def gate_section(verdict: GateVerdict, report: ReportData, *, width: int, top: int) -> Iterator[RenderableType]:
-    """Yield all but the verdict itself: environment first, then violations, then the findings behind them."""
+    """Yield everything except the verdict itself: environment first, then violations, then the findings behind them."""
     if verdict.differences:
         yield Text()
         yield Text("Not as it was when the baseline was written:", style="bold yellow")
@@ -67,7 +67,7 @@ def gate_line(verdict: GateVerdict, report: ReportData) -> Text:
 
 
 def baseline_lines(update: BaselineChange, path: str, refusal: str, *, top: int) -> Iterator[RenderableType]:
-    """Yield what became of the baseline; what it is looser in, loudly."""
+    """Yield the changes of the baseline, with emphasis on everything that is looser now."""
     yield Text()
     if update.loosened:
         said = "would be looser" if refusal else "is looser now"
@@ -102,7 +102,7 @@ def _sign(violation: Violation) -> str:
 
 
 def _place(violation: Violation, path: str) -> str:
-    """Return where a violation is, with the path as it is given."""
+    """Return the place of a violation, with this path."""
     if violation.module is None:
         return WHOLE_RUN
     text = path or ROOT
@@ -114,7 +114,7 @@ def _place(violation: Violation, path: str) -> str:
 
 
 def _table(violations: Sequence[Violation], *, width: int) -> RenderableType:
-    """Return the violations, each with the line that set its limit and what is wrong beneath its path."""
+    """Return the violations, each with the line that set its limit and, beneath its path, the error."""
     cells = [(column(one), *observed_and_limit(one), _sign(one), _finding(one)) for one in violations]
     headings = ("judged", "observed", "limit", "", "finding")
     widths = [max(1, len(heading), *(len(cell[n]) for cell in cells)) for n, heading in enumerate(headings)]
@@ -139,7 +139,7 @@ def _finding(violation: Violation) -> str:
 
 
 def _first(verdict: GateVerdict, report: ReportData) -> Iterator[Text]:
-    """Yield which violation comes first in execution order, where the worst is another and no finding says more."""
+    """Yield the first violation in execution order, where another is the worst and no finding explains more."""
     orders = {(row.module, row.call, row.output): row.order for row in report.rows}
     placed = [one for one in verdict.violations if (one.module, one.call, one.output) in orders]
     first = min(placed, key=lambda one: orders[one.module or "", one.call, one.output], default=None)
@@ -148,7 +148,7 @@ def _first(verdict: GateVerdict, report: ReportData) -> Iterator[Text]:
 
 
 def _behind(verdict: GateVerdict, report: ReportData, *, width: int) -> Iterator[RenderableType]:
-    """Yield the findings that violations come from."""
+    """Yield the findings that explain violations."""
     ranks = {one.finding for one in verdict.violations}
     found = [finding for finding in sorted(report.findings, key=lambda one: one.rank) if finding.rank in ranks]
     if not found:
@@ -176,7 +176,7 @@ def _indented(part: RenderableType) -> Padding:
 
 VIOLATIONS = 10
 ROWS = 10
-# What the command line has and pytest has not.
+# Hints at options that the command line has, but pytest does not.
 HINTS = ("; --top 0 shows all", "; --all shows them")
 
 
@@ -186,11 +186,11 @@ def parity_text(
     """Return the message of a failed test as plain text, one sentence first.
 
     Args:
-        report: of the run.
-        verdict: that on it.
-        update: what would become of the baseline, where it was to be written,
-        path: under this name,
-        refusal: and was not, for this reason.
+        report: the run's report.
+        verdict: the gate's verdict on the report.
+        update: the change of the baseline, where writing it was requested.
+        path: the baseline's file.
+        refusal: the reason why the baseline was not written.
     """
     text = plain(Group(*_parts(report, verdict, update, path, refusal)), width=WIDTH)
     for hint in HINTS:
@@ -205,7 +205,7 @@ def _parts(
     if update is not None and refusal:
         yield from baseline_lines(update, path, refusal, top=VIOLATIONS)
     shown = replace(verdict, violations=verdict.violations[:VIOLATIONS])
-    # Who is behind them, the panel below says.
+    # The panel below shows the findings behind the violations.
     yield from gate_section(shown, replace(report, findings=()), width=WIDTH, top=0)
     if len(verdict.violations) > VIOLATIONS:
         yield Text(f"… and {count(len(verdict.violations) - VIOLATIONS, 'more violation')}")

@@ -1,4 +1,4 @@
-"""One HTML page that needs no server and no network; JavaScript only sorts."""
+"""The report as one HTML page that needs no server and no network; JavaScript only sorts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qtrace.report.text import count, number, one_line, share, shown
 
 
 def environment(report: ReportData) -> list[str]:
-    """Return a line for each entry of the report's environment; one that holds several is one line as well."""
+    """Return a line for each entry of the report's environment; an entry with several values is one line, too."""
     lines = []
     for name, value in report.environment.items():
         held = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
@@ -35,7 +35,7 @@ GOOD, BAD, DOUBT = "good", "bad", "doubt"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a table: its text, for a number what it is sorted by ("" for none), its look."""
+    """One cell of a table: its text, the sort key of a number ("" for none), its style."""
 
     text: str
     value: str | None = None
@@ -50,7 +50,7 @@ class Cell:
 
 
 def html(report: ReportData, verdict: GateVerdict | None = None) -> str:
-    """Return the report as a page of its own: judgement, diagnosis, violations, every row, what was not compared."""
+    """Return the report as a complete page: judgement, diagnosis, violations, every row, the uncompared calls."""
     sections = [
         ("Diagnosis", f"<pre>{format.escape(diagnosis_text(report))}</pre>"),
         ("Violations", _violations(verdict.violations if verdict is not None else ())),
@@ -102,7 +102,7 @@ def _violations(violations: Sequence[Violation]) -> str:
 
 
 def _rows(report: ReportData) -> str:
-    """Return every row: those that the terminal's table shows, then those that it folds away, each ranked."""
+    """Return every row: first those that the terminal's table shows, then those that it folds, each ranked."""
     chosen = select(report, View(top=len(report.rows)))
     shown_first = {id(row) for row in chosen.rows}
     folded = [row for row in select(report, View(everything=True)).rows if id(row) not in shown_first]
@@ -162,7 +162,7 @@ def _listed(texts: Iterable[str]) -> str:
 
 
 def _sortable(value: float | None) -> str:
-    """Return a number as JavaScript reads it; nothing where there is none."""
+    """Return a number as JavaScript reads it; an empty text where there is none."""
     if value is None or math.isnan(value):
         return ""
     return repr(value) if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")

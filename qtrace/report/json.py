@@ -1,4 +1,4 @@
-"""The report as JSON, with what the gate says of it under the key `gate`."""
+"""The report as JSON, with the gate's verdict under the key `gate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEVERITY = "severity"
 
 
 def json(report: ReportData, verdict: GateVerdict | None = None) -> str:
-    """Return the report as JSON text; a severity that no number tells is null there."""
+    """Return the report as JSON text; an infinite severity is null there."""
     if verdict is None:
         return dumps(report)
     plain = {**to_plain(report), GATE: to_plain(verdict)}
@@ -22,16 +22,16 @@ def json(report: ReportData, verdict: GateVerdict | None = None) -> str:
 
 
 def verdict_in(plain: Any, where: str) -> GateVerdict | None:
-    """Return the verdict that a report's JSON data hold; None where the gate was not asked.
+    """Return the verdict in a report's JSON data; None where the gate did not judge.
 
-    Raises `SourceError`, naming `where` and the place, where they are damaged.
+    Raises `SourceError`, naming `where` and the place, where the data are damaged.
     """
     gate = plain.get(GATE) if isinstance(plain, dict) else None
     return None if gate is None else from_plain(GateVerdict, _with_severities(gate), f"{where}: {GATE}")
 
 
 def _with_severities(plain: Any) -> Any:
-    """Return JSON data with infinity, which JSON has not, where a severity is null."""
+    """Return JSON data with infinity, which JSON lacks, in place of a null severity."""
     if isinstance(plain, dict):
         return {
             key: math.inf if key == SEVERITY and value is None else _with_severities(value)

@@ -1,9 +1,9 @@
-"""JUnit XML in the dialect of Maven's Surefire, which GitHub, GitLab and Jenkins read: one test case a row.
+"""JUnit XML in the dialect of Maven's Surefire, which GitHub, GitLab and Jenkins read: a test case for each row.
 
-What fails is what the gate found violated. Without a gate it is what the run blames: where the outcome is `fault`,
-rows whose own verdict says that the error is made or handed over there. Rows that only inherit it pass: one fault in
-an early layer would else be a failure of every module behind it. A first test case stands for the run as a whole, so
-that a run that compared too little fails however few its rows are.
+With a gate, rows with violations fail. Without a gate, where the outcome is `fault`, rows fail whose own verdict says
+that the error is made or passed on there. Rows that only inherit the error pass; otherwise a fault in an early layer
+would fail every module behind it. A first test case represents the run as a whole, so that a run that compared too
+little fails however few its rows are.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from qtrace.report.text import number, one_line, share, shown, visible
 
 BLAMED = (Verdict.INTRODUCED, Verdict.MISCALLED, Verdict.NON_FINITE, Verdict.STRUCTURE)
 ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
-# No row has a time of its own, but readers want the attribute.
+# No row has a time of its own, but readers require the attribute.
 TIME = "0"
 SUITE = "qtrace"
 SECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 Key = tuple[str, int, str, int]
-# By rank: all that there is to say of a finding, and its file in this repository.
+# By rank: the complete text on a finding, and its file in this repository.
 Told = Mapping[int, tuple[str, str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test case; `result` is "failure", "error", "skipped" or "" where it passed, `kind` what of."""
+    """One test case; `result` is "failure", "error", "skipped" or "" where it passed, `kind` its type."""
 
     module: str
     name: str
@@ -117,7 +117,7 @@ def _rows(report: ReportData, verdict: GateVerdict | None, told: Told) -> Iterat
 
 
 def _without_row(report: ReportData, verdict: GateVerdict | None, told: Told) -> Iterator[Case]:
-    """Yield a case for each limit of the whole run that is violated, and for each row that is missing."""
+    """Yield a case for each violated limit of the whole run, and for each missing row."""
     if verdict is None:
         return
     present = {(row.module, row.call, row.output, row.sample) for row in report.rows}
@@ -138,7 +138,7 @@ def _by_row(violations: Iterable[Violation]) -> dict[Key, list[Violation]]:
 
 
 def _violation_case(told: Told, found: Sequence[Violation], more: str = "", **case: Any) -> Case:
-    """Return the case of a row's violations, the worst of which is `found[0]`."""
+    """Return the case of a row's violations; `found[0]` is the worst."""
     ranks = {violation.finding for violation in found if violation.finding is not None}
     lines = [*map(violation_text, found), more]
     return Case(
@@ -148,7 +148,7 @@ def _violation_case(told: Told, found: Sequence[Violation], more: str = "", **ca
 
 
 def _blamed(report: ReportData, row: Row, told: Told, **case: Any) -> Case:
-    """Return the case of a row that the run itself blames."""
+    """Return the case of a row that the run itself finds at fault."""
     behind = [finding for finding in report.findings if row.module in (*finding.callees, *finding.members)]
     behind = [finding for finding in report.findings if finding.module == row.module] or behind
     kind = row.verdict.value if row.verdict is not None else ""
@@ -160,7 +160,7 @@ def _blamed(report: ReportData, row: Row, told: Told, **case: Any) -> Case:
 
 
 def _explained(told: Told, ranks: Collection[int]) -> dict[str, Any]:
-    """Return what a case says of the findings with these ranks."""
+    """Return the parts of a case that describe the findings with these ranks."""
     behind = [told[rank] for rank in told if rank in ranks]
     files = [file for _, file in behind if file is not None]
     return {"said": "\n\n".join(text for text, _ in behind), "file": files[0] if files else None}
@@ -172,7 +172,7 @@ def _file(finding: Finding) -> str | None:
 
 
 def _numbers(row: Row) -> str:
-    """Return a row's numbers, one a line, then what else there is to say of it."""
+    """Return a row's numbers, one in each line, then its notes."""
     known = [f"{metric.header} {metric.text(row)}" for metric in METRICS.values() if metric.of(row) is not None]
     sides = f"reference {spec(row.reference)}, candidate {spec(row.candidate)}"
     samples = [f"worst of {row.samples} samples: {row.sample}"] if row.samples > 1 else []
@@ -180,7 +180,7 @@ def _numbers(row: Row) -> str:
 
 
 def _name(row: Row) -> tuple[str, str]:
-    """Return a row's module and what tells it from others of that; it stays the same from run to run."""
+    """Return a row's module and its name among the module's rows; both stay the same from run to run."""
     return shown(row.module), _place(row) + (" (candidate)" if row.status is Status.CANDIDATE_ONLY else "")
 
 

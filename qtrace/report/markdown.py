@@ -1,7 +1,7 @@
-"""Markdown for a pull request's comment or a job's summary: the diagnosis first, tables folded away.
+"""Markdown for a pull request's comment or a job's summary: the diagnosis first, then folded tables.
 
-A comment takes 65,536 characters, and GitHub refuses a longer one as a whole. So every list ends where the room that
-it was given does, and says how many of its lines are left out.
+A comment holds 65,536 characters, and GitHub refuses a longer one as a whole. So every list has a limited room, and
+states how many of its lines are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qtrace.report.records import Argument, GateVerdict, Outcome, ReportData, Ro
 from qtrace.report.table import View, select, verdict_word
 from qtrace.report.text import count, number, one_line, share, shortened, shown
 
-# In bytes, of which a character has one or more: GitHub counts some characters twice.
+# In bytes, of which a character has one or more, since GitHub counts some characters twice.
 LIMIT = 65_536
 DIAGNOSIS = 12_000
 VIOLATIONS = 10_000
@@ -26,7 +26,7 @@ FOLDED = 5_000
 SENTENCE = 300
 OPEN = 10
 TOP = 20
-# What is more than text where Markdown is read, and what would end a cell or a tag; an @ would call somebody.
+# Characters with a meaning in Markdown, and those that would end a cell or a tag; an @ would notify a user.
 SPECIAL = re.compile(r"[`*_\[\]~$]")
 STRUCTURE = re.compile(r"[\\<>&|@]")
 PLAIN_CODE = re.compile(r"[^`|\\]+")
@@ -49,7 +49,7 @@ def markdown(report: ReportData, verdict: GateVerdict | None = None) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return prose as Markdown shows it, in one line; an `@` is kept from calling anybody.
+    """Return prose as Markdown shows it, in one line; an `@` notifies no user.
 
     >>> escaped("overrides **: 2 < 3")
     'overrides \\\\*\\\\*: 2 &#60; 3'
@@ -59,7 +59,7 @@ def escaped(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Return a name in type of its own; character references take the place of what would end that, or a table's cell.
+    """Return a name in code type; character references replace characters that would end it, or a table's cell.
 
     >>> code("model.layers.0"), code("a|b")
     ('`model.layers.0`', '<code>a&#124;b</code>')
@@ -78,7 +78,7 @@ def _mark(report: ReportData, verdict: GateVerdict | None) -> str:
 
 
 def _fenced(text: str) -> list[str]:
-    """Return text as it is, between fences that are longer than any in it."""
+    """Return unchanged text between fences that are longer than any fence in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     kept = _within(text.split("\n"), DIAGNOSIS)
     left = len(text.split("\n")) - len(kept)
@@ -164,7 +164,7 @@ def _listed(summary: str, texts: Iterable[str]) -> list[str]:
 
 
 def _fold(summary: str, lines: Sequence[str]) -> list[str]:
-    """Return lines that a reader unfolds; Markdown is read again only after an empty line."""
+    """Return lines in a fold; Markdown is parsed again only after an empty line."""
     return [f"<details><summary>{escaped(summary)}</summary>", "", *lines, "", "</details>"]
 
 
@@ -178,7 +178,7 @@ def _line(*cells: str) -> str:
 
 
 def _cut(lines: Sequence[str], room: int, more: str) -> Iterator[str]:
-    """Yield the lines that the room holds, then how many more there are."""
+    """Yield the lines that fit the room, then the number of further lines."""
     kept = _within(lines, room)
     yield from kept
     if len(kept) < len(lines):
@@ -186,7 +186,7 @@ def _cut(lines: Sequence[str], room: int, more: str) -> Iterator[str]:
 
 
 def _within(lines: Sequence[str], room: int) -> list[str]:
-    """Return as many of the first lines as `room` bytes hold."""
+    """Return as many of the first lines as fit `room` bytes."""
     kept = []
     for line in lines:
         room -= _size(line) + 1

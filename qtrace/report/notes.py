@@ -1,4 +1,4 @@
-"""What there is to say of a row beside its numbers, in a few words."""
+"""The notes on a row beside its numbers, in a few words."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ REASON_WORDS = {
 
 
 def reason(key: str) -> str:
-    """Return why calls were not compared, in words; a reason that is new here reads as its key does."""
+    """Return the reason why calls were not compared in words; an unknown reason is its own key."""
     return REASON_WORDS.get(key, key.replace("_", " "))
 
 
 def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> list[str]:
-    """Return the row's marks, its status where that is not plainly "compared", its relation, and how it quantizes."""
+    """Return the row's marks, its status unless it is plainly "compared", its relation, and its quantization."""
     said = []
     if row is leap:
         said.append("first leap")
@@ -50,7 +50,7 @@ def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> l
     elif row.status is not Status.COMPARED:
         said.append(STATUS_WORDS[row.status])
     if row.status is Status.STRUCTURE_MISMATCH and row.reference == row.candidate:
-        # Alike from outside: one is of a class that hands out no numbers.
+        # The two specs are alike: the class of one side gives no access to its numbers.
         said.append(f"{spec(row.candidate)} without values that can be read")
     elif row.status in (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH) or _other_kind(row):
         said.append(f"{spec(row.reference)} / {spec(row.candidate)}")
@@ -64,14 +64,14 @@ def notes(row: Row, *, leap: Row | None = None, largest: Row | None = None) -> l
 
 
 def spec(value: TensorSpec | None) -> str:
-    """Return a value's dtype and shape; `-` for a value that is not there."""
+    """Return a value's dtype and shape; `-` for a missing value."""
     return ABSENT if value is None else str(value)
 
 
 def _other_kind(row: Row) -> bool:
-    """Tell whether only one side holds floats; float32 against bfloat16 is said in the heading.
+    """Return whether only one side holds floats; the heading states float32 against bfloat16.
 
-    A quantized tensor stands for floats, and where it is known how it was quantized, that says its type.
+    A quantized tensor represents floats, and its quantization, where known, states its type.
     """
     if row.status not in (Status.COMPARED, Status.NON_FINITE, Status.CONSTANT_REFERENCE):
         return False

@@ -1,4 +1,4 @@
-"""The operator view on the terminal: what differs outside, the last operators that agree, the first that part."""
+"""The operator view on the terminal: differing arguments and outputs, the last equal operators, the first that part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_PARTNERS = 3
 
 
 def operator_view(view: OperatorView, *, width: int, everything: bool = False) -> Iterator[RenderableType]:
-    """Yield the view in `width` columns; with `everything` all operators of both sides as well."""
+    """Yield the view in `width` columns; with `everything` also all operators of both sides."""
     yield from _heading(view, width)
     for title, values in (("Arguments that differ", view.arguments), ("Outputs that differ", view.outputs)):
         if values:
@@ -43,7 +43,7 @@ def operator_view(view: OperatorView, *, width: int, everything: bool = False) -
 
 
 def operator_outcome(view: OperatorView) -> Text:
-    """Return in one line what the view says."""
+    """Return the result of the view in one line."""
     if view.agrees:
         line = Text.assemble(("the outputs agree", "bold green"), ". ")
         if view.arguments:
@@ -91,7 +91,7 @@ def _differing(values: Sequence[Differing]) -> RenderableType:
 
 
 def _spec(value: TensorSpec | None) -> str:
-    """Return dtype, shape and range; what was not passed is so."""
+    """Return dtype, shape and range; a value that was not passed is described so."""
     if value is None:
         return "not there"
     if value.min is None or value.max is None:
@@ -156,7 +156,7 @@ def _labelled(label: str, text: Text) -> Iterator[RenderableType]:
 
 
 def _code(place: CodePlace | None, width: int) -> Iterator[RenderableType]:
-    """Yield the lines of code around a place, the place's own marked; without their common indentation."""
+    """Yield the lines of code around a place, with the place's own line marked; without common indentation."""
     if place is None or not place.around:
         return
     room = width - INDENT - LABEL_WIDTH
@@ -169,7 +169,7 @@ def _code(place: CodePlace | None, width: int) -> Iterator[RenderableType]:
 
 
 def _listing(operators: Sequence[Operator], parted: int | None) -> RenderableType:
-    """Return the table of all operators; `parted` is the one where the sides part."""
+    """Return the table of all operators; `parted` is the operator where the sides part."""
     table = plain_table()
     table.add_column("#", justify="right")
     for heading in ("operator", "result", "line", "partner"):
@@ -194,14 +194,14 @@ def _partner(operator: Operator) -> Text:
 
 
 def _called_from(operator: Operator, width: int) -> Iterator[RenderableType]:
-    """Yield the line of the module's own code that called what the operator is in, where that is another one."""
+    """Yield the line of the module's own code that led to the operator, where it is not the operator's line."""
     if operator.own is not None and operator.own != operator.place and operator.own.around:
         yield from _labelled("", Text(f"called from {_line(operator.own, width - INDENT - LABEL_WIDTH - 12)}"))
         yield from _code(operator.own, width)
 
 
 def _line(place: CodePlace, width: int) -> str:
-    """Return a place in `width` characters, its folders left out from the left where they have no room."""
+    """Return a place in `width` characters; without enough room, folders are dropped from the left."""
     tail = f":{place.line}, in {place.function}"
     parts = place.file.split("/")
     for dropped in range(len(parts)):

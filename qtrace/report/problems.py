@@ -1,4 +1,4 @@
-"""What is wrong with a run, for formats that list it: what the gate found violated, else what the run itself found."""
+"""The problems of a run, for formats that list them: the gate's violations, else the findings of the run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: `title` in a few words, `text` in full.
+    """One problem: `title` in a few words, `text` in full.
 
-    A `finding` comes with the `violations` that it explains; a violation that no finding explains stands alone. The
-    problem of a run that says nothing of its models has neither.
+    A `finding` has the `violations` that it explains; a violation that no finding explains is a problem of its own. The
+    problem of a run without both has neither.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Problem:
 
 
 def judgement(report: ReportData, verdict: GateVerdict | None) -> str:
-    """Return in one sentence what the gate says, or without a gate what the run says."""
+    """Return the gate's verdict in one sentence, or without a gate the run's result."""
     if verdict is None:
         return gist(report)
     limits = f" against {verdict.source}" if verdict.source else ""
@@ -50,7 +50,7 @@ def judgement(report: ReportData, verdict: GateVerdict | None) -> str:
 
 
 def told(verdict: GateVerdict | None) -> list[str]:
-    """Return what a reader should know beside the violations: what is no longer as it was, then the gate's notes."""
+    """Return the facts beside the violations: differences from the baseline's environment, then the gate's notes."""
     if verdict is None:
         return []
     undone = (
@@ -62,7 +62,7 @@ def told(verdict: GateVerdict | None) -> list[str]:
 
 
 def problems(report: ReportData, verdict: GateVerdict | None) -> list[Problem]:
-    """Return what is wrong, the worst first; nothing where the gate passed, or where nobody is to blame."""
+    """Return the problems, the worst first; none where the gate passed, or without a gate where the run found none."""
     if verdict is not None:
         if verdict.violations:
             return list(_violated(report, verdict))
@@ -77,7 +77,7 @@ def problems(report: ReportData, verdict: GateVerdict | None) -> list[Problem]:
 
 
 def _violated(report: ReportData, verdict: GateVerdict) -> Iterator[Problem]:
-    """Yield the violations, those that one finding explains as one problem, in the place of the worst of them."""
+    """Yield the violations; those that one finding explains are one problem, in the place of the worst of them."""
     findings = {finding.rank: finding for finding in report.findings}
     seen: set[int] = set()
     for violation in verdict.violations:
@@ -93,7 +93,7 @@ def _violated(report: ReportData, verdict: GateVerdict) -> Iterator[Problem]:
 
 
 def title(finding: Finding) -> str:
-    """Return who is to blame for what, in a few words."""
+    """Return the module at fault and its error, in a few words."""
     return f"{shown(finding.module)} {headline(finding)}"
 
 
@@ -103,14 +103,14 @@ def violation_text(violation: Violation) -> str:
 
 
 def excess(violation: Violation) -> str:
-    """Return how far what was judged is off its limit, with both numbers as far as there are any."""
+    """Return the distance of the judged value from its limit, with both numbers where they exist."""
     observed, limit = observed_and_limit(violation)
     said = column(violation) + (f" {observed}" if observed != ABSENT else "")
     return f"{said}{f', limit {limit}' if limit != ABSENT else ''}: {violation.reason}"
 
 
 def place(violation: Violation) -> str:
-    """Return where a violation is: module path, call and output where they tell it apart, sample likewise."""
+    """Return the place of a violation: its module path, and call, output and sample where needed to identify it."""
     if violation.module is None:
         return WHOLE_RUN
     text = shown(violation.module)
@@ -122,12 +122,12 @@ def place(violation: Violation) -> str:
 
 
 def column(violation: Violation) -> str:
-    """Return what was judged, as a table's heading names it."""
+    """Return the judged column, as a table's heading names it."""
     return HEADERS.get(violation.column, violation.column.replace("_", " "))
 
 
 def observed_and_limit(violation: Violation) -> tuple[str, str]:
-    """Return the observed number and the limit, with as many digits as it takes to see that they are not the same.
+    """Return the observed number and the limit, with enough digits to show that they are not the same.
 
     >>> observed_and_limit(Violation(module="", column="peir", rule="", reason="", observed=1.0004e-4, limit=1e-4))
     ('1.0004e-04', '1.0000e-04')

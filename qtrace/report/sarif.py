@@ -1,9 +1,9 @@
-"""SARIF 2.1.0, for code scanning: what is wrong as results, at the source lines of the findings behind it.
+"""SARIF 2.1.0, for code scanning: the problems as results, at the source lines of their findings.
 
 There is a result for each finding, with the violations that it explains among its properties, and one for each
-violation that no finding explains. Code scanning refuses a whole file for one result without a file of its own, so
-every result has one: the finding's line, else the file of the limits or of the candidate, else what the candidate is
-made from, as its name stands in the report.
+violation that no finding explains. Code scanning refuses the whole log if one result has no file, so every result has
+one: the file of the finding's line, else the file of the limits or of the candidate, else the source of the candidate
+as the report names it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FINDINGS = {
     "raises": "A module raises an exception where the reference does not.",
 }
 WHOLE_RUN = "run"
-# Stands in where a file has no name that a URI takes.
+# Used where a file has no name that a URI can hold.
 UNKNOWN = "unknown"
 
 
 def sarif(report: ReportData, verdict: GateVerdict | None = None) -> str:
-    """Return the report as a SARIF log of one run; without anything wrong it has no results."""
+    """Return the report as a SARIF log of one run; without problems it has no results."""
     found = problems(report, verdict)
     rules = list(dict.fromkeys(map(_rule, found)))
     fallback = _fallback(report, verdict)
@@ -102,7 +102,7 @@ def _location(line: SourceLine) -> dict[str, Any]:
 
 
 def _fallback(report: ReportData, verdict: GateVerdict | None) -> SourceLine:
-    """Return where to point to what no finding's line tells of."""
+    """Return the line for problems without a finding's line."""
     source = report.candidate.source
     limits = verdict.source.split(", ") if verdict is not None else []
     for file in (*limits, source.split(":")[0]):
@@ -113,7 +113,7 @@ def _fallback(report: ReportData, verdict: GateVerdict | None) -> SourceLine:
 
 
 def _message(text: str) -> str:
-    """Return text without what SARIF takes for a link."""
+    """Return text in which SARIF finds no link."""
     return text.replace("](", "] (")
 
 

@@ -17,8 +17,8 @@ MISSING = "The scatter plot needs plotext 6 or later: pip install 'qtrace[plot]'
 def scatter(reference: Sequence[float], candidate: Sequence[float], *, width: int, title: str = "final output") -> Text:
     """Return the plot of the points (reference, candidate), with the diagonal on which equal values lie.
 
-    Pairs with NaN or Inf are left out and counted. Where there is no plotext, or nothing to plot, the text is
-    one line that says so.
+    Pairs with NaN or Inf are left out and counted. Without plotext, or without anything to plot, the text is one line
+    that says so.
     """
     points = [(r, c) for r, c in zip(reference, candidate, strict=True) if math.isfinite(r) and math.isfinite(c)]
     left_out = len(reference) - len(points)
@@ -38,7 +38,7 @@ def scatter(reference: Sequence[float], candidate: Sequence[float], *, width: in
 
 
 def _figure() -> Any:
-    """Return plotext's figure, or None where plotext, or this interface of it, is not there."""
+    """Return plotext's figure, or None where plotext, or this interface of it, is missing."""
     try:
         import plotext
     except ImportError:

@@ -1,4 +1,4 @@
-"""The ranked rows: which of them a table shows, in which order, fitted to a width."""
+"""The table of ranked rows: selects the rows, ranks them, and fits them to a width."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from qtrace.report.text import ABSENT, bar, number, shorten_all, shown
 
 TOP = 20
 UNMEASURED = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.CONSTANT_REFERENCE)
-# Where somebody is to blame, these rows say no more than that.
+# Where a module is at fault, rows with these verdicts add no information.
 FOLDED = (Verdict.INHERITED, Verdict.ABSORBED, Verdict.EQUAL, Verdict.LAYOUT)
-# What such a row lacks in numbers, it has from elsewhere.
+# Such a row may lack numbers, but its error comes from elsewhere.
 FROM_ELSEWHERE = (Verdict.INHERITED, Verdict.ABSORBED)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the reader asked for.
+    """The options of the reader.
 
-    `sort` is a key of `metrics.METRICS`, "module" or "order"; None is the introduced error where it was measured, else
-    PEIR. `execution` keeps the rows in execution order whatever they are ranked by; `top` rows are shown, 0 for
-    all; None means `TOP` in ranked order and all in execution order. `everything` folds nothing away. `command` is
-    what was typed, in words, for the proposals of what to type next.
+    `sort` is a key of `columns.METRICS`, "module" or "order"; None is the introduced error where it was measured, else
+    PEIR. `execution` keeps the rows in execution order whatever they are ranked by. `top` rows are shown, 0 for all;
+    None means `TOP` in ranked order and all in execution order. `everything` folds nothing away. `command` holds the
+    words of the typed command, for proposals of the next command.
     """
 
     sort: str | None = None
@@ -43,7 +43,7 @@ class View:
 
     @property
     def limit(self) -> int:
-        """Return how many rows to show; 0 for all."""
+        """Return the number of rows to show; 0 for all."""
         if self.top is not None:
             return self.top
         return 0 if self.everything or self.execution or self.sort == "order" else TOP
@@ -51,9 +51,10 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The rows to show, in order and by which key, how many more there are, and the rows to mark.
+    """The rows to show in order, their sort key, the number of further rows, and the rows to mark.
 
-    `folded` counts by verdict what is left out because somebody is to blame for it; `rest` what `top` leaves out.
+    `folded` counts by verdict the rows that are left out because a module at fault explains them; `rest` counts the
+    rows that `top` leaves out.
     """
 
     rows: tuple[Row, ...]
@@ -65,7 +66,7 @@ class Selection:
 
 
 def select(report: ReportData, view: View) -> Selection:
-    """Return the rows that `view` asks for, and always the first leap's and the largest PEIR's."""
+    """Return the rows that `view` selects, and always the rows of the first leap and of the largest PEIR."""
     ordered = execution_order(report.rows)
     found = first_leap(ordered)
     leap = found.row if found else None
@@ -87,8 +88,8 @@ def select(report: ReportData, view: View) -> Selection:
 def rank(ordered: Sequence[Row], sort: str) -> list[Row]:
     """Return rows worst first by the metric `sort`, ties in execution order (`ordered` is in that order).
 
-    A pair that differs in a way that no number expresses comes before all numbers, one that is equal or has
-    no partner after them; among rows that introduce nothing, or of which that was not measured, PEIR decides.
+    A pair whose difference no number expresses comes before all numbers; an equal pair, or a row without a partner,
+    comes after them. Among rows without an introduced error, or where it was not measured, PEIR decides.
     """
     if sort == "order":
         return list(ordered)
@@ -109,27 +110,27 @@ def rank(ordered: Sequence[Row], sort: str) -> list[Row]:
 
 
 def beyond_numbers(row: Row) -> bool:
-    """Tell whether the pair differs in a way that its numbers do not express: shape, NaN, no interval."""
+    """Return whether the pair differs in a way that its numbers do not express: shape, NaN, no interval."""
     if row.status is Status.NON_FINITE:
         return row.verdict in (Verdict.NON_FINITE, None)
     return row.status in UNMEASURED and row.verdict is not Verdict.EQUAL
 
 
-# What a path needs to be told from others, to be read at its ease, and to have what is said of the row beside it.
+# The widths that a path needs to be distinguishable, to be readable, and to have the row's notes beside it.
 NARROWEST = 24
 READABLE = 30
 COMFORTABLE = 40
 WIDEST_NOTE = 28
 INDENT = 2
-# The verdicts that a row's notes do not tell.
+# The verdicts that a row's notes do not state.
 WORTH_SAYING = (Verdict.ABSORBED, Verdict.INHERITED, Verdict.AMPLIFIED, Verdict.INTRODUCED, Verdict.MISCALLED)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its heading, how a row's cell reads, whether that is a number.
+    """One column: its heading, the text of a row's cell, whether this is a number.
 
-    `beneath` goes before the cell's text where that stands under the module path, without the heading.
+    `beneath` precedes the cell's text where the text stands under the module path, without the heading.
     """
 
     heading: str
@@ -145,32 +146,32 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns after the module's, which of the rest stand under the path, and the path's width."""
+    """The columns after the module's column, the columns that stand under the path, and the path's width."""
 
     columns: tuple[Column, ...]
     beneath: tuple[Column, ...]
     path_width: int
 
 
-# Where the error of a row comes from, each number a PEIR.
+# The origin of a row's error; each number is a PEIR.
 RECEIVED = Column(f"received\nPEIR {LOWER}", lambda row: number(row.peir_in), numeric=True)
 INTRODUCED = Column(f"introduced\nPEIR {LOWER}", lambda row: number(row.peir_local), numeric=True)
 ACCUMULATED = Column(f"accumulated\nPEIR {LOWER}", lambda row: number(row.peir), numeric=True)
 VERDICT = Column("verdict", lambda row: verdict_word(row.verdict))
 VERDICT_BENEATH = Column("verdict", lambda row: verdict_word(row.verdict) if row.verdict in WORTH_SAYING else "")
-# Which sample was the worst, of how many that made the call.
+# The worst sample, and the number of samples that made the call.
 SAMPLE = Column("sample", lambda row: f"{row.sample} of {row.samples}", numeric=True)
 OUTPUT = Column("output", lambda row: row.output, beneath="output ")
 TYPE = Column("type", lambda row: row.type)
 
 
 def verdict_word(verdict: Verdict | None) -> str:
-    """Return a verdict as people read it."""
+    """Return a verdict as text for users."""
     return ABSENT if verdict is None else verdict.value.replace("_", "-")
 
 
 def plain_table() -> Table:
-    """Return an empty table in the one style that all of qtrace's tables have."""
+    """Return an empty table in the common style of qtrace's tables."""
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
 
 
@@ -205,7 +206,7 @@ def _told_apart(rows: Sequence[Row]) -> Iterator[Column]:
 
 
 def _origin(chosen: Selection) -> list[Column]:
-    """Return what tells where errors come from, as far as it was measured."""
+    """Return the columns for the origin of errors, as far as it was measured."""
     measured = [column for column in (RECEIVED, INTRODUCED) if any(column.cell(row) != ABSENT for row in chosen.rows)]
     if not measured:
         return []
@@ -231,7 +232,7 @@ def _table(chosen: Selection, layout: Layout) -> Table:
 
 
 def _said(row: Row, beneath: Sequence[Column]) -> str:
-    """Return what stands under a row's path."""
+    """Return the text under a row's path."""
     return ", ".join(column.beneath + text for column in beneath if (text := column.cell(row)))
 
 
@@ -242,13 +243,13 @@ def _layout(
     width: int,
     says: Sequence[Column] | None = None,
 ) -> Layout:
-    """Share out the width: numbers first, then a path that can be read, then what else there is to say."""
+    """Distribute the width: numbers first, then a readable path, then the notes."""
     remarks = Column("notes", lambda row: ", ".join(notes(row, leap=chosen.leap, largest=chosen.largest)))
     asked = [OUTPUT, remarks] if says is None else says
     extras = [column for column in asked if any(column.cell(row) for row in chosen.rows)]
     longest = _longest(chosen)
     columns = list(wanted)
-    # Words go below the path before numbers go, these from the left: PEIR, and what is ranked by, go last.
+    # Words move below the path before numbers are dropped; numbers go from the left: PEIR and the sort key last.
     while _left(chosen, [*told, *columns], width) < min(longest, NARROWEST) and len(columns) > 1:
         gone = next((column for column in reversed(columns) if not column.numeric), columns[0])
         columns.remove(gone)
@@ -271,7 +272,7 @@ def _longest(chosen: Selection) -> int:
 
 
 def _left(chosen: Selection, columns: Sequence[Column], width: int) -> int:
-    """Return what `columns` leave of the width for the path."""
+    """Return the width that `columns` leave for the path."""
     return width - sum(column.width(chosen.rows) + 1 for column in columns)
 
 

@@ -1,4 +1,4 @@
-"""A whole report on the terminal, or in a notebook: the pair, the diagnosis, the ranked rows, and the outcome last."""
+"""Shows a whole report on the terminal or in a notebook: the pair, the diagnosis, the ranked rows, the outcome last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ORIGINS = (
 
 
 def heading(report: ReportData) -> RenderableType:
-    """Return who was compared with whom: class, parameters, dtypes, source of each side."""
+    """Return the two compared models: class, parameters, dtypes and source of each side."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -34,7 +34,7 @@ def heading(report: ReportData) -> RenderableType:
 
 
 def table(report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
-    """Yield the ranked rows, the lines that count what they leave out, and the legend."""
+    """Yield the ranked rows, the lines that count the rows left out, and the legend."""
     chosen = select(report, view)
     if not chosen.rows:
         yield Text("No rows: nothing was compared.")
@@ -53,7 +53,7 @@ def table(report: ReportData, view: View, *, width: int) -> Iterator[RenderableT
 
 
 def _legend(tables: Sequence[Table], sort: str) -> Iterator[Text]:
-    """Yield what the columns mean, as far as there are such columns."""
+    """Yield the meanings of the columns that the tables have."""
     headings = {str(column.header).strip() for one in tables for column in one.columns}
     better = f"{LOWER} lower is better"
     if sort in METRICS and METRICS[sort].better is HIGHER:
@@ -81,13 +81,13 @@ def arguments(report: ReportData, view: View, *, width: int) -> Iterator[Rendera
 
 
 def warnings(report: ReportData) -> Iterator[RenderableType]:
-    """Yield one line a warning."""
+    """Yield one line for each warning."""
     for text in report.warnings:
         yield Text.assemble(("warning: ", "bold yellow"), text)
 
 
 def before(report: ReportData, *, width: int) -> Iterator[RenderableType]:
-    """Yield what is known of a run before its rows: the pair and the inputs."""
+    """Yield the sections before a run's rows: the pair and the inputs."""
     yield heading(report)
     yield Text()
     given = inputs(report, width=width)
@@ -97,7 +97,7 @@ def before(report: ReportData, *, width: int) -> Iterator[RenderableType]:
 
 
 def results(report: ReportData, view: View, *, width: int) -> Iterator[RenderableType]:
-    """Yield what a run found: the diagnosis first, the coverage and the summary box last."""
+    """Yield the results of a run: the diagnosis first, the coverage and the summary box last."""
     yield diagnosis(report, view, width=width)
     yield Text()
     yield from table(report, view, width=width)
@@ -120,7 +120,7 @@ def render(report: ReportData, view: View, *, width: int) -> RenderableType:
 
 
 def _model(side: Side) -> str:
-    """Return a model's class, size and dtypes; devices and mode where they are not the usual ones."""
+    """Return a model's class, size and dtypes; devices and mode where they are unusual."""
     said = [side.type, count(side.parameters, "parameter"), ", ".join(side.dtypes)]
     if any(device != "cpu" for device in side.devices):
         said.append(", ".join(side.devices))

@@ -1,4 +1,4 @@
-"""Text for people: numbers, module paths and text from models, made to fit a column, a file or a terminal."""
+"""Text for people: formats numbers, module paths and text from models for a column, a file or a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-# What a reader cannot see, what turns the text around it, and what XML or UTF-8 does not take at all.
+# Invisible characters, characters that change the direction of text, and those that XML or UTF-8 does not allow.
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
@@ -23,7 +23,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return `text` as `visible` does, and in one line.
+    """Return `text` as `visible` does, in one line.
 
     >>> one_line("sizes differ\\n\\tat dim 1")
     'sizes differ\\\\n\\\\tat dim 1'
@@ -32,7 +32,7 @@ def one_line(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return text in at most `most` characters, an ellipsis where that cuts it.
+    """Return text in at most `most` characters, with an ellipsis where it is cut.
 
     >>> shortened("too bad", 4)
     'too…'
@@ -73,7 +73,7 @@ def cosine(value: float | None) -> str:
 
 
 def bound(value: float | None) -> str:
-    """Return the end of a tensor's range: a whole number as it is (token ids, masks), any other rounded.
+    """Return a bound of a tensor's range: a whole number unchanged (token ids, masks), any other rounded.
 
     >>> bound(83.0), bound(-3.4028e38), bound(0.5), bound(None)
     ('83', '-3.40e+38', '5.00e-01', '-')
@@ -84,7 +84,7 @@ def bound(value: float | None) -> str:
 
 
 def apart(value: float, limit: float) -> tuple[str, str]:
-    """Return `value` and `limit` with as many digits as it takes to see that they are not the same.
+    """Return `value` and `limit` with enough digits to show that they are not the same.
 
     >>> apart(1.0004e-05, 1e-05)
     ('1.0004e-05', '1.0000e-05')
@@ -96,7 +96,7 @@ def apart(value: float, limit: float) -> tuple[str, str]:
 
 
 def share(part: float, whole: float) -> str:
-    """Return part / whole in percent, rounded down: 100 % means all of it, 0 % means nothing of it.
+    """Return part / whole in percent, rounded down: 100 % means all, 0 % means none.
 
     >>> share(74, 77), share(9999, 10000), share(1, 10000), share(77, 77), share(0, 0)
     ('96.1 %', '99.9 %', '<0.1 %', '100 %', '0 %')
@@ -110,7 +110,7 @@ def share(part: float, whole: float) -> str:
 
 
 def percent(ratio: float | None) -> str:
-    """Return a ratio such as PEIR in percent, as a person compares it with other tools' output.
+    """Return a ratio such as PEIR in percent, for comparison with the output of other tools.
 
     >>> percent(0.08692164), percent(4.7e-07), percent(0.0)
     ('8.692164 %', '4.70e-05 %', '0 %')
@@ -135,7 +135,7 @@ CUT = "…"
 
 
 def shown(path: str) -> str:
-    """Return a module path as people see it; the root's empty path is `<root>`."""
+    """Return a module path as it is shown; the root's empty path is `<root>`."""
     return path or ROOT
 
 

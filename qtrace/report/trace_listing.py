@@ -1,4 +1,4 @@
-"""Listings of one side: what a stored trace holds, its calls in execution order, and how modules quantize."""
+"""Listings of one side: the contents of a stored trace, calls in execution order, and modules' quantizers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE_WIDTH = 9
 
 @dataclass(frozen=True, slots=True)
 class HeldModule:
-    """What a trace holds of one module: its calls over all samples, what it returns, and the bytes of that."""
+    """The contents of a trace for one module: its calls over all samples, its outputs, and the bytes of these."""
 
     module: str
     type: str
@@ -38,12 +38,12 @@ class HeldModule:
 
 
 def written(folder: str, calls: int, tensors: int, amount: int) -> Text:
-    """Return the line that says what was captured."""
+    """Return the line that states what was captured."""
     return Text(f"wrote {folder}: {count(calls, 'call')}, {count(tensors, 'tensor')}, {size(amount)}")
 
 
 def size(amount: int) -> str:
-    """Return bytes as people read them, in powers of 1000.
+    """Return bytes as readable text, in powers of 1000.
 
     >>> size(999), size(1_234_567), size(0)
     ('999 B', '1.2 MB', '0 B')
@@ -55,7 +55,7 @@ def size(amount: int) -> str:
 
 
 def returned(outputs: Sequence[str]) -> str:
-    """Return what a call gives in a few words: the first tensor, and how many more.
+    """Return a call's outputs in a few words: the first tensor, and the number of further ones.
 
     >>> returned(["float32 [1,4]", "int64 [1]"]), returned([])
     ('float32 [1,4]\\nand 1 more', 'no tensor')
@@ -87,10 +87,10 @@ def contents(facts: Sequence[tuple[str, str]], held: Sequence[HeldModule], *, wi
 def imported(
     pairs: Sequence[tuple[str, str, str]], alone: Sequence[str], unused: int, *, width: int, explain: bool = False
 ) -> Iterator[RenderableType]:
-    """Yield how much of the reference was found, by which rule, and what was not.
+    """Yield how much of the reference was matched, by which rule, and the outputs that were not.
 
-    `pairs` are (output of the reference, tensor, rule), `alone` the outputs that none stands for, `unused` counts the
-    tensors that stand for none. With `explain` every pair is listed.
+    `pairs` are (output of the reference, tensor, rule), `alone` the outputs without a tensor, `unused` counts the
+    tensors without an output. With `explain` every pair is listed.
     """
     if explain:
         table = plain_table()
@@ -137,7 +137,7 @@ def trace_listing(calls: Iterable[CallTrace], side: str, *, width: int) -> Itera
 
 
 def _value(arrow: str, value: ValueTrace, names: int, width: int) -> Iterator[RenderableType]:
-    """Yield a value's line, its statistics on a second one where the first has no room, then its elements."""
+    """Yield a value's line, its statistics on a second line where the first has no room, then its elements."""
     name = value.name or "output"
     what = spec(value.spec)
     numbers = ""
@@ -157,7 +157,7 @@ INDENT = 4
 
 
 def quantizer_listing(rows: Iterable[Row], inspect: Iterable[str], *, width: int) -> Iterator[RenderableType]:
-    """Yield the quantizers of the modules that any pattern of `inspect` matches; nothing where none has any."""
+    """Yield the quantizers of the modules that any pattern of `inspect` matches; nothing where there are none."""
     patterns = tuple(inspect)
     found: dict[str, QuantFacts] = {}
     for row in rows:

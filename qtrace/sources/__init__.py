@@ -1,1 +1,1 @@
-"""Where models and inputs come from: specs, files, wrappers. Imports nothing by itself; see each module."""
+"""Sources of models and inputs: specs, files, wrappers. Imports nothing by itself; see each module."""

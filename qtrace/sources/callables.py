@@ -1,4 +1,4 @@
-"""Python callables as sources: find `file.py:name` or `package.module:name`, call it, say what failed."""
+"""Python callables as sources: finds `file.py:name` or `package.module:name`, calls it, reports failures."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FILES: dict[Path, ModuleType] = {}
 
 
 def find_object(text: str, folder: Path | None = None) -> Any:
-    """Return what `file.py:name` or `package.module:name` stands for; the name may be dotted.
+    """Return the object that `file.py:name` or `package.module:name` names; the name may be dotted.
 
-    A file is imported once per process, with its folder on `sys.path`, so that its sibling imports work. For
-    a module the current directory is on `sys.path`.
+    A file is imported once per process, with its folder on `sys.path`, so that its sibling imports work. For a module,
+    the current directory is on `sys.path`.
 
     Raises:
-        SourceError: no such file or module or name in it (with near ones), or importing it raised.
+        SourceError: no such file, module or name in it (similar names are given), or importing it raised.
     """
     target, _, name = text.rpartition(":")
     module = _import_file(text, target, folder) if target.endswith(".py") else _import_module(text, target)
@@ -46,11 +46,11 @@ def call(
     args: Mapping[str, Any],
     offered: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Call a user's callable with the config's `args`, and what of `offered` it has parameters for.
+    """Call a user's callable with the config's `args`, and with the values of `offered` that it has parameters for.
 
     Raises:
-        UsageError: a parameter without default is not in `args`, or `args` has one that is not taken.
-        SourceError: the callable raised; the place in the user's file is named, the exception is the cause.
+        UsageError: a parameter without default is not in `args`, or `args` has a name that is no parameter.
+        SourceError: the callable raised; the place in the user's file is named, the exception is the `__cause__`.
     """
     given = dict(args)
     signature = _signature(function)
@@ -83,13 +83,13 @@ def call(
 
 
 def takes(function: Any, parameter: str) -> bool:
-    """Say whether a callable has a parameter of that name."""
+    """Return whether a callable has a parameter of this name."""
     signature = _signature(function)
     return signature is not None and parameter in signature.parameters
 
 
 def is_required(function: Any, parameter: str) -> bool:
-    """Say whether a callable has a parameter of that name without a default."""
+    """Return whether a callable has a parameter of this name without a default."""
     return parameter in required(function)
 
 
@@ -142,7 +142,7 @@ def _import_file(text: str, target: str, folder: Path | None) -> ModuleType:
 
 
 def _free_name(path: Path) -> str:
-    """Return the file's stem where its siblings import it by that, else a name that hides no other module."""
+    """Return the file's stem if siblings can import it by this name, else a name that hides no other module."""
     try:
         spec = importlib.util.find_spec(path.stem)
     except (ImportError, ValueError):
@@ -175,7 +175,7 @@ def _import_module(text: str, target: str) -> ModuleType:
 
 
 def _module_names(parent: str) -> list[str]:
-    """Return the modules beside a missing one: of its package, or of the current directory."""
+    """Return the modules near a missing one: those of its package, or of the current directory."""
     if not parent:
         return [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
     return [module.name for module in pkgutil.iter_modules(getattr(sys.modules.get(parent), "__path__", []))]

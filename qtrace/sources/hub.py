@@ -1,4 +1,4 @@
-"""Models by transformers: `hf:` loads one with its weights, `config:` makes one with random weights."""
+"""Models from transformers: `hf:` loads a model with its weights, `config:` makes one with random weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 def load_pretrained(spec: Spec, options: LoadOptions) -> nn.Module:
     """Return the model of `hf:ID_OR_FOLDER[?class=…&revision=…&gguf_file=…&dtype=…]`, in eval mode.
 
-    The class is that of `class`, else the one that the config names, else AutoModel. The dtype is that of the
-    spec, else of the options, else the checkpoint's own.
+    The class is `class`, else the class that the config names, else AutoModel. The dtype is that of the spec, else of
+    the options, else the checkpoint's own.
 
     Raises:
         UsageError: an unknown option, class or dtype.
@@ -46,7 +46,7 @@ def load_pretrained(spec: Spec, options: LoadOptions) -> nn.Module:
 def make_random(spec: Spec, options: LoadOptions) -> nn.Module:
     """Return the model of `config:FOLDER_OR_JSON[?seed=0&class=…]`: random weights, in eval mode.
 
-    Equal seeds give equal weights; torch's own generator is left as it was.
+    Equal seeds give equal weights; torch's own generator does not change.
 
     Raises:
         UsageError: an unknown option or class, a seed that is no whole number.
@@ -72,10 +72,10 @@ def make_random(spec: Spec, options: LoadOptions) -> nn.Module:
 
 
 def resolve(spec: Spec, options: LoadOptions) -> str:
-    """Return the folder, or the hub's id, that an `hf:` spec stands for.
+    """Return the folder, or the hub's id, that an `hf:` spec names.
 
     Raises:
-        SourceError: it reads like a folder and there is none.
+        SourceError: the text looks like a folder, and there is no such folder.
     """
     path = find_path(spec.body, options.folder)
     if path is not None and path.is_dir():
@@ -90,7 +90,7 @@ def resolve(spec: Spec, options: LoadOptions) -> str:
 
 
 def access_arguments(spec: Spec, options: LoadOptions) -> dict[str, Any]:
-    """Return what transformers' `from_pretrained` is told about getting at a model."""
+    """Return the arguments of transformers' `from_pretrained` about access to a model."""
     given = {
         "revision": spec.options.get("revision") or options.revision,
         "gguf_file": spec.options.get("gguf_file"),
@@ -101,7 +101,7 @@ def access_arguments(spec: Spec, options: LoadOptions) -> dict[str, Any]:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return the first line of an error's text, shortened; transformers' errors run to paragraphs."""
+    """Return the first line of an error's text, shortened; transformers' errors can have several paragraphs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else "no message"
     return text if len(text) <= 240 else f"{text[:239]}…"
@@ -109,7 +109,7 @@ def first_sentence(error: BaseException) -> str:
 
 @contextmanager
 def _loading(spec: Spec) -> Iterator[None]:
-    """Keep transformers' bar for weights off the screen, and turn whatever it raises into one sentence."""
+    """Hide transformers' progress bar for weights, and turn any exception of transformers into one sentence."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
@@ -118,7 +118,7 @@ def _loading(spec: Spec) -> Iterator[None]:
         yield
     except (UsageError, SourceError):
         raise
-    except Exception as error:  # OSError, ValueError, ImportError, what remote code raises
+    except Exception as error:  # OSError, ValueError, ImportError, exceptions of remote code
         raise SourceError(f"{spec.text}: transformers cannot load it ({first_sentence(error)})") from error
     finally:
         if was_enabled:

@@ -1,4 +1,4 @@
-"""What both models are run on: a callable's result, a file of tensors, or texts and images through the processor."""
+"""The inputs of both models: a callable's result, a file of tensors, or texts and images through the processor."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def process(
     options: LoadOptions,
     call: str = "forward",
 ) -> list[Sample]:
-    """Return one sample per text, per image, or per pair of both; a single one of a kind goes with all.
+    """Return one sample for each text, image, or pair of both; a single text or image is paired with all others.
 
-    Only texts: through the tokenizer, as they are. With images: through the processor, by its chat template
-    where it has one. What the model's method does not take is left out.
+    Texts without images go through the tokenizer unchanged. With images, the processor is used, with its chat template
+    if it has one. Values that the model's method does not take are left out.
 
     Raises:
-        UsageError: the reference names no tokenizer or processor, or it cannot take what is given.
+        UsageError: the reference names no tokenizer or processor, or this one does not accept the inputs.
         SourceError: an image is missing or unreadable, or the tokenizer could not be loaded.
     """
     place, access = _whose(reference, reference_source, options)
@@ -56,7 +56,7 @@ def process(
 
 
 def _whose(reference: nn.Module, source: str, options: LoadOptions) -> tuple[str, dict[str, Any]]:
-    """Return the folder or id beside whose model the tokenizer lies, and how to get at it."""
+    """Return the folder or id of the model that the tokenizer belongs to, and the access arguments."""
     scheme, _, _ = source.partition(":")
     if scheme == "hf":
         spec = parse_spec(source, ("hf",))
@@ -89,12 +89,12 @@ def _load(loader: str, kind: str, place: str, access: dict[str, Any], source: st
 
 @contextmanager
 def _processing(source: str, processor: Any) -> Iterator[None]:
-    """Turn what a processor raises into one sentence."""
+    """Turn an exception of a processor into one sentence."""
     try:
         yield
     except (UsageError, SourceError):
         raise
-    except Exception as error:  # ValueError, TypeError, IndexError: each processor its own
+    except Exception as error:  # ValueError, TypeError, IndexError: each processor raises its own
         raise SourceError(
             f"the {type(processor).__name__} of {source} cannot process these texts and images "
             f"({first_sentence(error)}); give --inputs instead"
@@ -109,7 +109,7 @@ def _tokenized(tokenizer: Any, text: str) -> Any:
 
 
 def _processed(processor: Any, text: str | None, image: Any, source: str) -> Any:
-    """Return what the processor makes of an image, with a text where there is one."""
+    """Return the processor's result for an image, with a text if there is one."""
     if getattr(processor, "chat_template", None):
         words = [] if text is None else [{"type": "text", "text": text}]
         message = {"role": "user", "content": [{"type": "image", "image": image}, *words]}
@@ -168,11 +168,11 @@ def load_inputs(
     options: LoadOptions,
     call: str = "forward",
 ) -> list[Sample]:
-    """Return the samples that a config's `inputs` stands for.
+    """Return the samples that a config's `inputs` describes.
 
     Raises:
-        UsageError: a form that is not known, `args` that do not fit, a value that is no sample.
-        SourceError: the file or callable could not be had, or is damaged.
+        UsageError: an unknown form, `args` that do not fit, a value that is no sample.
+        SourceError: the file or callable could not be loaded, or is damaged.
     """
     if section.source is None:
         return process(section.text, section.image, reference, reference_source, options, call)

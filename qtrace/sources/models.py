@@ -1,4 +1,4 @@
-"""Load the model that a SPEC stands for. A new scheme is a loader of its own and one line in `SCHEMES`."""
+"""Loads the model that a SPEC names. A new scheme is a loader of its own and one line in `SCHEMES`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_trace(source: str | None) -> bool:
 
 
 def made_from_trace(what: str, source: str) -> UsageError:
-    """Return the error for a candidate that is made from the reference where that is stored and has no weights."""
+    """Return the error for a candidate that is made from a stored reference, which has no weights."""
     return UsageError(
         f"{what} makes the candidate from the reference, and {source} is a trace, which has no weights and no code; "
         "give the model itself as --reference, or capture the candidate (--side candidate) and compare by qtrace diff"
@@ -33,7 +33,7 @@ def made_from_trace(what: str, source: str) -> UsageError:
 
 
 def open_trace(spec: Spec, options: LoadOptions) -> Trace:
-    """Open the trace that `trace:FOLDER` names; raises `SourceError` where there is none, or it is damaged."""
+    """Open the trace that `trace:FOLDER` names; raises `SourceError` where there is no trace, or it is damaged."""
     check_options(spec, ())
     place = find_path(spec.body, options.folder)
     if place is None:
@@ -60,15 +60,15 @@ def load_model(
     reference: nn.Module | None = None,
     options: LoadOptions | None = None,
 ) -> nn.Module:
-    """Return the model that a source stands for, on the device and in the dtype of the options.
+    """Return the model that a source names, on the device and in the dtype of the options.
 
-    With `reference` given, a candidate is loaded: a callable with a parameter `reference` gets a deep copy of
-    it to wrap, and its result is cast to no other dtype. A model that transformers makes here is in eval
-    mode; one that a callable returns keeps its mode. A stored trace is a tree of modules that cannot run.
+    With `reference` given, a candidate is loaded: a callable with a parameter `reference` receives a deep copy of it to
+    wrap, and its result is not cast to another dtype. A model that transformers makes here is in eval mode; a model
+    that a callable returns keeps its mode. A stored trace is a tree of modules that cannot run.
 
     Raises:
-        UsageError: no form of a source that is known, unknown options, `args` that do not fit.
-        SourceError: the model could not be had; see `find_object`, `call` and the loaders in `SCHEMES`.
+        UsageError: an unknown form of a source, unknown options, `args` that do not fit.
+        SourceError: the model could not be loaded; see `find_object`, `call` and the loaders in `SCHEMES`.
     """
     options = options or LoadOptions()
     spec = parse_spec(text, SCHEMES)
@@ -105,18 +105,18 @@ def _load_callable(text: str, args: dict[str, Any], reference: nn.Module | None,
         raise SourceError(f"{text} returned {kind}; expected a torch.nn.Module")
     if _is_empty(made):
         raise SourceError(f"{text} returned a model on the meta device, which has no values; give it weights first")
-    # What wraps the reference got a cast one; casting it again would round its scales and its own choices.
+    # A wrapper received a cast reference; casting its result would round its scales and override its own choices.
     return place_model(made, options.device, None if wraps else options.dtype)
 
 
 def _is_empty(model: nn.Module) -> bool:
-    """Return whether all parameters are on the meta device, and nothing brings their values in for each call."""
+    """Return whether all parameters are on the meta device, and no hook loads their values for each call."""
     is_offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     parameters = list(model.parameters())
     return bool(parameters) and not is_offloaded and all(parameter.is_meta for parameter in parameters)
 
 
 def _only_required(made: Callable[..., Any], args: Mapping[str, Any]) -> str | None:
-    """Return the one parameter that is not given, where it is one."""
+    """Return the only missing parameter, where exactly one is missing."""
     absent = [name for name in required(made) if name not in args]
     return absent[0] if len(absent) == 1 else None

@@ -1,4 +1,4 @@
-"""A run's two models and their inputs, loaded as its config says; the reference stays untouched meanwhile."""
+"""Loads a run's two models and their inputs by its config, and makes sure that the reference does not change."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from qtrace.sources.wrappers import apply_wrapper, load_wrapper
 
 @contextlib.contextmanager
 def reference_untouched(reference: nn.Module, source: str) -> Iterator[None]:
-    """Refuse what `source` does inside to the reference itself: it would then be compared with what was made of it.
+    """Refuse changes that `source` makes to the reference: the comparison would use a changed reference.
 
     Raises:
-        SourceError: another tensor, or values that were written to, or other modules or hooks; one is named.
+        SourceError: a tensor was replaced or written to, or modules or hooks were changed; one change is named.
     """
     before = _state(reference)
     yield
@@ -45,9 +45,9 @@ def reference_untouched(reference: nn.Module, source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_kept() -> Iterator[None]:
-    """Put back what holds for the whole process and decides what either model computes: default dtype and device, …
+    """Restore the process-wide settings that affect the models' results: default dtype and device, …
 
-    Also whether gradients are kept, whether operators must be deterministic, and the current folder.
+    They also include whether gradients are computed, whether operators must be deterministic, and the current folder.
     """
     folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
     grad, strict = torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
@@ -64,12 +64,12 @@ def process_kept() -> Iterator[None]:
 
 
 def _state(model: nn.Module) -> dict[str, object]:
-    """Return, by path, what tells that a tensor or a module was exchanged, written to or hooked."""
+    """Return, by path, the values that change when a tensor or module is replaced, written to or hooked."""
     found: dict[str, object] = {}
     for path, module in model.named_modules():
         hooks = (*module._forward_hooks, *module._forward_pre_hooks)
         found[path] = (id(module), type(module), hooks, id(vars(module).get("forward")))
-        # What is not saved with a model, such as rotary frequencies, it may make anew whenever it runs.
+        # A model may compute unsaved buffers, such as rotary frequencies, anew in each run.
         saved = {
             name: value for name, value in module._buffers.items() if name not in module._non_persistent_buffers_set
         }
@@ -81,7 +81,7 @@ def _state(model: nn.Module) -> dict[str, object]:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    """Return where a tensor's values are: `parameter.data = …` changes nothing else."""
+    """Return the address of a tensor's values: `parameter.data = …` changes nothing else."""
     try:
         return tensor.data_ptr()
     except RuntimeError:
@@ -91,7 +91,7 @@ def _address(tensor: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models and what both are run on; the `_source` texts say where each came from."""
+    """Two models and their inputs; the `_source` texts name the origin of each."""
 
     reference: nn.Module
     candidate: nn.Module
@@ -103,7 +103,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Loaded:
-    """One model and what it is run on; `source` says where it came from."""
+    """One model and its inputs; `source` names its origin."""
 
     model: nn.Module
     samples: list[Sample]
@@ -111,7 +111,7 @@ class Loaded:
 
 
 def load_reference(config: RunConfig) -> Loaded:
-    """Load the reference and the inputs alone, as `load_pair` does; raises as that does."""
+    """Load only the reference and the inputs, in the way of `load_pair`; raises the same errors."""
     reference_section, inputs_section = _reference_section(config), _inputs_section(config)
     options = _load_options(config)
     check_device(config.device)
@@ -122,7 +122,7 @@ def load_reference(config: RunConfig) -> Loaded:
         source = reference_section.source
         reference = load_model(source, args=reference_section.args, options=options)
         _seed(config.seed)
-        # Two traces hold what was computed on their inputs, and need none.
+        # Two traces need no inputs, since they hold all results.
         is_stored = len(_stored(config)) == 2
         loaded = [Sample()] if is_stored else load_inputs(inputs_section, reference, source, options, config.call)
         samples = [place_sample(sample, config.device, config.dtype) for sample in loaded]
@@ -134,16 +134,16 @@ def load_reference(config: RunConfig) -> Loaded:
 def load_pair(config: RunConfig) -> Pair:
     """Load the reference, the inputs and the candidate, in this order.
 
-    The random generators of Python and torch are seeded with `config.seed` before each of the three, so that
-    two callables which draw random weights in the same order get the same. Device and dtype go to both models
-    and (the dtype to floating-point tensors only) to the inputs; a wrapper gets the reference as it is then.
-    What is printed while loading goes to stderr; what a candidate's maker changes in the whole process is put back.
+    The random generators of Python and torch are seeded with `config.seed` before each of the three, so that two
+    callables which draw random weights in the same order get the same weights. Device and dtype apply to both models
+    and (the dtype only for floating-point tensors) to the inputs; a wrapper receives the reference after this. Output
+    that is printed while loading goes to stderr; process-wide changes by a candidate's maker are undone.
 
     Raises:
-        UsageError: a part is not given, options do not fit, or the inputs do not fit the reference's method.
-        SourceError: a part could not be had, or what makes the candidate changed the reference or returned it.
+        UsageError: a part is missing, options do not fit, or the inputs do not fit the reference's method.
+        SourceError: a part could not be loaded, or the candidate's maker changed the reference or returned it.
     """
-    # All that is missing shows before the reference is loaded, which may take minutes.
+    # Missing parts are reported before the reference is loaded, which may take minutes.
     reference_section, candidate_section = _reference_section(config), config.candidate
     if candidate_section is None:
         raise UsageError("there is no candidate; give --candidate SPEC or --wrap NAME, or a config with a candidate")
@@ -187,7 +187,7 @@ def _reference_section(config: RunConfig) -> ReferenceSource:
 
 
 def _inputs_section(config: RunConfig) -> InputsSource:
-    """Return where the inputs come from; where nothing is said, a stored side has those that it was captured on."""
+    """Return the source of the inputs; by default a stored side supplies the inputs that it was captured on."""
     if config.inputs is not None:
         return config.inputs
     stored = _stored(config)
@@ -197,7 +197,7 @@ def _inputs_section(config: RunConfig) -> InputsSource:
 
 
 def _stored(config: RunConfig) -> list[str]:
-    """Return the sources of the two that are traces."""
+    """Return the sources of both sides that are traces."""
     sections = [section for section in (config.reference, config.candidate) if section is not None]
     sources = [section.source for section in sections if section.source is not None]
     return [source for source in sources if is_trace(source)]

@@ -1,4 +1,4 @@
-"""The forms in which a source is written: `scheme:body?option=value&…`, or `module:name` for a callable."""
+"""Parses the forms of a source: `scheme:body?option=value&…`, or `module:name` for a callable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qtrace.errors import UsageError, did_you_mean
 
 @dataclass(frozen=True)
 class Spec:
-    """A source as it was written, taken apart; `scheme` is empty for a callable."""
+    """A parsed source; `scheme` is empty for a callable."""
 
     text: str
     scheme: str
@@ -22,9 +22,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What the common options say about loading: where from, and onto what.
+    """The common options for loading: the place to load from, and the device and dtype to load to.
 
-    `folder` is the config's own, where relative names are looked for second; `dtype` a name as "bfloat16".
+    `folder` is the config's folder, the second place where relative names are searched; `dtype` is a name like
+    "bfloat16".
     """
 
     folder: Path | None = None
@@ -37,7 +38,7 @@ class LoadOptions:
 
 
 def parse_spec(text: str, schemes: Collection[str]) -> Spec:
-    """Take a source apart.
+    """Return the parts of a source.
 
     >>> parse_spec("hf:org/model?revision=main", ["hf"])
     Spec(text='hf:org/model?revision=main', scheme='hf', body='org/model', options={'revision': 'main'})
@@ -45,7 +46,7 @@ def parse_spec(text: str, schemes: Collection[str]) -> Spec:
     ''
 
     Raises:
-        UsageError: no form that is known; the forms are listed.
+        UsageError: an unknown form; the known forms are listed.
     """
     head, colon, rest = text.partition(":")
     if head in schemes and colon:
@@ -71,7 +72,7 @@ def check_options(spec: Spec, known: Collection[str]) -> None:
     """Refuse an option after `?` that the scheme does not know.
 
     Raises:
-        UsageError: the option is named, with near ones.
+        UsageError: the option is named, with similar ones.
     """
     for name in spec.options:
         if name not in known:

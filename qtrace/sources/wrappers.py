@@ -1,6 +1,6 @@
-"""Wrappers by name: `wrap(reference, samples, **args) -> nn.Module` makes the candidate from the reference.
+"""Finds wrappers by name: `wrap(reference, samples, **args) -> nn.Module` makes the candidate from the reference.
 
-The built-in ones are one file each in `qtrace.toolkits`; other packages announce theirs through the entry-point group
+Each built-in wrapper is a file in `qtrace.toolkits`; other packages register theirs in the entry-point group
 `qtrace.wrappers`.
 """
 
@@ -23,7 +23,7 @@ from qtrace.toolkits import TOOLKITS
 from qtrace.toolkits.export import unflattened
 
 GROUP = "qtrace.wrappers"
-# How an argument is annotated: what it may be, and in words. A whole number is a number, true and false are none.
+# The permitted types of an annotation, and their description. A whole number is a number, true and false are not.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
     "int": ((int,), "a whole number"),
@@ -32,22 +32,22 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "Sequence[str]": ((list, tuple), "a list, as in [a, b]"),
     "Sequence[Sequence[str]]": ((list, tuple), "a list of lists, as in [[a, b]]"),
 }
-# What a toolkit says when it refuses a model may be a page.
+# A toolkit's message about a refused model may fill a page.
 _LONGEST = 300
 Wrapper = Callable[..., nn.Module]
 
 
 def known_wrappers() -> list[str]:
-    """Return the names of all wrappers that are installed."""
+    """Return the names of all installed wrappers."""
     return sorted({*TOOLKITS, *_announced()})
 
 
 def load_wrapper(name: str, args: Mapping[str, Any]) -> Wrapper:
-    """Return the wrapper of a name, after checking that it takes the arguments.
+    """Return the wrapper with this name, after checking that it takes the arguments.
 
     Raises:
-        UsageError: no such wrapper (near ones and all are given), or arguments that it does not take.
-        SourceError: another package announces it and it cannot be imported.
+        UsageError: no such wrapper (similar names and all names are given), or arguments that it does not take.
+        SourceError: another package registers it and it cannot be imported.
     """
     wrapper = _find(name)
     _check_args(name, wrapper, args)
@@ -56,7 +56,7 @@ def load_wrapper(name: str, args: Mapping[str, Any]) -> Wrapper:
 
 def _find(name: str) -> Wrapper:
     if name in TOOLKITS:
-        # By name, so that a source checkout without installed metadata has them too.
+        # Imported by name, so that a source checkout without installed metadata has them too.
         built_in: Wrapper = import_module(f"qtrace.toolkits.{name}").wrap
         return built_in
     announced = _announced()
@@ -67,7 +67,7 @@ def _find(name: str) -> Wrapper:
         raise UsageError(f"there is no wrapper {name}; {near}{every}")
     try:
         loaded: Wrapper = announced[name].load()
-    except (Exception, SystemExit) as error:  # whatever importing another package raises
+    except (Exception, SystemExit) as error:  # any error of importing another package
         raise SourceError(
             f"the wrapper {name} ({announced[name].value}) cannot be imported: {describe(error)}"
         ) from error
@@ -103,7 +103,7 @@ def _announced() -> dict[str, EntryPoint]:
 
 
 def _check_args(name: str, wrapper: Wrapper, args: Mapping[str, Any]) -> None:
-    """Refuse what the wrapper's signature does not have; its first two are reference and samples."""
+    """Refuse arguments that the wrapper's signature lacks; its first two are reference and samples."""
     parameters = list(inspect.signature(wrapper).parameters.values())[2:]
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
@@ -120,7 +120,7 @@ def _check_args(name: str, wrapper: Wrapper, args: Mapping[str, Any]) -> None:
 
 
 def _check_kind(name: str, parameter: inspect.Parameter, value: Any) -> None:
-    """Refuse a value of another kind than the parameter is annotated with; of most kinds nothing is known."""
+    """Refuse a value of another type than the parameter's annotation; most annotations are not checked."""
     annotation = parameter.annotation
     said = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     kinds, words = _KINDS.get(said, ((), ""))

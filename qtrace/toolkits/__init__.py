@@ -9,7 +9,7 @@ Such a file holds what qtrace knows of one toolkit:
     toolkit's modules by their attributes.
 `MARKS`
     are names of attributes, buffers or children of which a model has at least one if the toolkit quantized it. A reader
-    with marks is asked about such models only.
+    with marks is called for such models only.
 
 Any of them may be missing: a cast has no quantizers. A new toolkit is a new file here.
 """
@@ -27,14 +27,14 @@ from qtrace.toolkits.quantizer import Reading
 
 Reader = Callable[[torch.nn.Module, frozenset[torch.nn.Module]], Iterator[Reading]]
 Readers = tuple[tuple[str, Reader], ...]
-# Files that toolkits have in common, and the reader that is asked where no toolkit's own finds anything.
+# Files shared by the toolkits, and the reader that is called if no toolkit's own reader finds a quantizer.
 _GENERIC = "generic"
 _SHARED = ("calibration", "quantizer", _GENERIC)
 TOOLKITS = tuple(sorted(info.name for info in iter_modules(__path__) if info.name not in _SHARED))
 
 
 def readers_for(modules: Iterable[torch.nn.Module]) -> Readers:
-    """Return the readers to ask about the modules of one model, by toolkit; the generic one comes last."""
+    """Return the readers to call for the modules of one model, by toolkit; the generic one comes last."""
     shown = {name for module in modules for name in _names(module)}
     return tuple((toolkit, reader) for toolkit, marks, reader in _readers() if marks is None or marks & shown)
 
@@ -42,7 +42,7 @@ def readers_for(modules: Iterable[torch.nn.Module]) -> Readers:
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module], readers: Readers) -> tuple[str, list[Reading]]:
     """Return the toolkit whose quantizers a module holds, and these quantizers; ("", []) where it has none.
 
-    `aligned` are the candidate's modules that have a partner in the reference: the quantizers inside them are theirs.
+    `aligned` are the candidate's modules with a partner in the reference: quantizers inside them belong to them.
     """
     for toolkit, reader in readers:
         found = list(reader(module, aligned))
@@ -52,7 +52,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module], readers: 
 
 
 def _names(module: torch.nn.Module) -> Iterator[str]:
-    """Yield the names under which a module, or one of its parameters, holds anything."""
+    """Yield the names of all attributes, children and buffers of a module, and of its parameters' attributes."""
     # A scripted module keeps its children in no dictionary, and no toolkit quantizes one.
     for held in (vars(module), module._modules, module._buffers):
         yield from held if isinstance(held, dict) else ()

@@ -1,4 +1,4 @@
-"""Hugging Face's accelerate: weights that are brought in from main memory or disk for each call."""
+"""Hugging Face's accelerate: weights that are loaded from main memory or disk for each call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def wrap(
 ) -> nn.Module:
     """Return `reference` with its weights offloaded to main memory (`cpu`) or to a temporary folder (`disk`).
 
-    Between calls the weights are on the meta device. The folder goes when the model does.
+    Between calls the weights are on the meta device. The folder is deleted with the model.
 
     Raises:
         SourceError: accelerate is missing.
@@ -33,6 +33,6 @@ def wrap(
         else:
             folder = tempfile.TemporaryDirectory(prefix="qtrace-offload-")
             disk_offload(reference, folder.name, execution_device=execution_device)
-            # It must live as long as the model.
+            # The folder must live as long as the model.
             vars(reference)["_offload_folder"] = folder
     return reference

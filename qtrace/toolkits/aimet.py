@@ -27,7 +27,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
         held = module._modules.get(f"{of}_quantizers")
         for place, quantizer in (held or torch.nn.Module())._modules.items():
             if _quantizes(quantizer):
-                # Of several inputs only the first is compared with what a quantizer has room for.
+                # Of several inputs only the first is compared with the range of its quantizer.
                 yield _reading(f"{of}_quantizers.{place}", of if place == "0" else "inside", quantizer)
 
 
@@ -77,14 +77,14 @@ def wrap(reference: nn.Module, samples: Sequence[Sample], param_bits: int = 8, o
         )
         simulation.compute_encodings(lambda traceable: calibrate(traceable.model, samples))
         simulated: nn.Module = simulation.model.model
-    # Its layers and quantizers are made new, and so in training mode.
+    # Its layers and quantizers are new objects, and so in training mode.
     return simulated.train(reference.training)
 
 
 class _Traceable(nn.Module):
     """A model as `torch.jit.trace` takes one: called with the tensors of a sample, it returns a tuple of tensors.
 
-    What the sample holds beside them, such as `use_cache`, is constant.
+    Other arguments of the sample, such as `use_cache`, are constant.
     """
 
     def __init__(self, model: nn.Module, sample: Sample) -> None:

@@ -21,7 +21,7 @@ _FOUR_BITS = 16
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield the quantizer of the weight; of an int8 layer also what rounds each row of the input."""
+    """Yield the quantizer of the weight; for an int8 layer also the quantizer of each row of the input."""
     weight: Any = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
     if hasattr(state, "absmax") and hasattr(state, "blocksize"):
@@ -49,7 +49,7 @@ def _table(weight: torch.Tensor, state: Any) -> Reading:
     most = _largest(state)
     codes = state.code.detach().to(torch.float32)
     count, rest = divmod(shape[-1], size)
-    # A block goes on in the next row where a row is no whole number of them.
+    # A block continues in the next row if a row is no whole number of blocks.
     blocks = None if rest else most.reshape(*shape[:-1], count)
     return Reading(
         name="weight",
@@ -78,7 +78,7 @@ def _largest(state: Any) -> torch.Tensor:
 
 
 def _unpacked(weight: torch.Tensor, state: Any, codes: torch.Tensor, most: torch.Tensor) -> torch.Tensor | None:
-    """Return the rounded weight; None where its order is that of a kernel, or a level takes other than half a byte."""
+    """Return the rounded weight; None if its order is that of a kernel, or if a level does not take half a byte."""
     if getattr(state, "packing_format_for_cpu", False) or len(codes) != _FOUR_BITS:
         return None
     packed = weight.detach().reshape(-1).view(torch.uint8)
@@ -108,7 +108,7 @@ def wrap(
 
 
 class _Once(logging.Filter):
-    """Lets each message through once: what the toolkit says of a layer, it says with every call of every layer."""
+    """Lets each message through once: the toolkit repeats its message with every call of every layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,6 +136,6 @@ def _quantized(layer: nn.Linear, bits: int) -> nn.Module:
         made = bnb.nn.Linear4bit(*sizes, quant_type="nf4", compute_dtype=layer.weight.dtype)
         made.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
     made.bias = layer.bias
-    # It is the move to a device that quantizes.
+    # The move to a device quantizes the layer.
     moved: nn.Module = made.to(layer.weight.device).train(layer.training)
     return moved

@@ -18,7 +18,7 @@ MARKS = tuple(_OF)
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield the quantizers that are switched on. A bias in 32 bits is passed by."""
+    """Yield the quantizers that are switched on. A bias in 32 bits is skipped."""
     for name, of in _OF.items():
         proxy: Any = module._modules.get(name)
         if getattr(proxy, "is_quant_enabled", False) and hasattr(proxy, "bit_width"):
@@ -33,7 +33,7 @@ def _reading(name: str, of: str, proxy: Any, weight: torch.Tensor | None) -> Rea
         scale = proxy.scale()
         zero = proxy.zero_point()
     except RuntimeError:
-        # It is chosen at each call.
+        # The scale is chosen at each call.
         scale = None
     size = getattr(proxy, "group_size", None) if getattr(proxy, "is_groupwise", False) else None
     return Reading(

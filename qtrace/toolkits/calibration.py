@@ -1,4 +1,4 @@
-"""What wrappers of other people's toolkits have in common: a missing package is named, and samples calibrate."""
+"""Shared helpers of the toolkits' wrappers: import a toolkit, name a missing package, calibrate with samples."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qtrace.errors import SourceError, UsageError, did_you_mean
 
 @contextlib.contextmanager
 def toolkit(wrapper: str, module: str, package: str | None = None) -> Iterator[None]:
-    """Import and use a toolkit inside; what it prints goes to stderr, since stdout is for results.
+    """Import and use a toolkit inside; its prints go to stderr, since stdout is for results.
 
     Args:
         wrapper: the wrapper's name.
-        module: what is imported.
-        package: what `pip install` calls it, where that is another name.
+        module: the module to import.
+        package: its name for `pip install`, if that is another one.
 
     Raises:
         SourceError: the toolkit is not installed, or cannot be imported as it is.
@@ -39,7 +39,7 @@ def toolkit(wrapper: str, module: str, package: str | None = None) -> Iterator[N
 
 
 def calibrate(model: nn.Module, samples: Sequence[Sample]) -> None:
-    """Let the model see each sample once, without gradients; copies, because a forward may write into its arguments."""
+    """Run the model on each sample once, without gradients; on copies, as a forward may write into its arguments."""
     with torch.no_grad():
         for sample in copy.deepcopy(list(samples)):
             model(*sample.args, **sample.kwargs)
@@ -49,7 +49,7 @@ def chosen(wrapper: str, what: str, value: str, known: Sequence[str]) -> str:
     """Return `value` where it is one of `known`.
 
     Raises:
-        UsageError: it is not; near ones are given.
+        UsageError: it is not; the message lists similar ones.
     """
     if value not in known:
         raise UsageError(f"the wrapper {wrapper} has no {what} {value}; {did_you_mean(str(value), known)}")
@@ -81,5 +81,5 @@ def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
-        # The package around it is not there either.
+        # The package around it is missing, too.
         return False

@@ -1,4 +1,4 @@
-"""compressed-tensors, the format of vLLM's llm-compressor: a scheme on each module, and scales by what they are of."""
+"""compressed-tensors, the format of vLLM's llm-compressor: a scheme on each module, and scales by tensor name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ARGUMENTS = {"weight": "weights", "input": "input_activations", "output": "outp
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield what the scheme rounds; nothing where it is switched off."""
+    """Yield the quantizers of the scheme; none if it is switched off."""
     scheme = getattr(module, "quantization_scheme", None)
     if scheme is None or not getattr(module, "quantization_enabled", True):
         return
@@ -46,7 +46,7 @@ def _reading(module: torch.nn.Module, of: str, told: Any) -> Reading:
         zero_point=None if dynamic or zero is None else zero.detach().to(torch.float32),
         levels=levels_of(dtype),
         symmetric=bool(told.symmetric),
-        # What is grouped has a scale of two axes; so has what is rounded by channel.
+        # A grouped tensor has a scale of two axes; so has a tensor rounded by channel.
         group=told.group_size if strategy in ("group", "tensor_group") else None,
         axis=0 if strategy == "channel" and of == "weight" else None,
         by_token=strategy == "token",
@@ -64,7 +64,7 @@ def wrap(
     """Return `reference` with its linear layers fake-quantized in place, except those whose own name is in `keep`.
 
     `scheme` is one of the package's presets that needs no calibration of activations, such as W8A8 (activations
-    rounded as they come), W8A16, W4A16 or FP8_DYNAMIC. Weights get the range that they have.
+    rounded at each call), W8A16, W4A16 or FP8_DYNAMIC. A weight's range is that of its values.
 
     Raises:
         SourceError: compressed-tensors is missing.

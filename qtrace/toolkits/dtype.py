@@ -1,4 +1,4 @@
-"""The same model cast to another floating-point dtype."""
+"""Casts the same model to another floating-point dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torch.export`: the program that torch follows through the model, as a tree of modules again."""
+"""`torch.export`: the program that torch traces through the model, as a tree of modules again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qtrace.toolkits.calibration import first_sample
 
 
 def unflattened(made: Any) -> Any:
-    """Return the modules of an `ExportedProgram`, whose mode is in its graph, and anything else as it is."""
+    """Return the modules of an `ExportedProgram`, whose mode is in its graph; any other object as it is."""
     if not isinstance(made, torch.export.ExportedProgram):
         return made
     from torch.export import unflatten
@@ -34,7 +34,7 @@ def wrap(reference: nn.Module, samples: Sequence[Sample], strict: bool = False) 
         UsageError: there is no sample.
     """
     sample = first_sample("export", samples)
-    # Where it fails it prints the whole graph as far as it came, which would bury the error.
+    # If it fails it prints the whole graph up to that point, which would bury the error.
     printed = io.StringIO()
     with torch.no_grad(), contextlib.redirect_stderr(printed):
         program = torch.export.export(reference, sample.args, sample.kwargs, strict=strict)

@@ -1,7 +1,7 @@
-"""Anything else: a scale with a zero point beside it, under any of the usual names, on a module or a child of its own.
+"""Any other toolkit: a scale with a zero point beside it, under any usual name, on a module or a child of its own.
 
-`scale`/`zero_point` (or `zp`) is the output's, with a prefix (`weight_scale`) that of what the prefix names.
-A scale alone is no quantizer: norms and attention have one, too. Nor is what a toolkit keeps under a private name.
+`scale`/`zero_point` (or `zp`) is the output's; with a prefix (`weight_scale`) that of the tensor that the prefix names.
+A scale by itself is no quantizer: norms and attention have one, too. Nor is an attribute under a private name.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _reading(
 
 
 def _dtype(holder: torch.nn.Module) -> tuple[str, tuple[float, float] | None]:
-    """Return the dtype and its levels: as `quant_min` and `quant_max`, or as `dtype`."""
+    """Return the dtype and its levels: from `quant_min` and `quant_max`, or from `dtype`."""
     low, high = getattr(holder, "quant_min", None), getattr(holder, "quant_max", None)
     name = dtype_name(getattr(holder, "dtype", None) or "?")
     if isinstance(low, (int, float)) and isinstance(high, (int, float)):

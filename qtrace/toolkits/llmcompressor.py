@@ -28,9 +28,9 @@ def wrap(
 ) -> nn.Module:
     """Return `reference` with its linear layers quantized in place, except those whose own name is in `keep`.
 
-    `scheme` is one of compressed-tensors' presets, such as W8A8, W4A16 or FP8_DYNAMIC. `method` is how weights come to
-    be rounded: each to the nearest (`rtn`), by GPTQ, or to the nearest after SmoothQuant moved the activations'
-    outliers out of norms into them.
+    `scheme` is one of compressed-tensors' presets, such as W8A8, W4A16 or FP8_DYNAMIC. `method` is how weights are
+    rounded: each to the nearest (`rtn`), by GPTQ, or to the nearest after SmoothQuant moved the activations' outliers
+    out of norms into them.
 
     Raises:
         SourceError: llmcompressor is missing, or the model is none of transformers'.
@@ -50,13 +50,13 @@ def wrap(
         kept = [rf"re:(.*\.)?{re.escape(name)}$" for name in keep]
         what = {"targets": "Linear", "scheme": scheme, "ignore": kept}
         loader: Any = torch.utils.data.DataLoader(_batches(reference, samples), batch_size=None)  # type: ignore[arg-type]
-        # The samples are what the model is called with: there is nothing for a tokenizer to do.
+        # The samples are the arguments of the model's call: no tokenizer is needed.
         oneshot(model=reference, recipe=_recipe(method, what), dataset=loader, processor=object(), pipeline="basic")
     return reference
 
 
 def _batches(model: nn.Module, samples: Sequence[Sample]) -> list[dict[str, torch.Tensor]]:
-    """Return the tensors that each sample calls the model with, by name; llm-compressor takes nothing else."""
+    """Return the tensors of each sample, by argument name; llm-compressor accepts nothing else."""
     calls = [named_arguments(model, sample) for sample in copy.deepcopy(list(samples))]
     return [{name: value for name, value in call.items() if isinstance(value, torch.Tensor)} for call in calls]
 
@@ -74,7 +74,7 @@ def _recipe(method: str, what: dict[str, Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def _config_on_disk(model: Any) -> Iterator[None]:
-    """Let the model's name be a folder with its config: llm-compressor reads it from there before it begins."""
+    """Set the model's name to a folder with its config: llm-compressor reads the config there before it begins."""
     name = model.config._name_or_path
     with tempfile.TemporaryDirectory(prefix="qtrace-") as folder:
         model.config.save_pretrained(folder)

@@ -63,7 +63,7 @@ def _reading(name: str, of: str, quantizer: Any, module: torch.nn.Module) -> Ite
 
 
 def _gain(of: str, module: torch.nn.Module) -> torch.Tensor | None:
-    """Return what the input is multiplied by before it is rounded, and the weight was divided by."""
+    """Return the factor by which the input is multiplied before it is rounded, and the weight was divided."""
     scale = getattr(module._modules.get("input_quantizer"), "pre_quant_scale", None)
     if not isinstance(scale, torch.Tensor) or of not in ("input", "weight"):
         return None
@@ -110,9 +110,9 @@ def wrap(reference: nn.Module, samples: Sequence[Sample], config: str = "INT8_DE
 
 
 def _free_attention(model: nn.Module) -> None:
-    """Make attention torch's own again where none of its quantizers is on.
+    """Restore the original class of an attention module if none of its quantizers is on.
 
-    modelopt's exchanges a function of transformers' while it runs, under which the reference would run, too.
+    While modelopt's attention runs, it replaces a function of transformers, which would change the reference as well.
     """
     for module in model.modules():
         quantizers = [child for name, child in module.named_children() if name.endswith("_bmm_quantizer")]

@@ -1,4 +1,4 @@
-"""Intel's neural-compressor: weights rounded to nearest in groups; the levels of nf4 and fp4 stand in a table."""
+"""Intel's neural-compressor: weights rounded to nearest in groups; the levels of nf4 and fp4 are in a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
     if scales is None or not isinstance(bits, int) or "qweight" not in module._buffers:
         return
     layer: Any = module
-    # One of two layouts has everything with its axes exchanged, levels from 0, and zero points less by 1.
+    # One of two layouts has all tensors with their axes exchanged, levels from 0, and zero points less by 1.
     turned = bool(getattr(module, "use_optimum_format", False))
     count = scales.T.shape if turned else scales.shape
     table = getattr(module, "int2float_mapping", None)
@@ -55,7 +55,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
 def _zero_points(packed: torch.Tensor, layer: Any, turned: bool) -> torch.Tensor:
     """Return the zero point of each output and group; several share an element of `packed`, along its last axis."""
     bits, groups = int(layer.bits), math.ceil(layer.in_features / layer.group_size)
-    # Along the last axis lie outputs, in the layout with its axes exchanged, and groups in the other.
+    # The last axis is that of outputs in the layout with exchanged axes, and that of groups in the other.
     shifts = torch.arange(0, packed.element_size() * 8, bits, device=packed.device)[: int(layer.n_pack)]
     levels = (packed.to(torch.int64)[..., None] >> shifts) & (2**bits - 1)
     found: torch.Tensor = levels.flatten(-2)
@@ -67,7 +67,7 @@ def _zero_points(packed: torch.Tensor, layer: Any, turned: bool) -> torch.Tensor
 def wrap(reference: nn.Module, samples: Sequence[Sample], bits: int = 8, group_size: int = -1) -> nn.Module:
     """Return `reference` with the weights of its linear layers rounded to `bits`.
 
-    `group_size` inputs share a scale; -1 is all of a channel's.
+    `group_size` inputs share a scale; with -1 all inputs of a channel do.
 
     Raises:
         SourceError: neural-compressor is missing.

@@ -1,4 +1,4 @@
-"""Intel's nncf: quantizers at the model's root, named by what they follow, or compressed weights."""
+"""Intel's nncf: quantizers at the model's root, named by the function that they follow, or compressed weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _HOOKS = "__nncf_hooks"
 MARKS = (_HOOKS,)
 # "encoder/attention/linear/0__1": the second argument of the first `linear` that is called there.
 _PLACE = re.compile(r"(?P<module>.*)/(?P<function>[^/]+)/(?P<call>\d+)__(?P<port>\d+)")
-# Where a weight is no function's second argument.
+# The functions whose weight is not the second argument.
 _WEIGHT_PORT = {"layer_norm": 2, "group_norm": 2, "batch_norm": 3}
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield what hangs at the functions and the parameters of a module, if the model's root is one of `aligned`."""
+    """Yield the quantizers at the functions and the parameters of a module, if the model's root is in `aligned`."""
     root = next((held for held in (module, *aligned) if _HOOKS in held._modules), None)
     path = None if root is None else next((name for name, held in root.named_modules() if held is module), None)
     if root is None or path is None:
@@ -54,9 +54,9 @@ def _at(held: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _place(root: torch.nn.Module, path: str) -> tuple[str, int] | None:
-    """Return how nncf names a module, and which of those that it names so this one is; None of several calls.
+    """Return nncf's name of a module, and the module's index among those of that name; None if called several times.
 
-    It leaves out lists and what lies directly in them, so that all layers have one name, and counts calls.
+    nncf leaves out lists and their direct members, so that all layers have one name, and counts calls.
     """
     short, last = _short(root, path), path.rpartition(".")[2]
     named = [name for name, _ in root.named_modules() if name.rpartition(".")[2] == last or not name]
@@ -82,7 +82,7 @@ def _short(root: torch.nn.Module, path: str) -> str:
 
 
 def _of(module: torch.nn.Module, function: str, port: int, after: bool) -> str:
-    """Return what a quantizer rounds; of a function in a container's own code that is something in between."""
+    """Return which tensor a quantizer rounds; for a function in a container's own code it is one in between."""
     if module._modules.keys() - {_HOOKS}:
         return "inside"
     if after:
@@ -106,7 +106,7 @@ def _fake(name: str, of: str, quantizer: Any, weight: torch.Tensor | None) -> Re
     held = {key: value.detach() for key, value in quantizer._parameters.items() if value is not None}
     zero = None
     if "_scale_param_storage" in held:
-        # The largest value, which the last level stands for.
+        # The parameter is the largest value, that of the last level.
         scale = held["_scale_param_storage"] / high
     else:
         scale = held["_input_range_param_storage"] / (high - low)
@@ -125,12 +125,12 @@ def _fake(name: str, of: str, quantizer: Any, weight: torch.Tensor | None) -> Re
 
 
 def _compressed(name: str, decompressor: Any, packed: torch.Tensor | None, parameter: str) -> Reading:
-    """Return the quantizer of a compressed weight, which the decompressor hands out as a float again."""
+    """Return the quantizer of a compressed weight, which the decompressor returns as a float again."""
     four = hasattr(decompressor, "compressed_weight_shape")
     affine = "_zero_point" in decompressor._buffers
     levels = ((0.0, 15.0) if affine else (-8.0, 7.0)) if four else ((0.0, 255.0) if affine else (-128.0, 127.0))
     signed = decompressor._buffers["_scale"].detach().to(torch.float32)
-    # Below zero a scale turns the levels round, so that the further end lies where the values go further.
+    # A scale below zero reverses the levels, so that the longer end of the range is on the side of the larger values.
     scale, zero = signed.abs(), decompressor._buffers.get("_zero_point")
     if zero is None and bool((signed < 0).any()):
         zero = 0 - (signed < 0).to(torch.float32)
@@ -162,7 +162,7 @@ MODES = ("ptq", "weights")
 def wrap(reference: nn.Module, samples: Sequence[Sample], mode: str = "ptq", transformer: bool = False) -> nn.Module:
     """Return `reference` quantized to int8: weights and activations (`ptq`), or `weights` alone.
 
-    `transformer` tells `ptq` what the model is, so that it leaves attention's softmax alone.
+    `transformer` tells `ptq` the type of the model, so that it does not quantize attention's softmax.
 
     Raises:
         SourceError: nncf is missing.
@@ -170,7 +170,7 @@ def wrap(reference: nn.Module, samples: Sequence[Sample], mode: str = "ptq", tra
     """
     chosen("nncf", "mode", mode, MODES)
     first_sample("nncf", samples)
-    # It builds a C++ extension when it is first used, and gives up after a minute.
+    # nncf builds a C++ extension at its first use, and by default gives up after a minute.
     os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "600")
     with toolkit("nncf", "nncf"):
         import nncf

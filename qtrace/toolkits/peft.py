@@ -1,4 +1,4 @@
-"""Hugging Face's PEFT: LoRA adapters beside the linear layers, apart or merged into them."""
+"""Hugging Face's PEFT: LoRA adapters beside the linear layers, or merged into them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def wrap(
 ) -> nn.Module:
     """Return `reference` with LoRA adapters of this rank on `target_modules`.
 
-    A fresh adapter adds nothing, so the result must compute what the reference does; with `size` the second matrix
+    A fresh adapter adds zero, so the result must compute the same as the reference. With `size` the second matrix
     holds normal random numbers of that standard deviation instead. `state` leaves the adapters `apart`, `merged` into
-    the weights with the wrappers still there, or `unloaded`: merged, and the wrappers gone.
+    the weights with the wrappers kept, or `unloaded`: merged, with the wrappers removed.
 
     Raises:
         SourceError: peft is missing.

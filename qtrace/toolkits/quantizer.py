@@ -1,4 +1,4 @@
-"""What a reader finds: one quantizer of one module, still as tensors."""
+"""Holds the result of a reader: one quantizer of one module, still as tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# The largest value that a small float holds; what is larger saturates.
+# The largest value of each small float; a larger one saturates.
 _FLOAT_MOST = {
     "float8_e4m3fn": 448.0,
     "float8_e4m3fnuz": 240.0,
@@ -22,14 +22,14 @@ _FLOAT_MOST = {
 class Reading:
     """One quantizer as its toolkit holds it; see `qtrace.report.records.Quantizer` for the words.
 
-    `scale` is None where it is chosen at each call, and has no elements where it should be there and is not.
-    `levels` are the least and the greatest level. `observed` are the least and greatest values that calibration saw,
-    the one above the other where it saw none. `parameter` is the name of what a weight's quantizer rounds,
-    `weight` that weight where it is kept as it was, `stored` the rounded one where it is not. `codes` are the levels
-    where they are not equally far apart and no float's either. `by_token` says of a scale that is chosen at each call
-    that each token has one, all along the last axis. `rectified` says that a ReLU comes before the quantizer, whose
-    module may well answer to that before the ReLU. `gain` is what the reference's values are multiplied by before they
-    are rounded, along the last axis, where a candidate moves scales from one factor of a product to the other.
+    `scale` is None if it is chosen at each call, and has no elements if it is missing. `levels` are the least and the
+    greatest level. `observed` are the least and greatest values that calibration saw; if it saw none, the first is
+    above the second. `parameter` is the name of the parameter that a weight's quantizer rounds, `weight` that
+    parameter if it is kept as it was, `stored` the rounded one if not. `codes` are the levels if they are neither
+    equally far apart nor a float's. `by_token` says that a scale chosen at each call is one for each token, all along
+    the last axis. `rectified` says that a ReLU comes before the quantizer, whose module may well be aligned with the
+    one before the ReLU. `gain` is the factor by which the reference's values are multiplied before they are rounded,
+    along the last axis, if a candidate moves scales from one factor of a product to the other.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Reading:
 
     @property
     def saw_nothing(self) -> bool:
-        """Return whether it is known that calibration never came by."""
+        """Return whether it is known that calibration never ran this quantizer."""
         if self.observed is None:
             return False
         low, high = self.observed
@@ -71,7 +71,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def integer_name(low: float, high: float) -> str:
-    """Return the dtype that has these least and greatest levels, or the next larger one.
+    """Return the integer dtype with these least and greatest levels, or the next larger one.
 
     >>> integer_name(-127, 127), integer_name(0, 15)
     ('int8', 'uint4')
@@ -80,7 +80,7 @@ def integer_name(low: float, high: float) -> str:
 
 
 def levels_of(dtype: str) -> tuple[float, float] | None:
-    """Return the least and the greatest level of a dtype; None where that is not known.
+    """Return the least and the greatest level of a dtype; None if they are not known.
 
     >>> levels_of("uint4")
     (0.0, 15.0)
@@ -95,25 +95,25 @@ def levels_of(dtype: str) -> tuple[float, float] | None:
 
 
 def as_tensor(value: Any) -> torch.Tensor | None:
-    """Return a scale or zero point that is a number, or already a tensor."""
+    """Return a scale or zero point as a tensor, from a number or a tensor; None for anything else."""
     if value is None or isinstance(value, torch.Tensor):
         return value
     return torch.tensor(value, dtype=torch.float64) if isinstance(value, (int, float)) else None
 
 
 def channel_axis(scale: torch.Tensor) -> int | None:
-    """Return the one axis along which scales differ, where they have as many axes as what they are for."""
+    """Return the one axis along which scales differ, if they have as many axes as the tensor that they are for."""
     long = [axis for axis, size in enumerate(scale.shape) if size > 1]
     return long[0] if scale.dim() > 1 and len(long) == 1 else None
 
 
 def holders(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield (name, child) of the children that answer to no module of the reference: they belong to this one."""
+    """Yield (name, child) of the children without a partner in the reference: they belong to this module."""
     yield from ((name, child) for name, child in module.named_children() if child not in aligned)
 
 
 def own_weight(module: torch.nn.Module, name: str = "weight") -> torch.Tensor | None:
-    """Return a weight of floats that a module, or one directly in it, holds, as fake quantizers leave it."""
+    """Return a float weight of a module, or of a module directly in it, as fake quantizers leave it."""
     for holder in (module, *module.children()):
         weight = holder._parameters.get(name)
         if type(weight) in (torch.Tensor, torch.nn.Parameter) and weight is not None and weight.is_floating_point():

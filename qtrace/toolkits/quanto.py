@@ -1,4 +1,4 @@
-"""Hugging Face's optimum-quanto: frozen weights with their scales; activations are rounded where asked for."""
+"""Hugging Face's optimum-quanto: frozen weights with their scales; activations are rounded on request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = ("_qtype", "weight_qtype", "activation_qtype")
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield the weight's quantizer and, of a module with `activation_qtype`, those of input and output."""
+    """Yield the weight's quantizer and, for a module with `activation_qtype`, those of input and output."""
     weight = module._parameters.get("weight")
     kind = getattr(weight, "_qtype", None)
     if weight is not None and hasattr(weight, "_scale") and kind is not None:
@@ -40,7 +40,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
 
 
 def _is_hooked(handle: Any) -> bool:
-    """Return whether a hook is still there: calibration takes off that of an output which the next module rounds."""
+    """Return whether a hook is still there: calibration removes the hook of an output that the next module rounds."""
     hooks: Any = getattr(handle, "hooks_dict_ref", dict)()
     return hooks is not None and getattr(handle, "id", None) in hooks
 
@@ -78,7 +78,7 @@ TYPES = ("qint2", "qint4", "qint8", "qfloat8")
 def wrap(
     reference: nn.Module, samples: Sequence[Sample], weights: str = "qint8", activations: str | None = None
 ) -> nn.Module:
-    """Return `reference` with quanto's layers in the place of its own, weights frozen.
+    """Return `reference` with quanto's layers in place of its own, weights frozen.
 
     With `activations` the model is calibrated on the samples first. The result cannot be deep-copied.
 

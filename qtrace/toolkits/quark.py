@@ -19,7 +19,7 @@ _FLOATS = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "fp4": "float
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield the quantizers that are switched on. A bias is passed by, and so is a cast to another float."""
+    """Yield the quantizers that are switched on. A bias is skipped, and so is a cast to another float."""
     for name, of in _OF.items():
         quantizer: Any = module._modules.get(name)
         scaled = hasattr(quantizer, "quant_spec") and hasattr(quantizer, "quant_min")

@@ -66,7 +66,7 @@ def wrap(
     With `quantize` off nothing is quantized: the result must compute what the reference does. With it on, the
     wrapped model is calibrated on the samples, then activations are fake-quantized to `dtype` and weights to
     `weight_dtype` (the same, when not given). `model_args` is tico's description of the model; for a Qwen3-VL
-    what it lacks is taken from the samples. The result shares its weights with `reference`.
+    missing entries are taken from the samples. The result shares its weights with `reference`.
 
     Raises:
         SourceError: tico is missing, or does not work with the installed transformers.
@@ -98,7 +98,7 @@ def wrap(
 
 
 def _model_args(reference: nn.Module, samples: Sequence[Sample], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tico's `model_args`: of a Qwen3-VL where the image stands and its size, else as given."""
+    """Return tico's `model_args`: for a Qwen3-VL with the position and size of the image, else as given."""
     config = getattr(reference, "config", None)
     if getattr(config, "model_type", None) != "qwen3_vl" or config is None:
         return dict(given)

@@ -15,12 +15,12 @@ from qtrace.toolkits.calibration import calibrate, chosen, first_sample
 from qtrace.toolkits.quantizer import Reading, as_tensor, dtype_name, holders, levels_of, own_weight
 
 TOOLKIT = "torch.ao"
-# Its kernels add in 16 bits, so that inputs get 7.
+# Its kernels add in 16 bits, so inputs have only 7.
 _DYNAMIC = Reading(name="input", of="input", dtype="uint8", scale=None, levels=(0.0, 127.0), symmetric=False)
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield the fake quantizers of a module; of a quantized one its weight's quantizer and the output's."""
+    """Yield the fake quantizers of a module; for a quantized module those of its weight and its output."""
     for name, child in holders(module, aligned):
         if bool(getattr(child, "fake_quant_enabled", False)) and hasattr(child, "activation_post_process"):
             yield _fake(name, child, module)
@@ -30,7 +30,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
 
 
 def _converted(module: torch.nn.Module) -> Iterator[Reading]:
-    """Yield what a module rounds that was converted: its weight, and its output, or its input where that is dynamic."""
+    """Yield the quantizers of a converted module: of its weight, and of its output, or of its input if dynamic."""
     weight = _weight(module)
     if weight is not None:
         yield weight
@@ -81,7 +81,7 @@ def _is_converted(module: torch.nn.Module) -> bool:
 
 
 def _weight(module: torch.nn.Module) -> Reading | None:
-    """Return the quantizer of a quantized module's weight, which it hands out by a method."""
+    """Return the quantizer of a quantized module's weight, which a method of the module returns."""
     method = getattr(module, "weight", None)
     if not _is_converted(module) or not callable(method) or isinstance(method, torch.Tensor):
         return None
@@ -117,9 +117,9 @@ def wrap(
 ) -> nn.Module:
     """Return `reference` quantized to int8.
 
-    `dynamic` quantizes linear layers, and activations as they come. `static` and `fx` calibrate on the samples, and
+    `dynamic` quantizes linear layers, and activations at each call. `static` and `fx` calibrate on the samples, and
     stop at observers without `convert`. `static` fuses the lists of modules in `fuse`, such as
-    `[["conv", "bn", "relu"]]`; `fx` finds them itself, in models that `torch.fx` can follow.
+    `[["conv", "bn", "relu"]]`; `fx` finds them itself, in models that `torch.fx` can trace.
 
     Raises:
         UsageError: no such mode.
@@ -129,7 +129,7 @@ def wrap(
     torch.backends.quantized.engine = backend or ("x86" if "x86" in engines else engines[-1])
     quantization: Any = torch.ao.quantization
     with warnings.catch_warnings():
-        # It says with every call that torchao is to follow it.
+        # With every call it warns that torchao will replace it.
         warnings.simplefilter("ignore")
         if mode == "dynamic":
             dynamic: nn.Module = quantization.quantize_dynamic(reference, {nn.Linear}, dtype=torch.qint8)
@@ -137,7 +137,7 @@ def wrap(
         prepared = _static(reference, fuse) if mode == "static" else _fx(reference, samples)
         calibrate(prepared, samples)
         if not convert:
-            # Observers are made new, and so in training mode.
+            # Observers are new objects, and so in training mode.
             return prepared.train(reference.training)
         if mode == "fx":
             from torch.ao.quantization.quantize_fx import convert_fx

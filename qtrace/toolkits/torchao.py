@@ -18,7 +18,7 @@ MARKS = ("qdata", "weight_fake_quantizer", "activation_fake_quantizer")
 
 
 def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterator[Reading]:
-    """Yield the quantized parameters, what they do to the input, and fake quantizers."""
+    """Yield the quantizers of the parameters, the input quantizers that these imply, and fake quantizers."""
     for name, tensor in module._parameters.items():
         if tensor is not None and hasattr(tensor, "qdata") and hasattr(tensor, "block_size"):
             yield _stored(name, tensor)
@@ -44,7 +44,7 @@ def read(module: torch.nn.Module, aligned: frozenset[torch.nn.Module]) -> Iterat
 
 
 def _input(tensor: Any) -> Iterator[Reading]:
-    """Yield what rounds the input of a layer with such a weight."""
+    """Yield the quantizer of the input of a layer with such a weight."""
     told, scale = getattr(tensor, "act_quant_kwargs", None), getattr(tensor, "act_quant_scale", None)
     if told is not None:
         dtype = dtype_name(getattr(told, "float8_dtype", tensor.qdata.dtype))
@@ -85,7 +85,7 @@ def _stored(name: str, tensor: Any) -> Reading:
     if levels is not None and getattr(tensor, "reduce_range", False):
         levels = levels[0] // 2, levels[1] // 2
     shape, block = tuple(tensor.shape), tuple(tensor.block_size)
-    # Blocks that span all axes but one are channels; a block that is only a part of an axis is a group.
+    # Blocks that span all axes but one are channels; a block that is a part of an axis is a group.
     cut = [axis for axis, (size, of) in enumerate(zip(shape, block, strict=False)) if of < size]
     group = next((block[axis] for axis in cut if block[axis] > 1), None)
     return Reading(
@@ -130,8 +130,8 @@ def wrap(
 
     `int8_weight_only` and `float8_weight_only` round the weights, `int8_dynamic` the activations as well;
     `intx_weight_only` rounds weights to `bits` in groups of `group_size` with torch's own operators, and `qat`
-    fake-quantizes them so, as before training. `int4_weight_only` packs weights for the kernels of the device: on the
-    processor by torchao's prototype, since its stable format needs an accelerator.
+    fake-quantizes them in the same way, as before training. `int4_weight_only` packs weights for the kernels of the
+    device: on the processor by torchao's prototype, since its stable format needs an accelerator.
 
     Raises:
         SourceError: torchao is missing.
@@ -142,14 +142,14 @@ def wrap(
         from torchao.quantization import quantize_
 
         on_processor = all(parameter.device.type == "cpu" for parameter in reference.parameters())
-        # The toolkit's own choice of layers, which leaves out what cannot be quantized.
+        # The toolkit's own filter, which leaves out layers that cannot be quantized.
         fits: Any = inspect.signature(quantize_).parameters["filter_fn"].default
         quantize_(
             reference,
             _config(scheme, bits, group_size, on_processor),
             filter_fn=lambda module, path: fits(module, path) and path.rpartition(".")[2] not in keep,
         )
-    # Fake-quantized layers are made new, and so in training mode.
+    # Fake-quantized layers are new objects, and so in training mode.
     return reference.train(reference.training)
 
 

@@ -1,6 +1,7 @@
-"""Traces on disk: what one model did, call by call, to be compared at another time, or on another machine.
+"""Traces on disk: the calls of one model, stored for a comparison at another time or on another machine.
 
-`capture` writes one and `compare` compares two, or one with a live model; what is exported here is the format alone.
+`capture` writes a trace. `compare` compares two traces, or a trace with a live model. This package exports only the
+format.
 """
 
 from qtrace.traces.manifest import SCHEMA, Manifest

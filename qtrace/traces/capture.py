@@ -1,4 +1,4 @@
-"""Runs one model and stores what happens: the trace of one side."""
+"""Runs one model and stores its calls: the trace of one side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEFT = "{} was left by a capture to the same place that was killed; delete it, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """What was written: how many calls were seen, how many tensors are stored, in how many bytes of them."""
+    """Counts of a written trace: the calls that were seen, the stored tensors, and the bytes of these tensors."""
 
     calls: int
     tensors: int
@@ -56,22 +56,22 @@ def capture(
     """Run a model on inputs and write its trace to `folder`, which must not exist yet.
 
     Args:
-        model: is left as it was, with no hook, as by `qtrace.trace`.
+        model: stays as it was, without any hook, as with `qtrace.trace`.
         inputs: as for `qtrace.trace`.
-        folder: where the trace appears once it is complete.
-        form: in which form values are stored; the default keeps them all as they are.
-        only: globs over the model's paths; store the calls of these modules alone.
+        folder: the place where the trace appears once it is complete.
+        form: the form in which values are stored; the default keeps all values as they are.
+        only: globs over the model's paths; store the calls of these modules only.
         skip: globs over the model's paths; leave these modules out.
         call: the method to call instead of the model itself.
-        source: what the trace says of where the model came from.
-        name: what messages call the model.
-        replaces: whether a trace that is there already is replaced.
-        seed: seeds torch's random numbers before each sample, for models that draw any.
+        source: the origin of the model, as the trace names it.
+        name: the name of the model in messages.
+        replaces: whether an existing trace is replaced.
+        seed: seeds torch's random numbers before each sample, for models that draw random numbers.
         progress: called with (calls stored, calls expected).
 
     Raises:
-        ForwardError: the model raised; nothing is kept.
-        OutputError: the trace could not be written, or grew beyond what it may; nothing is kept.
+        ForwardError: the model raised an exception; nothing is kept.
+        OutputError: the trace could not be written, or exceeded its size limit; nothing is kept.
         UsageError: a pattern matches no module, the inputs have no usable form, or the model is a stored trace.
     """
     form = form or Form()
@@ -148,7 +148,7 @@ class _Recording:
         self._entered: dict[int, dict[str, Any]] = {}
 
     def of(self, sample: Any) -> StoredSample:
-        """Run the sample and return what is to be said of it."""
+        """Run the sample and return its record."""
         model = self._model
         random = RandomState(model.devices)
         side = LiveSide(model.modules, {path: path for path in self._chosen}, devices=model.devices)
@@ -190,7 +190,7 @@ class _Recording:
 
     def _leave(self, event: Exit) -> None:
         while self._open and self._open[-1][0] is not event.call:
-            # Its exit was lost: the model swallowed something that is no Exception.
+            # The exit of this call was lost: the model swallowed an object that is no Exception.
             self._close(*self._open.pop(), StoredValue(), "the call was never left")
         error = None if event.error is None else f"{type(event.error).__name__}: {first_line(event.error)}"
         outputs = StoredValue() if error else self._writer.value(event.value, _where(event.call))
@@ -231,7 +231,7 @@ def _where(call: Call) -> str:
 
 @contextlib.contextmanager
 def _run_alone(model: Model) -> Iterator[None]:
-    """Run without gradients, compiled code eagerly, and leave the caller's random state as it was."""
+    """Run without gradients, run compiled code eagerly, and restore the caller's random state."""
     random = RandomState(model.devices)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())

@@ -1,4 +1,4 @@
-"""A tensor in a few elements: enough to see that two differ, and about how much."""
+"""Sketches of tensors: a few elements, enough to see that two tensors differ, and by about how much."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtrace.numerics.dense import plain
 from qtrace.report.records import Status, TensorSpec
 
 LENGTH = 1024
-# Of these torch cannot tell the smallest.
+# torch cannot compute the minimum of these dtypes.
 _WIDENED = {
     torch.bool: torch.uint8,
     torch.uint16: torch.int64,
@@ -23,7 +23,7 @@ _WIDENED = {
 
 
 class Sketch(torch.Tensor):
-    """The sketch of a tensor; `spec` and `summary` are the tensor's own. Nobody writes to it, so a copy is itself."""
+    """The sketch of a tensor; `spec` and `summary` are the whole tensor's. Never written to, so a copy is itself."""
 
     spec: TensorSpec
     summary: Summary
@@ -38,11 +38,11 @@ class Sketch(torch.Tensor):
 
 
 def sketch(tensor: torch.Tensor) -> torch.Tensor:
-    """Return up to 1024 elements as a 1-D tensor; the same ones of every tensor of one shape.
+    """Return up to 1024 elements as a 1-D tensor; tensors of one shape give elements of the same places.
 
-    Of a tensor with more they are 1022 evenly spaced ones in row-major order, then the smallest and the largest of all,
-    which are NaN where any element is. So of two sketches the interval of the PEIR is that of the whole tensors, and
-    max|r - c| is at most that of the whole ones.
+    A larger tensor gives 1022 evenly spaced elements in row-major order, then its smallest and its largest element.
+    These two are NaN if any element is NaN. So two sketches have the PEIR interval of the whole tensors, and their
+    max|r - c| is at most that of the whole tensors.
 
     Raises `NoValues` as `qtrace.numerics.dense` does.
     """
@@ -56,17 +56,17 @@ def sketch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def as_sketch(elements: torch.Tensor, spec: TensorSpec, summary: Summary) -> Sketch:
-    """Return elements that `sketch` returned as the sketch of a tensor of this kind, with these statistics."""
+    """Return the elements from `sketch` as the sketch of a tensor with this spec and these statistics."""
     made = elements.as_subclass(Sketch)
     made.spec, made.summary = spec, summary
     return made
 
 
 class SketchComparer(PairComparer):
-    """Compares leaves by their sketches; what the whole tensors are stands in the specs.
+    """Compares leaves by their sketches; the specs describe the whole tensors.
 
-    The numbers are of the sketches' elements: max and PEIR are lower bounds, the others estimates. Relations are not
-    sought, and tensors of different shapes are not compared.
+    The numbers are computed over the sketches' elements: max and PEIR are lower bounds, the others are estimates. No
+    relation is searched for, and tensors of different shapes are not compared.
     """
 
     def compare(self, reference: Any, candidate: Any, *, brief: bool = False) -> Pair | None:
@@ -83,7 +83,7 @@ class SketchComparer(PairComparer):
         return None if pair is None else dataclasses.replace(pair, reference=specs[0], candidate=specs[1])
 
     def is_explicable(self, pair: Pair, reference: Any, candidate: Any) -> bool:
-        """Return False: a relation of a few elements says nothing of the rest."""
+        """Return False: a relation between a few elements does not prove one between all elements."""
         return False
 
 

@@ -1,4 +1,4 @@
-"""Tensors that another runtime has written: read by name without unpickling, and made into a trace."""
+"""Reads the tensors that another runtime has written, by name and without unpickling, and makes a trace of them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from qtrace.traces.writer import Form, TraceWriter
 from qtrace.tree import tensors
 
 Tensors = dict[str, Callable[[], torch.Tensor]]
-# The name of the only tensor of a file that gives it none.
+# The name of a file's only tensor where the file stores no name.
 _ALONE = ""
 
 
 def foreign_tensors(place: Path) -> Tensors:
-    """Return how to read each tensor, by its name, in the order of the file.
+    """Return, by the name of each tensor, the function that reads it, in the order of the file.
 
-    In a folder, a tensor's name is the path of its file without the ending, and behind it the name that it has there
-    if the file holds several.
+    In a folder, a tensor's name is the path of its file without the ending. If the file holds several tensors, the name
+    inside the file follows.
 
     Raises:
-        SourceError: there is no such file or folder, or it cannot be read; reading one tensor may raise it too.
-        UsageError: it is of another format, or holds no tensors.
+        SourceError: there is no such file or folder, or it cannot be read; the returned functions may raise it too.
+        UsageError: the file or folder has another format, or holds no tensors.
     """
     if not place.exists():
         raise SourceError(f"no such file or folder to import: {place}")
@@ -60,7 +60,7 @@ def foreign_tensors(place: Path) -> Tensors:
 def _folder(place: Path) -> Tensors:
     found: Tensors = {}
     for file in sorted(path for path in place.rglob("*") if path.suffix in _FILES and path.is_file()):
-        # JSON is what such a folder has beside the tensors, too.
+        # Such a folder may hold other JSON files beside the tensors.
         if file.suffix == ".json":
             continue
         held, own = _file(file), file.relative_to(place).with_suffix("").as_posix()
@@ -77,7 +77,7 @@ def _file(place: Path) -> Tensors:
 
 @contextmanager
 def _readable(place: Path, name: str = _ALONE) -> Iterator[None]:
-    """Turn whatever a library raises for a damaged file into a `SourceError` that names it."""
+    """Turn any exception that a library raises for a damaged file into a `SourceError` that names the file."""
     try:
         yield
     except UsageError:
@@ -113,13 +113,13 @@ def _safetensors(place: Path) -> Tensors:
 
 
 def _pt(place: Path) -> Tensors:
-    """Read what `torch.save` wrote, as far as that needs no code: a tensor, or tensors in nested containers."""
+    """Read a file of `torch.save` as far as this needs no code: a tensor, or tensors in nested containers."""
     held = tensors(torch.load(place, map_location="cpu", weights_only=True))
     return {name: tensor.detach for name, tensor in held}
 
 
 def _polygraphy(place: Path) -> Tensors:
-    """Read what `polygraphy run --save-outputs` wrote: of one runner, one iteration."""
+    """Read a file of `polygraphy run --save-outputs`: one iteration of one runner."""
     document: Any = json.loads(place.read_text(encoding="utf-8"))
     if not isinstance(document, dict) or document.get("polygraphy_class") != "RunResults":
         raise UsageError(f"{place}: expected the outputs that Polygraphy saves, and it holds something else")
@@ -154,13 +154,13 @@ _RECOGNISED = (
     "outputs of the candidate that were recognised by their values when they were imported: {}; none of them can be "
     "far off, so what is wrong shows as missing"
 )
-# So many tensors are named where none is of use.
+# How many tensors a message names where no tensor can be used.
 _FEW = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was found: the matches, the outputs of the reference without one, and the tensors that stand for none."""
+    """The result of an import: the matches, and the reference's outputs and the tensors without a match."""
 
     matches: tuple[Match, ...]
     alone: tuple[Place, ...]
@@ -176,14 +176,14 @@ def import_trace(
     by_value: bool = True,
     replaces: bool = False,
 ) -> Imported:
-    """Write a trace to `folder` whose modules and calls are the reference's, and whose outputs are those of `place`.
+    """Write a trace to `folder` with the modules and calls of the reference and the tensors of `place` as outputs.
 
-    Calls without any output found are left out, so that a comparison counts and names them. There are no arguments, and
-    the inputs are taken to be the reference's.
+    Calls without any matched output are left out, so that a comparison counts and names them. The trace has no
+    arguments, and its inputs are assumed to be the reference's.
 
     Raises:
         SourceError: the tensors cannot be read.
-        UsageError: a name in `given` is not there, the reference has more than one sample, or nothing was found.
+        UsageError: a name in `given` does not exist, the reference has more than one sample, or nothing was matched.
         OutputError: the trace cannot be written.
     """
     if len(reference.manifest.samples) != 1:
@@ -219,7 +219,8 @@ def _manifest(
     place: Path, reference: Trace, outputs: Mapping[tuple[str, int], list[StoredLeaf]], by_nearness: int
 ) -> Manifest:
     calls: list[StoredCall] = []
-    # The numbers of calls change where others are left out; inside one of these stands what ran inside it.
+    # The numbers of calls change where calls are left out; a left-out call stands here with the number of the call
+    # around it.
     numbers: dict[int, int | None] = {}
     for number, call in enumerate(reference.manifest.samples[0].calls):
         parent = None if call.parent is None else numbers[call.parent]

@@ -1,4 +1,4 @@
-"""Leaves that are no tensors, as JSON has them: exactly what they were, or by their text."""
+"""Leaves that are no tensors as JSON types: either exact values, or their text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Other:
-    """Stands for a plain value of a type that a trace does not know, by its text; two with the same text are equal."""
+    """The text of a plain value whose type a trace does not know; two of the same text are equal."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -27,7 +27,7 @@ class Other:
 
 
 def encode(value: Any) -> Any:
-    """Return a plain value as JSON types; a mapping of one key names the type where JSON has none.
+    """Return a plain value as JSON types; where JSON lacks the type, a mapping of one key names it.
 
     >>> encode(3), encode(float("inf")), encode(torch.float16), encode((1, None))
     (3, {'float': 'inf'}, {'dtype': 'float16'}, {'tuple': [1, None]})
@@ -53,7 +53,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(plain: Any) -> Any:
-    """Return what `encode` was given.
+    """Return the value that `encode` was given.
 
     >>> decode(encode((1.5, float("-inf"), torch.float16, "x")))
     (1.5, -inf, torch.float16, 'x')
@@ -63,7 +63,7 @@ def decode(plain: Any) -> Any:
         try:
             return _READ[name](held)
         except (KeyError, ValueError, TypeError, RuntimeError, SyntaxError):
-            # A device, say, of another version of torch.
+            # For example a device of another version of torch.
             return Other(str(held))
     return plain
 

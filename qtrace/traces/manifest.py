@@ -1,13 +1,13 @@
-"""The manifest of a stored trace: its records. Free of torch.
+"""The records of a stored trace's manifest. Free of torch.
 
 A trace is a folder:
 
-    manifest.json       what ran, call by call; names of tensors, and where each lies
+    manifest.json       the calls in order; the names of the tensors, and the place of each
     manifest.sha256     the manifest's digest, as `sha256sum` writes it
     tensors-00001.safetensors, …   the tensors, each once
 
-A tensor is named by the SHA-256 of its dtype, shape and bytes; a shard's digest is that of its header, which holds
-those names. So the manifest's digest vouches for every byte of the folder that a number is made of.
+The name of a tensor is the SHA-256 of its dtype, shape and bytes. A shard's digest is the SHA-256 of its header, which
+holds those names. So the manifest's digest covers every byte of the folder that a number is computed from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from qtrace.report.records import Side, TensorSpec
 
 SCHEMA = "qtrace-trace/1"
-# Bytes of an element, by the name that safetensors has for its dtype.
+# Bytes of an element, by safetensors' name of its dtype.
 WIDTHS = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1},
@@ -29,11 +29,11 @@ Line = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor of the folder; `spec` is what the model had, `dtype` (safetensors' name) and `shape` what is stored.
+    """One tensor of the folder: `spec` as in the model, `dtype` (safetensors' name) and `shape` as stored.
 
-    The two differ under `--as`, for a sketch, and for a subclass, which is stored by the numbers that it stands for.
-    `offset` counts from the end of the shard's header; `shard` is None where there were no values to read. `mean`,
-    `stddev` and `non_finite` are known of sketches only, as are `min` and `max` of the spec.
+    The two differ under `--as`, for a sketch, and for a tensor subclass, which is stored as the numbers that it
+    represents. `offset` counts from the end of the shard's header; `shard` is None where there were no values to read.
+    `mean`, `stddev` and `non_finite` are known of sketches only, as are `min` and `max` of the spec.
     """
 
     spec: TensorSpec
@@ -59,7 +59,7 @@ class StoredLeaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredValue:
-    """A nested value by its leaves; `object` numbers the objects, such as caches, that several calls are handed."""
+    """A nested value by its leaves; `object` numbers the objects, such as caches, that several calls receive."""
 
     leaves: tuple[StoredLeaf, ...] = ()
     object: int | None = None
@@ -69,10 +69,9 @@ class StoredValue:
 class StoredCall:
     """One call, in the order of entry.
 
-    `parent` is the number of the call that it ran inside, `caller` that one's module. `entry` and `order` count the
-    calls that the model had left when this one was entered and left. `positional` and `passed` are the names of its
-    arguments that were given by position, and that were given at all. `error` is what it raised where the model went
-    on.
+    `parent` is the number of the enclosing call, `caller` the module of that call. `entry` and `order` count the calls
+    that had ended when this call was entered and when it returned. `positional` names the arguments that were passed by
+    position, `passed` all arguments that were passed. `error` is the exception that it raised where the model went on.
     """
 
     module: str
@@ -92,7 +91,7 @@ class StoredCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredParameter:
-    """A parameter or buffer by what it is, and the digest of its values; None where it has none to read."""
+    """The spec of a parameter or buffer, and the digest of its values; None where it has no values to read."""
 
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
@@ -110,10 +109,10 @@ class StoredSignature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModule:
-    """One module of the tree; one that stands in several places is told at the first, and `alias_of` names that.
+    """One module of the tree; a module in several places is described at the first, which `alias_of` names.
 
-    `attributes` are the plain ones, the wrapper's name for the float module among them; `functions` are those that hold
-    a function, by its qualified name. `forward` is where the code of its forward begins.
+    `attributes` are the plain attributes, among them the wrapper's name for the float module. `functions` are the
+    attributes that hold a function, by the function's qualified name. `forward` is the line where its forward begins.
     """
 
     path: str
@@ -129,7 +128,7 @@ class StoredModule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredInput:
-    """A leaf of one sample, as a report tells of it: its name, what it is, a digest, and its first values."""
+    """A leaf of one sample, as a report lists it: its name, its spec, a digest, and its first values."""
 
     sample: int
     name: str
@@ -140,7 +139,7 @@ class StoredInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSample:
-    """One run of the model: its calls, what another entry than forward returned, and calls that were not seen."""
+    """One run of the model: its calls, the value of an entry other than forward, and the calls that were not seen."""
 
     calls: tuple[StoredCall, ...] = ()
     returned: StoredValue | None = None
@@ -150,7 +149,7 @@ class StoredSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A file of tensors: its size, the size of its header, and the SHA-256 of that."""
+    """A file of tensors: its size, the size of its header, and the SHA-256 of the header."""
 
     file: str
     bytes: int
@@ -160,11 +159,11 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All that a trace tells beside the elements of its tensors.
+    """All data of a trace except the elements of its tensors.
 
-    `modules` are those of the whole model, `selected` the paths of those whose calls are told (the root always);
-    `arguments` says whether these are told with their arguments, `sketches` whether the tensors are samples only.
-    `draws_random` says that the model drew random numbers while it ran.
+    `modules` are those of the whole model. `selected` are the paths of the modules whose calls are recorded (the root
+    always is). `arguments` says whether these calls are recorded with arguments, `sketches` whether only sketches of
+    the tensors are stored. `draws_random` says that the model drew random numbers while it ran.
     """
 
     qtrace: str
@@ -187,5 +186,5 @@ class Manifest:
 
     @property
     def stored_bytes(self) -> int:
-        """Return the size of all tensors that are stored."""
+        """Return the size in bytes of all stored tensors."""
         return sum(tensor.bytes for tensor in self.tensors if tensor.shard is not None)

@@ -1,4 +1,4 @@
-"""`manifest.json` and its digest: how a manifest is written, and what is checked before it is believed."""
+"""Writes `manifest.json` and its digest, and reads a manifest after checking it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from qtrace.errors import SourceError
 from qtrace.traces.manifest import SCHEMA, WIDTHS, Manifest, StoredModule, StoredSample
 
 _FILE = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
-# More elements than any machine counts.
+# More elements than any tensor has.
 _MOST = 1 << 62
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
-    """Yield what does not hold, each in words with its place; of a manifest as `qtrace capture` writes it, nothing."""
+    """Yield each contradiction in words with its place; a manifest from `qtrace capture` has none."""
     yield from _shards(manifest)
     yield from _tensors(manifest)
     yield from _modules(manifest.modules)
@@ -62,7 +62,7 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
 
 def _modules(modules: tuple[StoredModule, ...]) -> Iterator[str]:
     known: set[str] = set()
-    # What stands in a second place is complete, or a module would be inside of itself.
+    # A module in a second place must be complete there, otherwise a module would be inside itself.
     complete: set[str] = set()
     for number, module in enumerate(modules):
         where = f"modules.{number}"
@@ -106,7 +106,7 @@ def _calls(place: str, sample: StoredSample, known: set[str], tensors: int) -> I
 
 
 def _around(path: str) -> Iterator[str]:
-    """Yield a path and those of all modules around it, from the inside out."""
+    """Yield a path and the paths of all modules around it, from the inside out."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -114,7 +114,7 @@ def _around(path: str) -> Iterator[str]:
 
 
 def _is_shape(shape: tuple[int, ...] | None) -> bool:
-    """Return whether there may be a tensor of this shape; an empty one may have no other size beyond a machine's."""
+    """Return whether a tensor may have this shape; in an empty tensor, too, the other sizes must be in range."""
     return all(0 <= size < _MOST for size in shape or ()) and math.prod(shape or ()) < _MOST
 
 
@@ -127,16 +127,15 @@ def dump(manifest: Manifest) -> bytes:
 
 
 def digest_line(text: bytes) -> str:
-    """Return the text of `manifest.sha256` for that of `manifest.json`."""
+    """Return the text of `manifest.sha256` for the text of `manifest.json`."""
     return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n"
 
 
 def load(folder: Path) -> Manifest:
-    """Read and check the manifest of a trace; no tensor is read, and nothing but this file is trusted less for it.
+    """Read and check the manifest of a trace; no tensor and no other file but the digest is read.
 
     Raises:
-        SourceError: there is no trace, or what is there is damaged or of another schema; the file and the reason are
-            named.
+        SourceError: there is no trace, or it is damaged or has another schema; the file and the reason are named.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -168,7 +167,7 @@ def load(folder: Path) -> Manifest:
 
 
 def damaged(path: Path, why: str) -> SourceError:
-    """Return the error for a file of a trace that is not as it was written."""
+    """Return the error for a file of a trace that has changed since it was written."""
     return SourceError(f"{path}: {why}; the trace is not used, capture it again")
 
 
@@ -177,7 +176,7 @@ _READER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 def _read(path: Path) -> bytes:
     try:
-        # Of a pipe or a device nobody knows the end.
+        # A pipe or a device may have no end.
         if path.exists() and not path.is_file():
             raise damaged(path, "it is no file")
         return path.read_bytes()
@@ -200,7 +199,7 @@ def _of_different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a record as JSON types, without the fields that are as they are by default anyway."""
+    """Return a record as JSON types, without the fields that have their default value."""
     if dataclasses.is_dataclass(value):
         named = {f.name: (getattr(value, f.name), f) for f in dataclasses.fields(value)}
         return {name: _plain(held) for name, (held, f) in named.items() if name == "schema" or not _is_default(held, f)}
@@ -212,7 +211,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(text: str) -> str:
-    """Return a text that UTF-8 can hold: half a surrogate pair, as in a file's name that is none, is spelt out."""
+    """Return a text that UTF-8 can hold; a lone surrogate, as in an undecodable file name, is escaped."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Which tensor of another runtime is which output of the reference: by a mapping file, by name, by value."""
+"""Matches the tensors of another runtime to the reference's outputs: by a mapping file, by name, by value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qtrace.traces.excerpt import Sketch, sketch
 from qtrace.traces.reader import Trace
 from qtrace.tree import join
 
-# A relative L2 distance: what is farther off than this is not recognised.
+# A relative L2 distance; a tensor at a greater distance is not recognised.
 CLOSE = 0.05
 _MSPROBE = re.compile(r"Module\.(?P<module>.+)\.\w+\.forward\.(?P<call>\d+)\.output\.(?P<number>\d+)")
 
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A tensor that stands for an output, and the rule that made the pair."""
+    """A tensor that is matched to an output, and the rule that made the match."""
 
     place: Place
     name: str
@@ -61,12 +61,12 @@ def places_of(trace: Trace) -> list[Place]:
 def matched(
     trace: Trace, tensors: Mapping[str, Callable[[], torch.Tensor]], given: Mapping[str, str], *, by_value: bool = True
 ) -> list[Match]:
-    """Return a match per output of the reference that a tensor stands for, in execution order.
+    """Return a match for each output of the reference that a tensor fits, in execution order.
 
     `given` maps names of tensors to places, written as `module`, `module#call`, `module:output` or
     `module#call:output`.
 
-    Raises `UsageError` where `given` names a tensor or an output that is not there.
+    Raises `UsageError` where `given` names a tensor or an output that does not exist.
     """
     places = places_of(trace)
     found: dict[Place, Match] = {}
@@ -92,7 +92,7 @@ def matched(
 
 
 def _places_by_text(places: list[Place]) -> dict[str, Place]:
-    """Return the places by all that a mapping file may call them; the first of several is meant."""
+    """Return the places by every name that a mapping file may use; an ambiguous name means the first place."""
     found: dict[str, Place] = {}
     for place in places:
         texts = [str(place), join(place.module, place.output)]
@@ -102,7 +102,7 @@ def _places_by_text(places: list[Place]) -> dict[str, Place]:
 
 
 def _names_of(place: Place, *, is_only: bool) -> list[str]:
-    """Return what a tensor may be called that stands for an output; `is_only` says that its call returns no other."""
+    """Return the names that a tensor for this output may have; `is_only` says that its call returns no other output."""
     call = f"{place.module}#{place.call}"
     names = [f"{call}:{place.output}", *([call] if is_only else [])]
     if not place.call:
@@ -111,7 +111,7 @@ def _names_of(place: Place, *, is_only: bool) -> list[str]:
 
 
 def _as_outputs(name: str) -> list[str]:
-    """Return a tensor's name as those of outputs have it."""
+    """Return a tensor's name in the spelling of output names."""
     told = _MSPROBE.fullmatch(name)
     if told is None:
         return [name.strip("/").replace("/", ".")]
@@ -120,7 +120,7 @@ def _as_outputs(name: str) -> list[str]:
 
 
 class _Wanted:
-    """The outputs of one number of elements, to be recognised by these; for each the nearest tensor until now."""
+    """The outputs of one number of elements, to be compared with tensors; each keeps the nearest tensor so far."""
 
     def __init__(self, places: list[tuple[Place, torch.Tensor]]) -> None:
         self._places = [place for place, _ in places]
@@ -130,8 +130,8 @@ class _Wanted:
         self._names: dict[int, str] = {}
 
     def offer(self, name: str, elements: torch.Tensor) -> None:
-        """Take a tensor for those outputs that it is nearer to than all before."""
-        # A product is cheaper than a difference of all, and sees all that is near, if not how near it is.
+        """Keep a tensor for the outputs that it is nearer to than all tensors before."""
+        # A product is cheaper than all differences. It finds every near output, though not its exact distance.
         squares = self._norms**2 + elements.norm() ** 2 - 2 * (self._elements @ elements)
         for number in torch.nonzero(squares < (2 * CLOSE * self._norms) ** 2).flatten().tolist():
             off = (self._elements[number] - elements).norm() / self._norms[number]
@@ -140,7 +140,7 @@ class _Wanted:
                 self._names[number] = name
 
     def matches(self) -> Iterator[Match]:
-        """Yield a match per output that was recognised."""
+        """Yield a match for each output that was recognised."""
         for number, name in self._names.items():
             yield Match(self._places[number], name, "value")
 
@@ -164,7 +164,7 @@ def _by_value(trace: Trace, tensors: Mapping[str, Callable[[], torch.Tensor]], p
 
 
 def _elements(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return the elements by which a tensor is recognised, None where it has none that tell."""
+    """Return the elements by which a tensor is recognised, None where they are not distinctive."""
     try:
         found = plain(tensor.as_subclass(torch.Tensor)) if isinstance(tensor, Sketch) else sketch(tensor)
     except NoValues:
@@ -177,7 +177,7 @@ def _elements(tensor: torch.Tensor) -> torch.Tensor | None:
 def read_mapping(path: Path) -> dict[str, str]:
     """Read a YAML file that maps names of tensors to modules, `module`, `module#call` or `module:output`.
 
-    Raises `UsageError` where it is missing, is no YAML, or holds anything but names for names.
+    Raises `UsageError` where the file is missing, is no YAML, or is no mapping of names to names.
     """
     document = read_yaml(path, "mapping file")
     value = document.value if document.value is not None else {}

@@ -1,4 +1,4 @@
-"""A stored trace, opened: its manifest, its tensors on demand, its inputs, and what it holds module by module."""
+"""Opens a stored trace: its manifest, its tensors on demand, its inputs, and its contents module by module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qtrace.traces.shards import ShardReader
 
 
 class Trace:
-    """A trace on disk. Opening reads the manifest and looks at each file's header; elements are read on demand.
+    """A trace on disk. Opening reads the manifest and each file's header; elements are read on demand.
 
     Raises:
         SourceError: there is no trace, or a part of it is damaged; the file and the reason are named.
@@ -41,7 +41,7 @@ class Trace:
         return f"trace:{self.folder}"
 
     def tensor(self, number: int) -> torch.Tensor:
-        """Read one tensor of the manifest: a sketch where only that is stored, on the meta device where nothing is."""
+        """Read one tensor of the manifest: a sketch where only this is stored, a meta tensor where no values are."""
         entry = self.manifest.tensors[number]
         if entry.shard is None:
             return without_values((0,) if entry.spec.shape is None else entry.spec.shape, entry.spec.dtype)
@@ -57,10 +57,10 @@ class Trace:
 
 
 class Values:
-    """The nested values of one sample, in the order of its events; each tensor is read once and kept while needed.
+    """The nested values of one sample, in the order of its events; a tensor is read once and kept while it is needed.
 
-    What is needed again is kept, up to `most` bytes; beyond that it is read again. One tensor of the trace is one
-    object as long as it is kept, so that a pair of them need not be compared twice.
+    Tensors that are needed again are kept, up to `most` bytes; beyond that they are read again. A tensor of the trace
+    is one object while it is kept, so that a pair of tensors need not be compared twice.
     """
 
     def __init__(self, trace: Trace, sample: StoredSample, most: int = 512 << 20) -> None:
@@ -76,7 +76,7 @@ class Values:
             self._uses.update(_tensors_of([sample.returned]))
 
     def value(self, stored: StoredValue) -> Any:
-        """Return a nested value whose leaves are those that were stored, under the same paths."""
+        """Return a nested value with the stored leaves under the same paths."""
         found = {leaf.path: self._leaf(leaf.tensor, leaf.plain) for leaf in stored.leaves}
         if stored.object is not None:
             held = self._objects.setdefault(stored.object, StoredObject())
@@ -86,7 +86,7 @@ class Values:
         return found[""] if found.keys() == {""} else found
 
     def skip(self, values: Iterable[StoredValue]) -> None:
-        """Let go of values that nobody asks for."""
+        """Release values that are not requested."""
         for number in _tensors_of(values):
             self._used(number)
 
@@ -110,7 +110,7 @@ class Values:
 
 
 class StoredObject:
-    """Stands for an object, such as a cache, that held tensors in attributes; `vars` has them by path."""
+    """Replaces an object, such as a cache, that held tensors in attributes; `vars` has the tensors by path."""
 
 
 def _tensors_of(values: Iterable[StoredValue]) -> Iterator[int]:
@@ -125,22 +125,22 @@ def _summary(entry: StoredTensor) -> Summary:
 
 
 def without_values(shape: tuple[int, ...], dtype: str | None) -> torch.Tensor:
-    """Return a tensor on the meta device; of a dtype that this version of torch does not know it is float32."""
+    """Return a tensor on the meta device; a dtype that this version of torch does not know becomes float32."""
     known = getattr(torch, dtype or "", None)
     return torch.empty(shape, dtype=known if isinstance(known, torch.dtype) else torch.float32, device="meta")
 
 
 def samples_of(trace: Trace) -> list[Sample]:
-    """Return what the model was called with, sample by sample.
+    """Return the arguments that the model was called with, sample by sample.
 
-    Raises `UsageError` where that is not stored as it was: without arguments, as a sketch, cast, or as an object, which
-    is stored by its tensors alone.
+    Raises `UsageError` where they are not stored as they were: no arguments are stored, or only a sketch, or they were
+    cast, or an argument is an object, which is stored only by its tensors.
     """
     found = []
     manifest = trace.manifest
     why = ""
     if manifest.call != "forward":
-        # What its forward is handed there is not what the method was called with.
+        # The arguments of its forward are not the arguments of the method.
         why = f"its model was called by {manifest.call}, whose own arguments are not stored"
     elif not manifest.arguments or manifest.sketches or manifest.cast is not None:
         why = "it holds none (--outputs-only), or not in full (--stats-only, --as)"
@@ -166,9 +166,9 @@ def _sample(root: StoredCall, values: Values) -> Sample:
 
 @dataclass(slots=True)
 class ModuleContents:
-    """The calls of one module over all samples, what the first of them returned, and the bytes of tensors.
+    """The calls of one module over all samples, the outputs of the first call, and the bytes of its tensors.
 
-    A tensor counts where it comes first: one that is only handed on, or on to the caller, takes no more.
+    A tensor counts where it occurs first. A tensor that is only passed on, to a callee or to the caller, adds no bytes.
     """
 
     module: str
@@ -197,7 +197,7 @@ def contents_of(manifest: Manifest) -> list[ModuleContents]:
 
 
 def facts_of(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield what a trace is, as (name, fact)."""
+    """Yield the facts of a trace, as (name, fact)."""
     model = manifest.model
     yield "model", f"{model.type} · {model.parameters:,} parameters · {', '.join(model.dtypes) or 'no dtype'}"
     yield "source", model.source
@@ -219,7 +219,7 @@ def other_versions(reference: Manifest, candidate: Manifest) -> list[str]:
 
 
 def _versions(manifest: Manifest) -> dict[str, Any]:
-    # What is told of an environment is free, and nothing is computed from it.
+    # The contents of an environment are not fixed, and nothing is computed from them.
     versions = manifest.environment.get("versions")
     return versions if isinstance(versions, dict) else {}
 
@@ -240,7 +240,7 @@ def _stored(manifest: Manifest) -> Iterator[str]:
 
 def _as_stored(sample: StoredSample) -> Iterator[tuple[str, int]]:
     """Yield the module and the number of each tensor in the order in which the model had them."""
-    # A call is entered after so many have been left, and is itself the next but so many to be left.
+    # `entry` counts the calls that ended before this call was entered, `order` those that ended before it returned.
     handed = [((call.entry, 0), call.module, list(_arguments(call))) for call in sample.calls]
     returned = [((call.order, 1), call.module, list(_outputs(call))) for call in sample.calls]
     for _, module, numbers in sorted([*handed, *returned], key=lambda moment: moment[0]):

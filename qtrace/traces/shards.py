@@ -1,7 +1,7 @@
-"""Shards: safetensors files that are written as tensors come, and read back by place.
+"""Shards: safetensors files that are written while tensors arrive, and read back by place.
 
-Small tensors are gathered, copied, until they fill a shard; a large one becomes a shard of its own straight from the
-model's memory. So no more is held than one shard, however many there are.
+Small tensors are copied and gathered until they fill a shard. A large tensor becomes a shard of its own, straight from
+the model's memory. So at most one shard is in memory, however many shards there are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OPEN_FILES = 8
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the elements of a tensor on any device as they are stored: row-major, little-endian; seldom a copy."""
+    """Return the elements of a tensor on any device as they are stored: row-major, little-endian; rarely copied."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -67,7 +67,7 @@ class ShardWriter:
         self._gathering: int | None = None
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> tuple[int, int]:
-        """Take a tensor, and return the number of its shard and its place behind that one's header."""
+        """Add a tensor, and return the number of its shard and its offset behind the shard's header."""
         if len(data) >= LARGE:
             number = self._next()
             self._write(number, [(name, dtype, shape, data)])
@@ -82,7 +82,7 @@ class ShardWriter:
         return number, offset
 
     def close(self) -> tuple[Shard, ...]:
-        """Write what is still held, and return all shards by their numbers."""
+        """Write the tensors that are still gathered, and return all shards by their numbers."""
         self._flush()
         return tuple(self._shards[number] for number in range(self._numbers))
 
@@ -117,9 +117,9 @@ class ShardWriter:
 
 
 class ShardReader:
-    """Reads tensors, and believes nothing: each file is checked when it is opened, each tensor when it is read.
+    """Reads tensors, and checks all data: each file when it is opened, each tensor when it is read.
 
-    All that is raised is a `SourceError` that names the file.
+    Every error is a `SourceError` that names the file.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
@@ -128,15 +128,15 @@ class ShardReader:
         self._files: dict[int, BinaryIO] = {}
 
     def check(self) -> None:
-        """Make sure that every file is there and as long as it was, and that its header is what was written."""
+        """Check that every file exists with its original size, and that its header is the one that was written."""
         for number in range(len(self._shards)):
             self._file(number)
 
     def read(self, tensor: StoredTensor) -> torch.Tensor:
-        """Return the elements of a tensor that is stored."""
+        """Return the elements of a stored tensor."""
         assert tensor.shard is not None
         shard, file = self._shards[tensor.shard], self._file(tensor.shard)
-        # The manifest was found to add up, and the file to be as long as it says: so much is there.
+        # The manifest is consistent and the file has the size that it states, so these bytes exist.
         data = torch.empty(tensor.bytes, dtype=torch.uint8)
         view = data.numpy().data
         try:
@@ -149,7 +149,7 @@ class ShardReader:
         return data.view(_TORCH[tensor.dtype]).reshape(tensor.shape)
 
     def close(self) -> None:
-        """Close the files; they are opened again where more is read."""
+        """Close the files; a later read opens them again."""
         while self._files:
             self._files.popitem()[1].close()
 
@@ -159,14 +159,14 @@ class ShardReader:
             file = self._opened(self._shards[number])
             if len(self._files) >= _OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-        # The one that was used last stands last.
+        # The file that was used last stands last.
         self._files[number] = file
         return file
 
     def _opened(self, shard: Shard) -> BinaryIO:
         path = self._folder / shard.file
         try:
-            # A pipe would be waited for.
+            # Opening a pipe would block.
             if path.exists() and not path.is_file():
                 raise damaged(path, "it is no file")
             file = path.open("rb")

@@ -26,16 +26,16 @@ from qtrace.tree import PLAIN
 
 
 class Skeleton(torch.nn.Module):
-    """A module without code: its class name, plain attributes, and parameters without values, as they were.
+    """A module without code: it has the class name, the plain attributes, and the parameters without values.
 
-    `stored` is what the trace says of it, `trace` the whole trace, at the root only.
+    `stored` is its record in the trace; `trace` is the whole trace, at the root only.
     """
 
     stored: StoredModule | None = None
     trace: Trace | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: what a trace returned is in the trace."""
+        """Refuse to run: the outputs are stored in the trace."""
         raise UsageError("a stored trace cannot be run on inputs of its own; capture the model again on these inputs")
 
 
@@ -49,18 +49,18 @@ def skeleton(trace: Trace) -> Skeleton:
             _around(made, stored.path)._modules[stored.path.rpartition(".")[2]] = module
     root = made.setdefault("", _made(StoredModule(path="", type=trace.manifest.model.type)))
     root.trace = trace
-    # So that another entry than forward is found where it is looked for.
+    # An entry other than forward is looked up as an attribute of the root.
     vars(root).setdefault(trace.manifest.call, root.forward)
     return root.eval()
 
 
 def trace_of(model: torch.nn.Module) -> Trace | None:
-    """Return the trace that a model stands for, None for one that can run."""
+    """Return the trace that a skeleton represents, None for a model that can run."""
     return model.trace if isinstance(model, Skeleton) else None
 
 
 def _around(made: dict[str, Skeleton], path: str) -> Skeleton:
-    """Return the module around a path; where the trace does not tell of one, an empty one is put there."""
+    """Return the module around a path; where the trace records none, an empty module is put there."""
     parent = path.rpartition(".")[0]
     if parent not in made:
         made[parent] = _made(StoredModule(path=parent, type="Module"))
@@ -70,7 +70,7 @@ def _around(made: dict[str, Skeleton], path: str) -> Skeleton:
 
 
 def _made(stored: StoredModule) -> Skeleton:
-    # Of all texts that a manifest may hold Python takes any for a name but this.
+    # Python accepts any text of a manifest as a class name, except for this character.
     module: Skeleton = type(stored.type.replace("\0", ""), (Skeleton,), {})()
     module.stored = stored
     held = vars(module)
@@ -83,7 +83,7 @@ def _made(stored: StoredModule) -> Skeleton:
 
 def _named(qualified: str) -> Any:
     def function() -> None:
-        """Stand for a function that a trace knows by name only."""
+        """Replace a function that a trace knows by name only."""
 
     function.__qualname__ = qualified
     return function
@@ -97,7 +97,7 @@ _FUNCTIONS = (FunctionType, BuiltinFunctionType)
 
 
 def described(model: Model) -> Iterator[StoredModule]:
-    """Yield an entry per place of the tree; parameters and buffers are read once each."""
+    """Yield an entry for each place of the tree; each parameter and buffer is read once."""
     known: dict[int, StoredParameter | None] = {}
     for path, module in model.root.named_modules(remove_duplicate=False):
         if path in model.aliases:
@@ -107,7 +107,7 @@ def described(model: Model) -> Iterator[StoredModule]:
 
 
 def inputs_of(samples: Sequence[Any]) -> tuple[StoredInput, ...]:
-    """Return an entry per leaf of each sample; positional arguments are named by their number."""
+    """Return an entry for each leaf of each sample; positional arguments are named by their number."""
     names = [field.name for field in dataclasses.fields(StoredInput)]
     return tuple(
         StoredInput(**{name: entry[name] for name in names if name in entry})
@@ -117,7 +117,7 @@ def inputs_of(samples: Sequence[Any]) -> tuple[StoredInput, ...]:
 
 
 def content(tensor: torch.Tensor) -> str | None:
-    """Return the SHA-256 of a tensor's values, None where it has none to read."""
+    """Return the SHA-256 of a tensor's values, None where it has no values to read."""
     try:
         return hashlib.sha256(bytes_of(plain(tensor))).hexdigest()
     except NoValues:
@@ -125,7 +125,7 @@ def content(tensor: torch.Tensor) -> str | None:
 
 
 def parameter(tensor: torch.Tensor) -> StoredParameter:
-    """Return a parameter or buffer as a trace keeps it."""
+    """Return the record of a parameter or buffer in a trace."""
     spec = spec_of(tensor)
     assert spec is not None
     return StoredParameter(shape=spec.shape, dtype=spec.dtype, digest=content(tensor))
@@ -168,7 +168,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def with_one_sample(model: torch.nn.Module, index: int) -> torch.nn.Module:
-    """Return the skeleton of a trace that holds sample `index` alone; a model that can run is returned as it is."""
+    """Return the skeleton of a trace reduced to sample `index`; a model that can run is returned as it is."""
     trace = trace_of(model)
     if trace is None:
         return model

@@ -1,4 +1,4 @@
-"""A stored trace as a side of the lockstep: the same events as when the model ran, out of the file."""
+"""A stored trace as a side of the lockstep: yields the events of the model's run from the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qtrace.traces.reader import Trace, Values
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A call under way; `stands` says whether its entry and exit are events."""
+    """A call that has not ended; `stands` says whether its entry and exit are events."""
 
     number: int
     stored: StoredCall
@@ -29,10 +29,10 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One call as the trace tells it.
+    """One call as the trace records it.
 
-    `arguments` go by the names of forward's parameters, as in its events; `site` is where the model's code made the
-    call, wrappers that only hand it on passed over.
+    `arguments` are keyed by the names of forward's parameters, as in the events. `site` is the line of the model's code
+    that made the call; wrappers that only pass the call on are skipped.
     """
 
     call: StoredCall
@@ -41,22 +41,22 @@ class Recorded:
 
 
 class StoredError(RuntimeError):
-    """What a call raised when the trace was written; its text names the type."""
+    """The exception that a call raised when the trace was written; the text names the type."""
 
     def told(self) -> tuple[str, str]:
-        """Return the type of the exception, and what it said."""
+        """Return the type of the exception, and its message."""
         kind, _, said = str(self).partition(": ")
         return kind, said
 
 
 class StoredSide:
-    """One sample of a trace that yields events; what it is handed in place of its own is not used.
+    """One sample of a trace that yields events; replacements for its tensors are ignored.
 
     `standing` is the event that was yielded last.
 
-    `keys` maps the trace's module paths to the reference path that they answer to, as for `qtrace.engine.LiveSide`;
-    `passed` is called with every call of a module without partner. `listener` is told of every call of `modules`,
-    which are the trace's skeletons by path. Without `arguments`, calls come without theirs.
+    `keys` maps the trace's module paths to the reference paths that they are aligned with, as for
+    `qtrace.engine.LiveSide`. `passed` is called with every call of a module without partner. `listener` receives every
+    call of `modules`, which are the trace's skeletons by path. Without `arguments`, calls have no arguments.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class StoredSide:
         self.calls: Counter[str] = Counter()
         self.unseen: Counter[tuple[str, str]] = Counter({(path, why): n for path, why, n in stored.unseen})
         self.silent: list[str] = list(stored.silent)
-        # A model counts its calls under a function transform, though nobody sees them.
+        # A model counts its calls under a function transform, although these calls are not observed.
         self.calls.update({path: n for path, why, n in stored.unseen if why == "in_vmap"})
         self._sample = stored
         self._keys = keys
@@ -100,18 +100,18 @@ class StoredSide:
         return self.standing
 
     def close(self) -> None:
-        """Let go of what was read."""
+        """Release the values that were read."""
         self._events = iter(())
         self.standing = None
         self.trace.close()
 
     def site(self) -> Site | None:
-        """Return where the model's code made the call that the side stands in, as `LiveSide.site` does."""
+        """Return the line of the model's code that made the current call, as `LiveSide.site` does."""
         found = self._site([one.stored for one in reversed(self._open)])
         return None if found is None else Site(*found)
 
     def recorded(self, call: Call) -> list[Recorded]:
-        """Return what the trace tells of a call, then of those that it ran inside, outwards; no tensor is read."""
+        """Return the record of a call, then those of the enclosing calls, outwards; no tensor is read."""
         calls = self._sample.calls
         around = [next(one for one in calls if (one.module, one.call) == (call.path, call.index))]
         while around[-1].parent is not None:
@@ -126,7 +126,7 @@ class StoredSide:
         ]
 
     def drew_from(self, random: RandomState) -> bool:
-        """Return False: nothing is drawn here, whatever was when the trace was written."""
+        """Return False: a trace draws no random numbers, even if its model did."""
         return False
 
     def _walk(self) -> Iterator[Event]:
@@ -175,18 +175,18 @@ class StoredSide:
         self._open.pop()
 
     def _site(self, around: Sequence[StoredCall]) -> Line | None:
-        """Return where the first of these calls was made; each ran inside the one after it."""
+        """Return the line that made the first of these calls; each call ran inside the next one."""
         own: Line | None = None
         for one in around:
             if one.site is not None:
-                # Code of whatever stands for the same, or for nothing, only hands the call on.
+                # A module with the same partner, or without one, only passes the call on.
                 if self._keys.get(one.caller) not in (None, self._keys.get(around[0].module)):
                     return one.site
                 own = own or one.site
         return own
 
     def _is_inner(self, path: str, key: str) -> bool:
-        """Return whether the call runs inside a call of another module that stands for the same reference module."""
+        """Return whether the call runs inside a call of another module with the same reference module as partner."""
         around = next((one for one in reversed(self._open) if one.call.key is not None), None)
         return around is not None and around.call.key == key and around.stored.module != path
 
@@ -198,7 +198,7 @@ class StoredSide:
         return bound
 
     def _named(self, stored: StoredCall) -> Bound:
-        """Return the arguments by name, as they are stored; a default that was not passed may be there as it is."""
+        """Return the arguments by name, as they are stored; a default that was not passed may be included."""
         values: dict[str, Any] = dict(stored.arguments)
         signature = self._signatures.get(stored.module)
         if signature is None:
@@ -212,9 +212,10 @@ def _as_stored(value: Any) -> StoredValue:
 
 
 def _signatures(modules: tuple[StoredModule, ...], keys: Mapping[str, str]) -> dict[str, Signature]:
-    """Return the parameters' names of modules that have none themselves: those of the first one inside that has.
+    """Return the parameter names of modules that have none themselves: those of the first module inside with names.
 
-    Inside means that it answers to the same reference module. Who that is was not known when the trace was written.
+    Inside means that it is aligned with the same reference module. This alignment was not known when the trace was
+    written.
     """
     groups: dict[str, list[StoredModule]] = {}
     for module in modules:

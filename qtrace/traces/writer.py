@@ -1,4 +1,4 @@
-"""Writes a trace into a hidden folder: tensors as they come, the manifest last, made visible by one rename."""
+"""Writes a trace into a hidden folder, first tensors, then the manifest, and makes it visible by one rename."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from qtrace.tree import is_object, leaves
 
 _PART = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(DIGEST)}|tensors-\d+\.safetensors")
 _PARTIAL, _REPLACED = "partial", "replaced"
-# What systems say that cannot sync a folder, or not for everybody.
+# The errors of systems that cannot sync a folder, or not for every user.
 _NOT_SYNCED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 
 
 class Target:
-    """The folder that is asked for. `partial` is the one to write in, `made` puts it in place, `dropped` takes it away.
+    """The requested folder. `partial` is the folder to write in, `made` puts it in place, `dropped` removes it.
 
-    Raises `OutputError` as `check_target` does; what the disk refuses later is an `OSError`.
+    Raises `OutputError` as `check_target` does; later errors of the disk are `OSError`s.
     """
 
     def __init__(self, folder: Path, *, replaces: bool) -> None:
         check_target(folder, replaces=replaces)
-        # Behind a link stands the folder that is replaced, and the link stays.
+        # The folder behind a link is replaced, and the link stays.
         self._folder = folder.resolve() if folder.is_symlink() else folder
         self._replaces = replaces
         self.partial = self._beside(_PARTIAL)
 
     def made(self) -> None:
-        """Make what lies in `partial` visible under the name that was asked for."""
+        """Make the contents of `partial` visible under the requested name."""
         sync(self.partial)
         if self._replaces and self._folder.exists():
             aside = self._beside(_REPLACED)
@@ -65,7 +65,7 @@ class Target:
         sync(self._folder.parent)
 
     def dropped(self) -> None:
-        """Take away what was not put in place."""
+        """Remove what was not put in place."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def _beside(self, what: str) -> Path:
@@ -73,16 +73,16 @@ class Target:
 
 
 def check_target(folder: Path, *, replaces: bool = False) -> None:
-    """Make sure, before anything runs, that a trace can be written there.
+    """Check, before anything runs, that a trace can be written to `folder`.
 
-    Raises `OutputError` where something is there already (with `replaces`: something that is no trace, or more than
-    one), or where the folder around does not exist or takes no files.
+    Raises `OutputError` where the path exists already (with `replaces`: if it is no trace, or holds more than a trace),
+    or where the parent folder does not exist or cannot be written to.
     """
     if not folder.parent.is_dir():
         raise OutputError(f"trace {folder}: the folder {folder.parent} does not exist; create it first")
     if not folder.name:
         raise OutputError(f"trace {folder}: name a folder that is to be made")
-    # A link that leads nowhere is there, too.
+    # A dangling link counts as existing.
     if os.path.lexists(folder) and not (replaces and _is_trace(folder)):
         what = (
             "and is no trace, or not only one; choose another place"
@@ -95,7 +95,7 @@ def check_target(folder: Path, *, replaces: bool = False) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return what captures to this place that were killed have left beside it, or one that runs is writing now."""
+    """Return the partial folders beside it, which killed captures to this place left or a running one writes."""
     found = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.parent.iterdir()):
@@ -105,7 +105,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def sync(folder: Path) -> None:
-    """Make a folder's entries outlast a power failure; where folders cannot be synced, that is the system's affair."""
+    """Make a folder's entries survive a power failure; does nothing where the system cannot sync folders."""
     try:
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -122,7 +122,7 @@ def _prefix(folder: Path, what: str) -> str:
 
 
 def _is_trace(folder: Path) -> bool:
-    """Return whether a folder holds a trace, whole or damaged, and nothing that somebody else has put there."""
+    """Return whether a folder holds a trace, whole or damaged, and no other files."""
     if not folder.is_dir():
         return False
     names = os.listdir(folder)
@@ -134,10 +134,11 @@ CASTS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """In which form values are stored.
+    """The form in which values are stored.
 
-    Without `arguments` only what modules return; under `sketches` a few elements and the statistics of each tensor.
-    Wider floats are cast to `cast`, "float16" or "bfloat16". `max_bytes` is what all files together may take.
+    Without `arguments` only the outputs of modules are stored; under `sketches` a few elements and the statistics of
+    each tensor. Wider floats are cast to `cast`, "float16" or "bfloat16". `max_bytes` limits the size of all files
+    together.
     """
 
     arguments: bool = True
@@ -149,7 +150,7 @@ class Form:
 class TraceWriter:
     """Writes one trace to `folder`; a context manager that leaves nothing behind unless `commit` was called.
 
-    Raises `OutputError`, here and in every method, where the disk does not take it, or `form.max_bytes` is reached.
+    Raises `OutputError`, here and in every method, where the disk refuses a write, or `form.max_bytes` is reached.
     """
 
     def __init__(self, folder: str | Path, form: Form, *, replaces: bool = False) -> None:
@@ -160,7 +161,7 @@ class TraceWriter:
         self._tensors: list[StoredTensor] = []
         self._numbers: dict[tuple[str, TensorSpec | None], int] = {}
         self._placed: dict[str, tuple[int, int]] = {}
-        # By identity and version, since most arguments are an output that was stored already.
+        # By identity and version, since most arguments are outputs that are stored already.
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
         self._objects: dict[int, tuple[Callable[[], Any], int]] = {}
         self._object_count = 0
@@ -180,18 +181,18 @@ class TraceWriter:
         return len(self._placed)
 
     def forget(self) -> None:
-        """Let go of the model's objects: another sample begins."""
+        """Release the model's objects when another sample begins."""
         self._objects.clear()
         self._known.clear()
 
     def arguments(self, bound: Bound, where: str) -> dict[str, StoredValue]:
-        """Store the arguments of a call and return them by name; none where the form has none."""
+        """Store the arguments of a call and return them by name; none where the form stores no arguments."""
         if not self.form.arguments:
             return {}
         return {name: self.value(value, where) for name, value in bound.values.items()}
 
     def value(self, value: Any, where: str) -> StoredValue:
-        """Store a nested value; `where` says in an error how far the capture came."""
+        """Store a nested value; `where` names in an error the place that the capture has reached."""
         number = self._object(value) if is_object(value) else None
         found = [
             StoredLeaf(path=path, tensor=self.tensor(leaf, where))
@@ -202,7 +203,7 @@ class TraceWriter:
         return StoredValue(leaves=tuple(found), object=number)
 
     def tensor(self, tensor: torch.Tensor, where: str) -> int:
-        """Store a tensor unless it is there already, and return its number."""
+        """Store a tensor unless it is stored already, and return its number."""
         version = None if tensor.is_inference() else tensor._version
         known = self._known.get(id(tensor))
         if known is not None and known[0]() is tensor and known[1] == version:
@@ -223,7 +224,7 @@ class TraceWriter:
             self._target.made()
 
     def _object(self, value: Any) -> int:
-        """Return the number of an object, the same as long as it lives; it may hold many tensors, and is not kept."""
+        """Return the number of an object, constant while it lives; it may hold many tensors, and is not kept."""
         known = self._objects.get(id(value))
         if known is not None and known[0]() is value:
             return known[1]
@@ -295,7 +296,7 @@ class TraceWriter:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
-        """Turn what the disk refuses into an `OutputError`."""
+        """Turn an error of the disk into an `OutputError`."""
         try:
             yield
         except OSError as error:
@@ -306,10 +307,10 @@ class TraceWriter:
 
 
 def _cast(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return wider floats as `dtype`, or as they are where that would say something else.
+    """Return wider floats as `dtype`, or unchanged where the cast would change their meaning.
 
-    That is where one of them, such as a mask's fill, would become infinite, and where all of them are so near 0 that
-    `dtype` holds even the largest with fewer digits than its own.
+    This is the case where an element, such as a mask's fill, would become infinite, and where all elements are so near
+    0 that `dtype` represents even the largest with fewer digits than usual.
     """
     if values.dtype.itemsize <= dtype.itemsize:
         return values

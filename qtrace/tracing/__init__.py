@@ -1,1 +1,1 @@
-"""One run over all samples, from plan to report."""
+"""Runs a pair of models over all samples, from plan to report."""

@@ -1,7 +1,7 @@
-"""Rows of several samples, made into one: what adds up is merged, of all else the worst is kept.
+"""Merges the rows of several samples into one: sums are merged, of all other values the worst is kept.
 
-Pure arithmetic on records. What any one sample shows is not hidden by the others: every ratio that the merged row
-keeps within a limit is within it in each sample. Only `mean` and `stddev` are of all samples together.
+Pure arithmetic on records. No sample hides the result of another: if a ratio of the merged row is within a limit, it is
+within the limit in each sample. Only `mean` and `stddev` are computed over all samples together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T", Row, Argument)
 E = TypeVar("E")
 Choice = Callable[[Iterable[float]], float]
 
-# From the mildest to the worst. Where two tensors differ, those of the first group are told apart by numbers.
+# From the mildest to the worst. Where two tensors differ, numbers rank the statuses of the first group.
 _STATUSES = (
     {Status.COMPARED, Status.CONSTANT_REFERENCE},
     {Status.NON_FINITE},
@@ -27,7 +27,7 @@ _STATUSES = (
     {Status.CANDIDATE_ONLY},
     {Status.REFERENCE_ONLY},
 )
-# How a difference came to be there is no worse one way than the other.
+# These verdicts say how a difference arose; none of them is worse than another.
 _WAYS: set[Verdict | None] = {Verdict.INHERITED, Verdict.AMPLIFIED, Verdict.INTRODUCED, Verdict.MISCALLED}
 _VERDICTS: tuple[set[Verdict | None], ...] = (
     {Verdict.EQUAL},
@@ -45,7 +45,7 @@ _VERDICTS: tuple[set[Verdict | None], ...] = (
 class Aggregate:
     """One row for each output of each call, and one argument for each that differs, over all samples added so far.
 
-    What it holds grows with the calls that a sample makes, not with the number of samples.
+    Its size grows with the calls of a sample, not with the number of samples.
     """
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class Aggregate:
         self._arguments: dict[Hashable, Argument] = {}
 
     def add(self, rows: Iterable[Row], arguments: Iterable[Argument]) -> None:
-        """Add what one sample showed."""
+        """Add the rows and arguments of one sample."""
         _fold(self._rows, rows, _row_key, merged)
         _fold(self._arguments, arguments, _argument_key, worse)
 
     def join(self, other: Aggregate) -> None:
-        """Add what other samples showed; of two ways in which a difference came to be there, the own one is kept."""
+        """Add other samples; where two verdicts say how a difference arose, the one already here is kept."""
         for key, row in other._rows.items():
             self._rows[key] = merged(self._rows[key], row) if key in self._rows else row
         for key, argument in other._arguments.items():
@@ -74,7 +74,7 @@ class Aggregate:
 
 
 def merged(one: Row, other: Row) -> Row:
-    """Return one row for both, which are the same output of the same call in different samples.
+    """Return one row for two rows of the same output of the same call in different samples.
 
     With n, m, s the elements, mean and population stddev of |reference - candidate| in each (Chan, Golub, LeVeque:
     "Updating formulae and a pairwise algorithm for computing sample variances", 1979):
@@ -82,11 +82,12 @@ def merged(one: Row, other: Row) -> Row:
         n = n1 + n2    m = m1 + (m2 - m1) n2 / n    s² = s1² n1 / n + s2² n2 / n + (m2 - m1)² n1 n2 / n²
 
     `min` is the least, `max`, `mismatch`, `peir_in` and `peir_local` the largest; `sqnr_db`, `cosine` and `rel_l2` are
-    each the worst, and None where a sample differs without having such a number. `verdict` is the worst, and `one`'s
-    among those that say how a difference came about. `order` is the later one, so that calls which only one sample
-    makes push the others apart. All else is that of the worse sample: by its status where the two tensors do not
-    agree, then by its error, then by `max`; of equals the first one. The error is the PEIR, that which remains under a
-    relation where this excuses the difference, and the relative L2 where the reference has no interval.
+    each the worst, and None where a sample differs without having such a number. `verdict` is the worst; among verdicts
+    that say how a difference arose it is that of `one`. `order` is the later one, so that calls which only one sample
+    makes push the others apart. All other values are those of the worse sample: by its status where the two tensors do
+    not agree, then by its error, then by `max`; of equals the first one. The error is the PEIR. Where a relation
+    excuses the difference, it is the PEIR that remains under the relation; where the reference has no interval, it is
+    the relative L2.
     """
     worst = max(one, other, key=_row_badness)
     return replace(
@@ -112,7 +113,7 @@ def worse(one: Argument, other: Argument) -> Argument:
 
 
 def _fold(known: dict[Hashable, T], new: Iterable[T], key: Callable[[T], Hashable], join: Callable[[T, T], T]) -> None:
-    # A path may be called by each side in a place of its own: these are two rows of one sample, and stay two.
+    # Each side may call a path in a place of its own. These are two rows of one sample, and stay two.
     seen: Counter[Hashable] = Counter()
     for item in new:
         name = key(item)
@@ -132,9 +133,9 @@ def _argument_key(argument: Argument) -> Hashable:
 def _row_badness(row: Row) -> tuple[int, float, float, int]:
     error = _error(row)
     if row.verdict in AGREEING:
-        # Empty tensors agree without a number; one says more.
+        # Empty tensors agree without a number; a row with a number says more.
         return 0, -1.0 if error is None else _badness(error), row.max or 0.0, -row.sample
-    # NaN at the same places on both sides is no difference; what else differs there has its PEIR.
+    # NaN at the same places on both sides is no difference; the other elements have their PEIR.
     same = row.status is Status.NON_FINITE and row.non_finite_same
     status = Status.COMPARED if same else row.status
     return _rank(status, _STATUSES), _badness(error), _badness(row.max), -row.sample
@@ -150,12 +151,12 @@ def _error(row: Row) -> float | None:
 
 
 def _badness(error: float | None) -> float:
-    """Return a number that is greater for a worse error; a difference that no number tells is beyond all of them."""
+    """Return a number that is greater for a worse error; a difference without a number is worse than all others."""
     return math.inf if error is None or math.isnan(error) else error
 
 
 def _verdict(one: Row, other: Row, worst: Row) -> Verdict | None:
-    """Return the worst verdict; but where the worst sample's says how the difference came about, one that does."""
+    """Return the worst verdict; where the worst row's verdict says how the difference arose, one that also says so."""
     told = [row.verdict for row in (one, other) if worst.verdict not in _WAYS or row.verdict in _WAYS]
     return max(told, key=lambda verdict: _rank(verdict, _VERDICTS))
 
@@ -176,7 +177,7 @@ def _spread(one: Row, other: Row) -> dict[str, Any]:
         share, step = other.elements / (one.elements + other.elements), other.mean - one.mean
         mean = one.mean + share * step
         if one.stddev is not None and other.stddev is not None:
-            # As the sides of a right angle: no square leaves the range of floats.
+            # math.hypot adds the squares without leaving the range of floats.
             parts = (
                 one.stddev * math.sqrt(1 - share),
                 other.stddev * math.sqrt(share),
@@ -187,7 +188,7 @@ def _spread(one: Row, other: Row) -> dict[str, Any]:
 
 
 def _worst(one: Row, other: Row, name: str, choose: Choice) -> float | None:
-    """Return the worse of two numbers; equal tensors may have none, and then the other row's counts."""
+    """Return the worse of two numbers; equal tensors may have none, and then the other row's number counts."""
     told: list[float | None] = [getattr(row, name) for row in (one, other) if row.elements and row.max != 0]
     if not told:
         told = [value for value in (getattr(one, name), getattr(other, name)) if value is not None]

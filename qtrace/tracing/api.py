@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class Report(ReportData):
-    """What a run found (see `qtrace.report.records.ReportData` for the fields), with the verbs that people need.
+    """The result of a run (see `qtrace.report.records.ReportData` for the fields), with methods for users.
 
-    `rows` has an entry per tensor of each call (over all samples), `arguments` the call arguments that differ,
-    `coverage` what was compared and why the rest was not, `outcome` the judgement of the whole run.
+    `rows` has an entry for each tensor of each call (over all samples), `arguments` the call arguments that differ,
+    `coverage` the share of calls that was compared and why the rest was not, `outcome` the judgement of the whole run.
     """
 
     __slots__ = ()
 
     def save(self, path: str | Path) -> None:
-        """Write the report; the ending of `path` says the format (`.json`, …).
+        """Write the report; the ending of `path` selects the format (`.json`, …).
 
         Raises `UsageError` for an unknown ending and `OutputError` where the file cannot be written.
         """
@@ -45,9 +45,9 @@ class Report(ReportData):
         save(self, path)
 
     def row(self, module: str, *, call: int = 0, output: str | None = None, sample: int | None = None) -> Row:
-        """Return one row; without `output` the first of that call.
+        """Return one row; without `output` the first row of that call.
 
-        Of several samples a row holds the worst, `row.sample`; asking for a sample makes sure that it is this one.
+        Of several samples a row holds the worst, `row.sample`; with `sample` given, the row must be of this sample.
         Raises `UsageError` where there is no such row.
         """
         for row in self.rows:
@@ -96,37 +96,38 @@ def trace(
     """Run the same inputs through both models, in lockstep, and compare them module by module.
 
     Args:
-        reference: the model that is right by definition.
+        reference: the model that is correct by definition.
         candidate: the model that should compute the same.
-        inputs: a mapping is keyword arguments, a tuple positional ones, a tensor the single one; a list of
-            these is several samples, run one after the other: each row then stands for all of them and says which one
-            was the worst, and who is at fault is looked for in the first one that differs.
-        local: whether to measure the error that each module makes by itself, and to look for who is at fault, in
-            further passes that hand the candidate the reference's tensors at chosen boundaries. None does so where
-            the first pass found that the final outputs differ, True also where they agree, False never: then it is
+        inputs: a mapping is keyword arguments, a tuple positional arguments, a tensor the single argument. A list of
+            these is several samples, which run one after the other. Each row then covers all samples and names the
+            worst one, and the faulty module is searched for in the first sample that differs.
+        local: whether to measure the error that each module makes by itself and to search for the faulty module. This
+            takes further passes, which pass the reference's tensors to the candidate at chosen boundaries. None does so
+            where the final outputs of the first pass differ, True also where they agree, False never: then there is
             exactly one pass.
-        only: globs over reference paths (`*` one component, `**` any number); compare these modules alone.
+        only: globs over reference paths (`*` one component, `**` any number); compare these modules only.
         skip: globs over reference paths; leave these modules out.
-        rename: patterns of candidate paths, with `*` for a component, to the reference paths that they answer to.
+        rename: patterns of candidate paths, with `*` for a component, to the reference paths that they are aligned
+            with.
         tolerance: the PEIR up to which two tensors agree; "auto" derives it from their dtypes and depth.
-        noise_floor: with the tolerance on "auto", a PEIR that is taken for rounding noise in any case; "measured" runs
-            the reference against itself in float64 and takes what each tensor loses for its noise.
+        noise_floor: with the tolerance on "auto", a PEIR that always counts as rounding noise; "measured" runs the
+            reference against itself in float64 and takes the loss of each tensor as its noise.
         min_coverage: the share of the reference's calls that must be compared; below it the outcome is
             inconclusive.
         call: the method to call instead of the model itself, such as "generate".
-        sources: what the report says of where the two models came from.
-        listeners: told of every call of each side, with its values.
+        sources: the origins of the two models, as the report names them.
+        listeners: receive every call of each side, with its values.
         progress: called with (calls compared, calls expected).
-        breakpoints: where to stop both models and open a prompt: `MODULE[:enter|exit][#call]`, the module a glob, or a
-            condition over a row's columns such as "peir > 1e-3"; see `docs/debugging.md`. Also a
+        breakpoints: the places where both models stop and a prompt opens: `MODULE[:enter|exit][#call]` with a glob as
+            MODULE, or a condition over a row's columns such as "peir > 1e-3"; see `docs/debugging.md`. Also a
             `qtrace.debug.Debugger`. Quitting at the prompt ends the run; the report says so.
 
     Returns:
-        The report. No hook is left; the models' mode, their buffers (large ones of modules in eval mode excepted)
-        and the caller's random state are as before.
+        The report. No hook is left; the models' mode, their buffers (except large ones of modules in eval mode) and the
+            caller's random state are as before.
 
     Raises:
-        ForwardError: a model raised; `.report` holds what was compared until then.
+        ForwardError: a model raised an exception; `.report` holds what was compared until then.
         Interrupted: Ctrl-C, likewise.
         UsageError: a pattern matches no module, or the inputs have no usable form.
     """
@@ -168,7 +169,7 @@ def trace(
 def _attendant(
     breakpoints: Iterable[str] | Attendant, reference: torch.nn.Module, candidate: torch.nn.Module
 ) -> Attendant | None:
-    """Return who opens a prompt at these breakpoints, None where there are none."""
+    """Return the object that opens a prompt at these breakpoints, None where there are none."""
     texts: list[str] | None = None
     if isinstance(breakpoints, Iterable):
         texts = [breakpoints] if isinstance(breakpoints, str) else list(breakpoints)

@@ -1,4 +1,4 @@
-"""The noise floor, measured: how far the reference itself is from what it would compute without rounding."""
+"""Measures the noise floor: the distance of the reference from its own result without rounding."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from qtrace.numerics.tolerance import Floors, Place
 
 
 def measured_floors(reference: Model, sample: Any, options: Options) -> tuple[Floors, str | None]:
-    """Return the floors with the noise of each tensor of the reference, and a warning where it could not be measured.
+    """Return the floors with the noise of each tensor of the reference, and a warning where measuring failed.
 
     The noise is the PEIR between the reference and a float64 copy of it on the same inputs. Where the model does not
-    run in float64 (a dtype is written into its code), it is the PEIR between two runs of which one has its
-    floating-point inputs moved by one unit in the last place.
+    run in float64 (its code fixes a dtype), the noise is the PEIR between two runs, one of which has its floating-point
+    inputs moved by one unit in the last place.
     """
     exact = copy.deepcopy(reference.root).double()
     done = _pass(reference, Model("reference in float64", exact), sample, map_tensors(_double, sample), options)
@@ -41,7 +41,7 @@ def measured_floors(reference: Model, sample: Any, options: Options) -> tuple[Fl
 
 
 def _pass(reference: Model, other: Model, sample: Any, changed: Any, options: Options) -> Pass | None:
-    """Return a pass of the reference against another form of it, None where that one does not run."""
+    """Return a pass of the reference against another form of itself, None where that form does not run."""
     plain = dataclasses.replace(options, only=(), skip=(), listeners=(None, None), progress=None)
     done = Pass((reference, other), make_plan(reference, other), sample, plain, candidate_sample=copied(changed))
     done.execute()

@@ -1,4 +1,4 @@
-"""The outcome of a run: how many calls were compared, what the root's outputs and the findings say."""
+"""Judges the outcome of a run by the compared calls, the root's outputs and the findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("reference", "candidate")
 
 
 class CallCounts:
-    """Adds up passes; nothing of a pass is kept but its counts."""
+    """Adds up the counts of passes; nothing else of a pass is kept."""
 
     def __init__(self, plan: Plan, reference: Model) -> None:
         self._plan = plan
@@ -35,7 +35,7 @@ class CallCounts:
         self._reasons: Counter[str] = Counter()
 
     def add(self, done: Pass) -> None:
-        """Count the calls of a pass that ended, or was cut short."""
+        """Count the calls of a pass that ended normally or early."""
         for side in (REFERENCE, CANDIDATE):
             self._made[side].update(done.calls(side))
         self._alone.update(done.comparison.alone_calls)
@@ -53,7 +53,7 @@ class CallCounts:
         alignment = self._plan.alignment
         for path in self._counted & {*alignment.fused, *alignment.split}:
             if not self._runs(alignment.fused.get(path) or alignment.split[path]):
-                # Who should compute it is never called, nor what is around it: nothing stands for it.
+                # Neither the partner nor a module around it is ever called: the candidate computes nothing instead.
                 continue
             reasons["no_partner"] -= self._made[REFERENCE][path]
             reasons[alignment.why(path)] += self._made[REFERENCE][path]
@@ -64,12 +64,12 @@ class CallCounts:
         return Coverage(calls, self._compared, dict(sorted(reasons.items())))
 
     def _runs(self, path: str) -> bool:
-        """Return whether a module of the candidate, or one around it but the root, was called."""
+        """Return whether a module of the candidate, or one around it except the root, was called."""
         parts = path.split(".")
         return any(self._made[CANDIDATE][".".join(parts[:length])] for length in range(len(parts), 0, -1))
 
     def unmatched(self) -> Iterator[Unmatched]:
-        """Yield the modules with calls that were compared with nothing, and the reference modules without partner."""
+        """Yield the modules with calls that were not compared, and the reference modules without partner."""
         modules = self._reference.modules
         mine, theirs = self._made
         for path in self._plan.alignment.alone:
@@ -83,17 +83,17 @@ class CallCounts:
             yield Unmatched(NAMES[side], path, kind, calls, reason)
 
 
-# A final output with one of these was not compared, and does not agree.
+# A final output with one of these statuses was not compared, and does not agree.
 _UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOutcome:
-    """What the final outputs say, of one sample or of several together (`+`).
+    """The judgement of the final outputs, of one sample or of several together (`+`).
 
-    `told` counts the samples with a final output that could be compared; `untold` says whether there is one that could
-    not be; `clean` whether all agree as closely as can be, `agreeing` up to the rounding of the coarser dtype;
-    `broken` whether one is off in a way that rounding does not add up to.
+    `told` counts the samples with a final output that could be compared. `untold` says whether a final output could not
+    be compared. `clean` says whether all agree as closely as possible, `agreeing` whether they agree up to the rounding
+    of the coarser dtype. `broken` says whether one differs in a way that accumulated rounding does not explain.
     """
 
     told: int = 0
@@ -113,9 +113,9 @@ class SampleOutcome:
 
 
 def sample_outcome(rows: Sequence[Row], floors: Floors) -> SampleOutcome:
-    """Judge one sample by its root's rows; one that the candidate gives beside the reference's is no difference.
+    """Judge one sample by its root's rows; an additional output of the candidate is no difference.
 
-    Nor is one of a cache that nobody but the model reads.
+    Neither is an output of a cache that only the model reads.
     """
     root = [
         row
@@ -134,10 +134,11 @@ def sample_outcome(rows: Sequence[Row], floors: Floors) -> SampleOutcome:
 def outcome(
     end: SampleOutcome, coverage: Coverage, findings: Sequence[Finding], *, samples: int, options: Options
 ) -> Outcome:
-    """Judge a run over so many samples that came to its end: the worst of them says how.
+    """Judge a complete run over so many samples; the worst sample decides.
 
-    Agreeing up to the rounding of the reference's dtype is clean. Beyond that it is a fault where somebody is to
-    blame, or where it is more than the coarser dtype's rounding explains and nobody looked; else it is drift.
+    Agreement up to the rounding of the reference's dtype is clean. A greater difference is a fault where a module is at
+    fault, or where the coarser dtype's rounding does not explain it and no search for a faulty module was made;
+    otherwise it is drift.
     """
     if end.told < samples and not end.untold:
         return Outcome.INCONCLUSIVE
@@ -153,17 +154,18 @@ def outcome(
 
 
 def is_too_little(coverage: Coverage, options: Options) -> bool:
-    """Return whether too few of the reference's calls were compared, in one with others at least, to say anything."""
+    """Return whether too few of the reference's calls were compared, alone or in one with others, to judge the run."""
     return bool(coverage.reference_calls) and not coverage.accounted >= options.min_coverage
 
 
 def is_clean(row: Row, floors: Floors) -> bool:
-    """Return whether a final output agrees as closely as the reference's own dtype lets anybody agree with it."""
+    """Return whether a final output agrees as closely as the reference's own dtype permits."""
     if row.verdict not in AGREEING:
         return False
     relation = row.relation
     if relation is not None and relation.kind == "layout":
-        # Inside, a parent undoes it; whoever calls this model gets it as it is. Axes of size 1 broadcast away.
+        # Inside, a parent undoes such a layout; the caller of the model receives it unchanged. Axes of size 1
+        # broadcast.
         return not {"permute", "reshape", "expand", "repeated"} & relation.parameters.keys()
     if relation is not None and relation.kind == "mask":
         return _both_fills(relation)
@@ -174,7 +176,7 @@ def is_clean(row: Row, floors: Floors) -> bool:
 
 
 def _is_no_drift(row: Row) -> bool:
-    """Return whether a final output is off in a way that rounding does not add up to."""
+    """Return whether a final output differs in a way that accumulated rounding does not explain."""
     related = row.relation is not None and row.relation.kind in ("layout", "mask")
     return row.verdict is Verdict.NON_FINITE or (row.verdict in AGREEING and related)
 

@@ -1,4 +1,4 @@
-"""One run of a pair of models over samples of inputs, from plan to report."""
+"""Runs a pair of models over samples of inputs, from plan to report."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ from qtrace.tracing.aggregate import Aggregate
 from qtrace.tracing.noise_floor import measured_floors
 from qtrace.tracing.outcome import NAMES, CallCounts, SampleOutcome, is_too_little, outcome, sample_outcome
 
-# Just below the largest block that raises glibc's limits (DEFAULT_MMAP_THRESHOLD_MAX, 32 MiB).
+# Just below the largest block size that raises glibc's limits (DEFAULT_MMAP_THRESHOLD_MAX, 32 MiB).
 _LARGE = 31 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what tensors leave free, up to 64 MiB, instead of giving it back at every module.
+    """Let the C library keep up to 64 MiB of freed tensor memory, instead of returning it at every module.
 
-    glibc maps large blocks one by one, and gives free memory at the top of its heap back to the system, beyond
+    glibc maps large blocks one by one, and returns free memory at the top of its heap to the system. Both happen beyond
     limits that follow the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). Two models whose activations come
-    and go together pass these limits at every module, and each page must then be had again: at 512 tokens two thirds
-    of all page faults of a trace. One large block that is freed, and never touched, raises them. With another C
-    library it does nothing.
+    and go together exceed these limits at every module, and each page must then be mapped again: at 512 tokens this
+    causes two thirds of all page faults of a trace. One large block that is freed, and never touched, raises the
+    limits. With another C library this does nothing.
     """
     torch.empty(_LARGE, dtype=torch.uint8)
 
 
 @contextlib.contextmanager
 def process_state_kept(models: Sequence[Model]) -> Iterator[None]:
-    """Run without gradients, compiled models eagerly, and leave the caller's random state as it was."""
+    """Run without gradients, run compiled models eagerly, and restore the caller's random state."""
     random = RandomState(devices_of(models))
     keep_freed_memory()
-    # Hooks and rows are many small objects: enough to make the collector walk the whole program again, which takes
-    # longer than they did. What lives already is left out of that for the time being.
+    # Hooks and rows are many small objects, enough to make the collector walk the whole program again, which takes
+    # longer than making them. Objects that exist already are excluded from collection for that time.
     freezes = gc.get_freeze_count() == 0
     if freezes:
         gc.freeze()
@@ -76,16 +76,16 @@ def process_state_kept(models: Sequence[Model]) -> Iterator[None]:
                 gc.unfreeze()
 
 
-# So many of the samples that differ are named.
+# How many of the differing samples are named.
 _MOST_NAMED = 5
-# The calls around a row may say more than its own numbers: another shape, too, may be undone.
+# The calls around a row may explain more than its own numbers: even another shape may be undone there.
 _EXPLAINABLE = (None, Verdict.STRUCTURE, Verdict.NON_FINITE)
 
 
 class Run:
-    """Runs the pair sample by sample and collects what was found; `report()` may be called at any time.
+    """Runs the pair sample by sample and collects the results; `report()` may be called at any time.
 
-    `attendant` steps in where the two models meet, if there is one; it may end the run.
+    `attendant`, if given, is called wherever both sides reach the same boundary; it may end the run.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Run:
         self.attendant: Attendant | None = None
         self.plan = self.part_of(make_plan(*self._models, options.only, options.skip, renames=options.renames))
         self._running: Pass | None = None
-        # The first pass that differs, until there is one the first of all; the others are in the sums below.
+        # The first pass that differs, or the first of all until one differs; the others are in the sums below.
         self._kept: Pass | None = None
         self._others = Aggregate()
         self._calls = CallCounts(self.plan, self._models[REFERENCE])
@@ -118,10 +118,10 @@ class Run:
         if reference is candidate:
             self._warn("reference and candidate are one object: what was changed in place changed both")
 
-    # What a run with a stored side does in its own way.
+    # Methods that a run with a stored side overrides.
 
     def model_of(self, side: int, model: torch.nn.Module, source: str) -> Model:
-        """Return one of the two as the run sees it."""
+        """Return the run's view of one of the two models."""
         return Model(NAMES[side], model, source)
 
     def part_of(self, plan: Plan) -> Plan:
@@ -138,7 +138,7 @@ class Run:
         progress: Callable[[], None] | None = None,
         around: Callable[[Comparison], Meeting] | None = None,
     ) -> Pass:
-        """Return a pass over one sample, still to be run."""
+        """Return a pass over one sample that has not run yet."""
         return Pass(
             self._models,
             self.plan,
@@ -151,11 +151,11 @@ class Run:
         )
 
     def judged(self, final: Sequence[Row], floors: Floors) -> SampleOutcome:
-        """Return what the root's rows say of one sample."""
+        """Return the judgement of one sample by the root's rows."""
         return sample_outcome(final, floors)
 
     def look_into(self, done: Pass) -> list[Finding]:
-        """Return who is to blame for what a pass showed, best first; measure each module's own error at least."""
+        """Return the findings for a pass, best first; in any case measure the error that each module makes itself."""
         sample, options = self._samples[done.comparison.sample], self._with(done.comparison.floors)
         investigation = Investigation(self._models, self._whole_plan, sample, options, done.own_random, done.comparison)
         self._investigation = investigation
@@ -174,14 +174,14 @@ class Run:
         return check.applied(found)
 
     def crash_findings(self, end: End, done: Pass) -> list[Finding]:
-        """Return who is to blame where the candidate raised."""
+        """Return the findings where the candidate raised an exception."""
         return crash_findings(
             self._models, self._whole_plan, self._samples, self._with(done.comparison.floors), done, end
         )
 
     @cached_property
     def _whole_plan(self) -> Plan:
-        """Return the plan that leaves nothing out: who is to blame may stand outside of what is compared."""
+        """Return the plan without exclusions: the faulty module may be outside of the compared modules."""
         if not self._options.only and not self._options.skip:
             return self.plan
         return self.part_of(make_plan(*self._models, renames=self._options.renames))
@@ -189,8 +189,8 @@ class Run:
     def execute(self) -> ReportData:
         """Run all samples and return the report.
 
-        Raises `ForwardError` when a model raises and `Interrupted` on Ctrl-C; both carry the report of what was
-        compared until then. No hook is left in any case.
+        Raises `ForwardError` when a model raises an exception and `Interrupted` on Ctrl-C; both carry the report of
+        what was compared until then. No hook is left in any case.
         """
         try:
             with process_state_kept(self._models):
@@ -210,7 +210,7 @@ class Run:
         return self.report()
 
     def _investigate(self) -> None:
-        """Find who is to blame for the first sample whose final outputs differ; look at each module's own error."""
+        """Find the faulty module for the first sample whose final outputs differ; measure each module's own error."""
         if self._options.local is False or is_too_little(self._calls.coverage(), self._options):
             return
         done = self._kept
@@ -230,7 +230,7 @@ class Run:
                 self._static += tuple(map(str, problem_notes(wrong)))
 
     def _self_check(self, done: Pass, again: Fingerprint | None) -> SelfCheck:
-        """Look for a cause in the models' own state, before anybody is blamed."""
+        """Search for a cause in the models' own state, before any module is named as faulty."""
         first = FirstPass(done.random, done.fingerprints, done.drew_random, again)
         sample = self._samples[done.comparison.sample]
         check = self_check(self._models, self._whole_plan, sample, self._options.call, first)
@@ -239,7 +239,7 @@ class Run:
         return check
 
     def _take(self, done: Pass) -> None:
-        """Add up what a pass showed, and let go of all but the one that is to be looked into."""
+        """Add up the results of a pass, and keep only the pass that will be examined."""
         self._running = None
         self._calls.add(done)
         final = done.comparison.final_rows()
@@ -263,10 +263,10 @@ class Run:
         return dataclasses.replace(self._options, floors=floors)
 
     def _run_sample(self, index: int, sample: Any) -> None:
-        """Run one sample, each side with random numbers of its own where it draws any, and add it up.
+        """Run one sample, with separate random numbers for each side where it draws any, and add up its results.
 
-        Keeping them apart costs a little at every module, so models in eval mode first run without; if they
-        draw after all, the pass is done again.
+        Separating the random numbers costs a little at every module, so models in eval mode first run without it. If
+        they draw random numbers after all, the pass is repeated.
         """
         floors = self._options.floors
         if self._options.measure_noise:
@@ -297,7 +297,7 @@ class Run:
                 self._raise_for(end, model, done)
 
     def _look_ahead(self, sample: Any, floors: Floors) -> None:
-        """Align by what runs before anybody attends: whoever stops in a pass, or listens, is to see it once."""
+        """Align by the modules that run, before the attended pass: attendant and listeners must see only one pass."""
         options = dataclasses.replace(self._with(floors), listeners=(None, None), progress=None)
         done = self.pass_of(sample, options)
         done.execute()
@@ -308,7 +308,7 @@ class Run:
             self._aligns_better(done)
 
     def _aligns_better(self, done: Pass) -> bool:
-        """Align again, knowing now what runs, where somebody found no partner; return whether that helped."""
+        """Align again by the modules that ran, where some have no partner; return whether this helped."""
         options, calls = self._options, (done.calls(REFERENCE), done.calls(CANDIDATE))
         agree = self.judged(done.comparison.final_rows(), done.comparison.floors).clean
         doubted = done.comparison.differing() if agree else set()
@@ -361,7 +361,7 @@ class Run:
         raise ForwardError(self._error, side=model.name, module=end.module, report=self.report()) from end.error
 
     def report(self) -> ReportData:
-        """Return what was found until now."""
+        """Return the report of the results so far."""
         coverage, floors = self._calls.coverage(), self._options.floors
         all_samples = Aggregate()
         if self._kept is not None:
@@ -401,7 +401,7 @@ class Run:
         return outcome(self._ending, coverage, self._findings, samples=len(self._samples), options=self._options)
 
     def _explained(self, done: Pass) -> Iterator[Row]:
-        """Yield a pass's rows, with the verdict of those that differ."""
+        """Yield a pass's rows, with verdicts for the rows that differ."""
         rows = done.comparison.rows()
         found = {}
         if done is self._kept and self._investigation is not None:
@@ -415,7 +415,7 @@ class Run:
             yield row
 
     def _with_own_error(self, row: Row) -> Row:
-        """Return the row with the error that its module makes itself, where that was measured."""
+        """Return the row with the error that its module makes itself, where it was measured."""
         local = self._investigation.local.get((row.module, row.call, row.output)) if self._investigation else None
         if local is None:
             return row
@@ -424,17 +424,17 @@ class Run:
         return dataclasses.replace(row, peir_local=local.error, relation=relation)
 
     def _with_quantization(self, row: Row) -> Row:
-        """Return the row with how its module quantizes, where that was read and the module has a partner there."""
+        """Return the row with its module's quantization, where this was read and the module has a partner there."""
         facts = self._quantization.get(row.module)
         if facts is None or row.candidate is None:
             return row
-        # Of several samples the largest difference and the largest ratio may be of two.
+        # Of several samples the largest difference and the largest ratio may come from different samples.
         interval = row.max / row.peir if row.max and row.peir and row.samples == 1 else None
         return dataclasses.replace(row, quantization=with_interval(facts, interval))
 
 
 def _raised_at(error: BaseException) -> str:
-    """Return where the user's own code raised, as " (file:line)"."""
+    """Return the place where the user's own code raised, as " (file:line)"."""
     inner = [Path(torch.__file__).parent, Path(qtrace.__file__).parent]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not any(parent in Path(frame.filename).parents for parent in inner):

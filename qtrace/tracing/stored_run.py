@@ -1,4 +1,4 @@
-"""A run in which at least one side is a stored trace: the same rows, coverage and outcome as of two live models."""
+"""Runs a pair with at least one stored trace: the same rows, coverage and outcome as for two live models."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Traces = tuple[Trace | None, Trace | None]
 
 
 class StoredPass(Pass):
-    """A pass whose `traces` take the place of models where there are any; see `qtrace.passes.Pass`."""
+    """A pass in which `traces`, where given, replace the models; see `qtrace.engine.lockstep_pass.Pass`."""
 
     def __init__(
         self, models: tuple[Model, Model], traces: Traces, plan: Plan, sample: Any, options: Options, **more: Any
@@ -67,13 +67,13 @@ class StoredPass(Pass):
 
 
 def finding(rank: int, suspect: Suspect, models: tuple[Model, Model], plan: Plan) -> Finding:
-    """Return the finding for a suspect that nothing but accumulated evidence speaks against."""
+    """Return the finding for a suspect for which there is only accumulated evidence."""
     mine = models[0].modules.get(suspect.module)
     partners = [models[1].modules[path] for path, key in plan.candidate_keys.items() if key == suspect.module]
     is_own = mine is not None and suspect.kind in ("introduces", "miscalls")
     static = tuple(differences(mine, partners)) if mine is not None and is_own else ()
     if static and suspect.kind == "miscalls" and _is_of_one_form(suspect):
-        # Code that is right computes something else out of other data of its own.
+        # Correct code computes a different result from different parameters.
         suspect = dataclasses.replace(suspect, kind="introduces", argument=None, callees=[])
     call = suspect.callee
     sites = call.sites if call is not None else (None, None)
@@ -89,7 +89,7 @@ def finding(rank: int, suspect: Suspect, models: tuple[Model, Model], plan: Plan
 
 
 def differences(reference: torch.nn.Module, candidates: list[torch.nn.Module]) -> Iterator[str]:
-    """Yield what differs between a module and its partners, in words; of stored weights only that they do."""
+    """Yield the differences between a module and its partners, in words; of stored weights only that they differ."""
     yield from attribute_differences(reference, candidates)
     if not any(isinstance(module, Skeleton) for module in (reference, *candidates)):
         yield from tensor_differences(reference, candidates)
@@ -113,7 +113,7 @@ def _is_of_one_form(suspect: Suspect) -> bool:
 
 
 def _others(suspect: Suspect) -> Iterator[str]:
-    """Yield the further arguments of a call that are wrong: which of them does the harm would have to be tried."""
+    """Yield the further wrong arguments of a call: only a trial could show which argument causes the error."""
     if suspect.callee is not None and suspect.kind == "miscalls":
         wrong = [v.name for v in suspect.callee.arguments if not v.agrees and v.status is not Status.CANDIDATE_ONLY]
         others = [name for name in wrong if name.split(".")[0] != suspect.argument]
@@ -134,32 +134,32 @@ def _forward(module: torch.nn.Module | None) -> Line | None:
     return None if module is None else forward_of(module)
 
 
-# Floats that `--as` rounds.
+# The float dtypes that `--as` rounds.
 WIDER = ("float64", "float32")
 
 
 class StoredModel(Model):
-    """A stored side's model, which is described by its trace and has nothing to run."""
+    """The model of a stored side, which its trace describes and which cannot run."""
 
     def describe(self) -> Side:
-        """Return what the trace says of the model."""
+        """Return the trace's description of the model."""
         trace = trace_of(self.root)
         assert trace is not None
         stored = trace.manifest.model
         return dataclasses.replace(stored, source=f"{self.source or trace.name}, captured from {stored.source}")
 
     def entry(self, call: str, sample: Any, at: str = "") -> Any:
-        """Return a function that does nothing: the events come out of the trace."""
+        """Return a function that does nothing: the events come from the trace."""
         return lambda: None
 
 
 class StoredRun(Run):
-    """A run of which at least one side is the skeleton of a trace (see `qtrace.traces.skeleton`).
+    """A run in which at least one side is the skeleton of a trace (see `qtrace.traces.skeleton`).
 
-    Between two traces, `samples` only say how many there are; beside a live model they must be the inputs that the
-    trace was captured with.
+    Between two traces, `samples` only give their number; with a live model they must be the inputs that the trace was
+    captured with.
 
-    Raises `UsageError` where the two were not captured in ways that can be compared.
+    Raises `UsageError` where the two traces were captured in ways that cannot be compared.
     """
 
     def __init__(
@@ -190,13 +190,13 @@ class StoredRun(Run):
         return dataclasses.replace(done, inputs=tuple(told), settings={**done.settings, "stored": stored})
 
     def judged(self, final: Sequence[Row], floors: Floors) -> SampleOutcome:
-        """Return what the root's rows say; no more is asked of what a candidate returned than storing it left."""
+        """Return the judgement by the root's rows; an output that was rounded for storage only needs that precision."""
         trace = self._traces[CANDIDATE]
         rounded = _rounded(trace.manifest) if trace is not None else frozenset()
         return super().judged([_as_rounded(row) if row.output in rounded else row for row in final], floors)
 
     def _check(self, samples: int) -> None:
-        """Refuse what cannot be compared; say what may not mean what it seems to."""
+        """Refuse traces that cannot be compared; warn of results that may be misleading."""
         for name, trace in zip(NAMES, self._traces, strict=True):
             if trace is None:
                 continue
@@ -224,15 +224,15 @@ class StoredRun(Run):
         return (Model if self._traces[side] is None else StoredModel)(NAMES[side], model, source)
 
     def part_of(self, plan: Plan) -> Plan:
-        """Return the plan that compares only what every trace tells of."""
+        """Return the plan that compares only the calls that every trace records."""
         return _stored_part(plan, self._traces)
 
     def pass_of(self, sample: Any, options: Options, **more: Any) -> StoredPass:
-        """Return a pass in which a trace plays its part."""
+        """Return a pass in which traces replace the models."""
         return StoredPass(self._models, self._traces, self.plan, sample, options, **more)
 
     def look_into(self, done: Pass) -> list[Finding]:
-        """Judge, by what accumulated, who is to blame for the first sample whose final outputs differ."""
+        """Return the findings for the first sample whose final outputs differ, by accumulated errors."""
         if not self._differing:
             return []
         missing = self._missing()
@@ -246,16 +246,16 @@ class StoredRun(Run):
         return [finding(rank, suspect, self._models, self.plan) for rank, suspect in enumerate(found, 1)]
 
     def crash_findings(self, end: End, done: Pass) -> list[Finding]:
-        """Return the module that raised: the reference has run, and nobody can hand over anything here."""
+        """Return the module that raised: the reference has run, and no tensor can be forced here."""
         return [] if self._traces[CANDIDATE] is not None else [raised(self.plan, done, end)]
 
     def _not_looked_for(self, why: str) -> None:
-        """Judge the outcome as where nobody looked: a difference that nobody explains is no drift."""
+        """Judge the outcome as one without a search: an unexplained difference is no drift."""
         self._warn(f"who is at fault was not found out: {why}; the first leap shows where to look")
         self._options = dataclasses.replace(self._options, local=False)
 
     def _missing(self) -> str:
-        """Return why nobody can be blamed, nothing where it is all there."""
+        """Return why no module can be named as faulty; an empty text where all data is present."""
         if not all(manifest.arguments for manifest in self._manifests):
             return "a trace holds no arguments (--outputs-only, or imported)"
         if any(manifest.sketches for manifest in self._manifests):
@@ -283,7 +283,7 @@ def _as_rounded(row: Row) -> Row:
 
 
 def _stored_part(plan: Plan, traces: Traces) -> Plan:
-    """Return the plan that compares only what every trace tells of."""
+    """Return the plan that compares only the calls that every trace records."""
     reference, candidate = (None if trace is None else set(trace.manifest.selected) for trace in traces)
     mine = {path: key for path, key in plan.reference_keys.items() if reference is None or path in reference}
     theirs = {
@@ -295,7 +295,7 @@ def _stored_part(plan: Plan, traces: Traces) -> Plan:
     if reference is not None:
         chosen &= reference
     if candidate is not None:
-        # What was left out when the candidate was captured is left out here; what had no partner then has none now.
+        # Modules that the candidate's capture left out are left out here; modules without a partner then have none now.
         left_out = {key for path, key in plan.candidate_keys.items() if path not in candidate} - set(theirs.values())
         chosen -= left_out
         mine = {path: key for path, key in mine.items() if key not in left_out}
@@ -303,7 +303,7 @@ def _stored_part(plan: Plan, traces: Traces) -> Plan:
 
 
 def _other_inputs(inputs: Sequence[StoredInput], manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    """Yield each input that a trace was not captured with, and whether it is beyond another dtype of the same shape."""
+    """Yield each input that a trace was not captured with, and whether more than its dtype differs."""
     known = {(one.sample, one.name): one for one in manifest.inputs}
     if not known:
         return
@@ -324,7 +324,7 @@ def _said(spec: TensorSpec) -> str:
 
 
 def _warnings(traces: Traces) -> Iterator[str]:
-    """Yield what a reader must know of the traces before believing the report."""
+    """Yield warnings about the traces that a reader must know before trusting the report."""
     manifests = {name: trace.manifest for name, trace in zip(NAMES, traces, strict=True) if trace is not None}
     for name, manifest in manifests.items():
         yield from manifest.warnings

@@ -1,1 +1,1 @@
-"""Tiny models with random weights, and inputs for them: what qtrace does, offline and in seconds."""
+"""Tiny models with random weights, and inputs for them: to try qtrace offline and in seconds."""

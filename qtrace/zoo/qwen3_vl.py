@@ -1,4 +1,4 @@
-"""A tiny random-weight Qwen3-VL, an image and a question for it, and a wrapper of it with a real bug.
+"""A tiny random-weight Qwen3-VL, an image with a question for it, and a wrapper of it with a real bug.
 
 The sizes are those of TICO's own tracing example: 2 vision blocks with deepstack at both, 2 text layers,
 hidden size 64, 1000 tokens. 77 modules are called.
@@ -14,8 +14,8 @@ from qtrace.errors import SourceError, UsageError
 
 VOCABULARY = 1000
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START_TOKEN = VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 3
-# What Qwen's processor makes of a picture of 128 x 96 pixels: patches per (frame, column, row), each of
-# 3 channels x 2 frames x 16 x 16 pixels; a 2 x 2 square of patches becomes one token.
+# The result of Qwen's processor for a picture of 128 x 96 pixels: patches per (frame, column, row), each of 3 channels
+# x 2 frames x 16 x 16 pixels; a 2 x 2 square of patches becomes one token.
 GRID = (1, 20, 14)
 PATCH_SIZE = 3 * 2 * 16 * 16
 MERGE = 2
@@ -52,7 +52,7 @@ def tiny(seed: int = 42) -> Qwen3VLForConditionalGeneration:
         video_token_id=VIDEO_TOKEN,
         vision_start_token_id=VISION_START_TOKEN,
     )
-    # Eager attention, so that the additive mask is a tensor that both sides can be seen to use.
+    # Eager attention, so that the additive mask is a tensor that is visible on both sides.
     config.text_config._attn_implementation = "eager"
     config.vision_config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
@@ -84,9 +84,9 @@ def image_and_text(seed: int = 0) -> dict[str, torch.Tensor]:
 def mask_bug(reference: nn.Module) -> nn.Module:
     """Return `reference` wrapped by tico, with the attention-mask bug that TICO's pull request 630 fixed.
 
-    The wrapped text model hands the padding mask (int64 [1, 84], ones) down to its layers instead of building
-    a causal one (float32 [1, 1, 84, 84]), and the attention adds it to its logits as it is. Only this
-    instance is changed, not tico's classes. The candidate shares its weights with `reference`.
+    The wrapped text model passes the padding mask (int64 [1, 84], ones) to its layers instead of building a causal one
+    (float32 [1, 1, 84, 84]), and the attention adds it to its logits as it is. Only this instance is changed, not
+    tico's classes. The candidate shares its weights with `reference`.
 
     Raises:
         UsageError: `reference` is no Qwen3-VL.
@@ -111,5 +111,5 @@ def mask_bug(reference: nn.Module) -> nn.Module:
 
 
 def _unchanged(attention_mask: torch.Tensor | None, **_: object) -> torch.Tensor | None:
-    """Stand in for the methods that make a causal mask of a padding mask."""
+    """Replace the methods that make a causal mask of a padding mask."""
     return attention_mask

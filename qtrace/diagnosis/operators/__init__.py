@@ -1,4 +1,4 @@
-"""What one call of a module computes on both sides, operator by operator, and where the two part."""
+"""Compares one call of a module on both sides, operator by operator, and finds where the two part."""
 
 from qtrace.diagnosis.operators.view import compare_operators, floors_of
 

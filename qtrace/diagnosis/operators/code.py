@@ -1,4 +1,4 @@
-"""Where a model's own code stands: the file, line and function that asked for an operator or a call."""
+"""Finds the place in a model's own code, as file, line and function, that ran an operator or made a call."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _AROUND = 2
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where in the code an operator was asked for.
+    """The place in the code that ran an operator.
 
-    `site` is the innermost place outside of torch. `own` is the innermost place in the code of the module that is
-    looked into, which is the file that its forward stands in: `site` itself, or the line that called the module inside,
-    or the function elsewhere, in which `site` stands. `module` is the innermost module under way.
+    `site` is the innermost place outside of torch. `own` is the innermost place in the code of the examined module,
+    that is, in the file of its forward: `site` itself, or the line that called the module inside or the function
+    elsewhere that `site` is in. `module` is the innermost module that is running.
     """
 
     site: Site | None
@@ -38,7 +38,7 @@ class Origin:
 
 
 class OwnCode:
-    """The code of the modules that are looked into, a wrapper and what it wraps."""
+    """The code of the examined modules, a wrapper and the modules inside it."""
 
     def __init__(self, standing: Iterable[torch.nn.Module]) -> None:
         modules = list(standing)
@@ -47,7 +47,7 @@ class OwnCode:
         self._files = {code.co_filename for code in codes if code is not None}
 
     def origin(self) -> Origin:
-        """Return where the running operator was asked for."""
+        """Return the place in the code that runs the current operator."""
         site: Site | None = None
         passed: list[Site] = []
         innermost: torch.nn.Module | None = None
@@ -60,12 +60,12 @@ class OwnCode:
                 innermost = innermost or module
                 if id(module) in self._ids:
                     break
-                # All that was passed so far belongs to a module inside.
+                # All frames passed so far belong to a module inside.
                 passed, crossed = [], module
             elif not code.co_filename.startswith(_FOREIGN):
                 found = Site(code.co_filename, frame.f_lineno or 0, code.co_name)
                 site = site or found
-                # A module's own way of calling itself, as for checkpointing, is no call of its caller's.
+                # A frame in which a module calls itself, as for checkpointing, is no code of its caller.
                 if passed or crossed is None or frame.f_locals.get("self") is not crossed:
                     passed.append(found)
             frame = frame.f_back
@@ -82,7 +82,7 @@ def short(file: str) -> str:
 
 
 def code_place(site: Site | None, *, around: bool = False) -> CodePlace | None:
-    """Return a site as a report tells it; with `around` also the lines of code about it."""
+    """Return a site as a report shows it; with `around` also the lines of code around it."""
     if site is None:
         return None
     lines: tuple[CodeLine, ...] = ()
@@ -100,7 +100,7 @@ Lines = tuple[Line | None, Line | None]
 
 
 def forward_of(module: torch.nn.Module) -> Line | None:
-    """Return where a module's forward begins; None where it is torch's own, or no Python."""
+    """Return the line where a module's forward begins; None if it is torch's own, or no Python."""
     code = getattr(getattr(module.forward, "__func__", module.forward), "__code__", None)
     if code is None or Path(torch.__file__).parent in Path(code.co_filename).parents:
         return None
@@ -113,14 +113,14 @@ def line_of(site: Site | None) -> Line | None:
 
 
 def called_elsewhere(sites: Lines, parting: Lines) -> Iterator[str]:
-    """Yield where a call stands, in words, for each side on which it is not the line that is named."""
+    """Yield in words the place of a call, for each side on which it is not the named line."""
     for side, site, named in zip(("reference", "candidate"), sites, parting, strict=True):
         if site is not None and named is not None and site[:2] != named[:2]:
             yield f"the {side}'s call stands in {short(site[0])}:{site[1]}"
 
 
 def source_of(reference: Line | None, candidate: Line | None) -> dict[str, Any] | None:
-    """Return the two lines as a finding's `source`, None where neither is known."""
+    """Return the two lines as a finding's `source`; None if neither is known."""
     if reference is None and candidate is None:
         return None
     return {

@@ -1,4 +1,4 @@
-"""What operators computed of what: the values of one call, each with the operator that made it."""
+"""Holds the graph of one call: its values, each with the operator that made it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Kind(Enum):
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """One tensor as it was at one moment; what is written into it later is another value.
+    """One tensor as it was at one moment; after a write into it, it is another value.
 
-    `index` counts a side's values in the order in which they came to be. `name` is the argument's or the parameter's.
-    One without elements `is_empty`: it can neither agree nor differ.
+    `index` counts a side's values in the order in which they were made. `name` is the argument's or the parameter's.
+    A value without elements `is_empty`: it can neither agree nor differ.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Value:
 
 @dataclass(slots=True, eq=False)
 class Recorded:
-    """One operator as it ran. `views` says that its result lies in the memory of what it took."""
+    """One operator as it ran. `views` says that its result lies in the memory of an input."""
 
     index: int
     name: str
@@ -55,7 +55,7 @@ class Recorded:
 
 @dataclass(slots=True)
 class _Memory:
-    """What lies in one piece of memory: each view's value, and which was written last."""
+    """The values in one piece of memory: each view's value, and the value that was written last."""
 
     views: dict[Any, int] = field(default_factory=dict)
     written: int = -1
@@ -64,8 +64,8 @@ class _Memory:
 class Values:
     """The values of one call, found again by where a tensor lies in memory.
 
-    Not by the tensor's identity: autograd hands on views as new objects. Memory that is freed is used again, but by
-    an operator that is recorded, and then what was known of it is forgotten.
+    A tensor's identity would not do: autograd passes on views as new objects. Freed memory is used again, but by a
+    recorded operator; then the old values of that memory are forgotten.
     """
 
     def __init__(self) -> None:
@@ -73,9 +73,9 @@ class Values:
         self._memory: dict[Any, _Memory] = {}
 
     def of(self, tensor: torch.Tensor) -> Value | None:
-        """Return the value that a tensor holds; None where it came from outside and is not known yet.
+        """Return the value that a tensor holds; None if it came from outside and is not known yet.
 
-        A view of what was written into since is the value that was written; see `holds`.
+        For a view of memory that was written into since, it is the value that was written; see `holds`.
         """
         memory = self._memory.get(place(tensor))
         if memory is None:
@@ -84,11 +84,11 @@ class Values:
         return self.all[found] if found >= 0 else None
 
     def holds(self, value: Value, tensor: torch.Tensor) -> bool:
-        """Return whether a value is what lies in this very view, and not only somewhere in its memory."""
+        """Return whether a value lies in this very view, and not only somewhere in its memory."""
         return self._memory[place(tensor)].views.get(_view(tensor)) == value.index
 
     def seen(self, tensor: torch.Tensor, operator: int, sketch: Sketch | None) -> Value:
-        """Note the view of what an operator wrote as a value of its own."""
+        """Note a view of an operator's written result as a value of its own."""
         value = Value(len(self.all), Kind.OPERATOR, sketch, operator)
         self.all.append(value)
         self._memory[place(tensor)].views[_view(tensor)] = value.index
@@ -103,13 +103,13 @@ class Values:
         return value
 
     def made(self, tensor: torch.Tensor, operator: int, sketch: Sketch | None, *, fresh: bool, writes: bool) -> Value:
-        """Note the result of an operator: in `fresh` memory, as a view of what was there, or by writing into it."""
+        """Note the result of an operator: in `fresh` memory, as a view of known memory, or written into it."""
         value = Value(len(self.all), Kind.OPERATOR, sketch, operator, is_empty=tensor.numel() == 0)
         self.all.append(value)
         key = place(tensor)
         memory = self._memory[key] = _Memory() if fresh else self._memory.get(key, _Memory())
         if writes:
-            # Every view of it shows what was written.
+            # Every view of this memory shows the written value.
             memory.views.clear()
             memory.written = value.index
         memory.views[_view(tensor)] = value.index
@@ -117,13 +117,13 @@ class Values:
 
 
 def place(tensor: torch.Tensor) -> Any:
-    """Return what tells the memory of a tensor from that of others; the object itself where it has none."""
+    """Return a key that identifies the memory of a tensor; the id of the object if it has none."""
     address = address_of(tensor)
     return (tensor.device, address) if address else id(tensor)
 
 
 def _view(tensor: torch.Tensor) -> Any:
-    """Return what tells a view from others of the same memory; nothing where a tensor has no strides."""
+    """Return a key that identifies a view among those of the same memory; None for a tensor without strides."""
     try:
         return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
     except (RuntimeError, NotImplementedError):
@@ -139,6 +139,6 @@ class Recording:
     outputs: dict[str, int]
 
     def inputs_of(self, value: int) -> Iterable[int]:
-        """Return the values that the operator which made a value took; none for one from outside."""
+        """Return the inputs of the operator that made a value; none for a value from outside."""
         made_by = self.values[value].operator
         return self.operators[made_by].inputs if made_by >= 0 else ()

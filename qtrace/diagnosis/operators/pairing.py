@@ -1,4 +1,4 @@
-"""Which value of one side stands against which of the other, by their sketches: never by name, never by count."""
+"""Pairs the values of one side with those of the other by their sketches: never by name, never by count."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from qtrace.diagnosis.operators.sketch import PROJECTIONS, Sketch
 from qtrace.numerics.tolerance import Floors, coarsest_eps
 from qtrace.report.records import Relation
 
-# The root mean square of an error whose largest element is at the limit, for thousands of elements that err alike, is a
-# quarter of that; few projections may tell it twice too large by chance.
+# If thousands of elements err alike and the largest error is at the limit, the root mean square of the error is a
+# quarter of the limit. Few projections may estimate it twice too large by chance.
 _TYPICAL = 0.5
-# Rounding of the elements themselves counts where the interval is small beside them, with the eps of their type, up to
-# this one.
+# Rounding of the elements themselves counts where the interval is small beside them. It counts with the eps of their
+# dtype, up to this one.
 _COARSEST = 0.02
-# The first, coarse search leaves so much room.
+# The first, coarse search uses so many times the limit.
 _ROOM = 4.0
-# Between gains nearer to 1 than this nobody can tell rounding from a factor.
+# A gain nearer to 1 than this cannot be told from rounding.
 NO_GAIN = 1e-3
 
-# By what root mean square a reference's and a candidate's value may be apart.
+# The root mean square by which a reference's and a candidate's value may be apart.
 Limit = Callable[[Sketch, Sketch], float]
 
 
@@ -44,7 +44,7 @@ class Table:
         group = self._groups.get(sketch.count)
         if group is None:
             return []
-        # Coarsely, and with room to spare: each is looked at closely afterwards.
+        # This search is coarse and has room to spare: each value found is examined closely afterwards.
         room = _ROOM * max(limit(sketch, other) for other in group.kinds)
         mine = sketch.projections
         apart = (group.projections - mine).square().sum(1)
@@ -63,7 +63,7 @@ class Table:
     def among(
         self, slices: torch.Tensor, whole: Sketch, limit: Limit
     ) -> Iterator[tuple[int, Value, Sketch, float | None]]:
-        """Yield the slice, of these [n, 8], the value that is the same, and the factor if it is so up to one."""
+        """Yield the index of the slice, of these [n, 8], a value equal to it, and the factor between them, if any."""
         group = self._groups.get(whole.count // len(slices))
         if group is None:
             return
@@ -80,7 +80,7 @@ class Table:
 
 
 class _Group:
-    """Values of one number of elements, side by side; `kinds` has one sketch for each dtype."""
+    """Values with one number of elements, stacked; `kinds` has one sketch for each dtype."""
 
     def __init__(self, values: list[tuple[Value, Sketch]]) -> None:
         self.values = values
@@ -91,19 +91,19 @@ class _Group:
         self._limits: torch.Tensor | None = None
 
     def limits(self, limit: Limit) -> torch.Tensor:
-        """Return by how much each may be off, [n]."""
+        """Return the limit of each value, [n]."""
         if self._limits is None:
             self._limits = torch.tensor([limit(sketch, sketch) for _, sketch in self.values], dtype=torch.float64)
         return self._limits
 
 
 def limits_of(floors: Floors, depth: int) -> Limit:
-    """Return the function that gives the root mean square by which two values may be apart, for their sketches."""
+    """Return the function that maps two sketches to the root mean square by which their values may be apart."""
 
     def limit(reference: Sketch, candidate: Sketch) -> float:
         dtypes = (reference.dtype, candidate.dtype)
         if not any(dtype.is_floating_point for dtype in dtypes):
-            # Token ids, indices, masks: one off is wrong, however large the others are.
+            # Token ids, indices, masks: one wrong element is an error, however large the others are.
             size = max(abs(reference.low), abs(reference.high), 1.0)
             return 1e-9 * size / math.sqrt(reference.count)
         interval = reference.high - reference.low
@@ -114,10 +114,10 @@ def limits_of(floors: Floors, depth: int) -> Limit:
 
 
 class Tier(IntEnum):
-    """How surely two values stand for the same: a lower tier is preferred.
+    """How certain the match of two values is: a lower tier is preferred.
 
-    `SAME` are equal in the same order, whatever the shape; `SLICE` where one is a slice of the other along one axis.
-    `GAIN` and `LAYOUT` are equal up to one factor, or in another order.
+    `SAME`: equal in the same order, whatever the shape. `SLICE`: one is a slice of the other along one axis. `GAIN`:
+    equal up to one factor. `LAYOUT`: equal in another order.
     """
 
     SAME = 0
@@ -128,7 +128,7 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What stands against a value: the other side's values (several where it has one a slice), and how related."""
+    """The partners of a value: the other side's values (several if it has one for each slice), and their relation."""
 
     tier: Tier
     others: tuple[int, ...]
@@ -138,8 +138,8 @@ class Match:
 class Pairing:
     """The partners of both sides' values; `depth` is how many calls after the inputs they were computed.
 
-    `refuted` are the values of either side whose sketches mislead, as a look at the values themselves has shown: they
-    have no partner.
+    `refuted` are the values of either side whose sketches mislead, as a comparison of the values themselves showed:
+    they have no partner.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Pairing:
             self._cut(value, sketch, mine, self.candidate, self.reference, turned=True)
 
     def tier_of(self, reference: Sketch, candidate: Sketch) -> Tier | None:
-        """Return how two values are related, as wholes or as a slice; None where they are not."""
+        """Return the tier at which two values are related, as wholes or as a slice; None if they are not."""
         related = self._related(reference, candidate)
         if related is not None:
             return related[0]
@@ -204,7 +204,7 @@ class Pairing:
             return None
         limit = self._limit(reference, candidate)
         if _rms(candidate.projections - reference.projections, reference.count) <= limit:
-            # Zeros, ones and two or three numbers are found everywhere: they must look alike as well.
+            # Values of zeros, ones, or two or three numbers occur everywhere: their shapes must be equal as well.
             if not reference.varies and reference.shape != candidate.shape:
                 return None
             same = reference.bare == candidate.bare
@@ -230,7 +230,7 @@ class Pairing:
         *,
         turned: bool,
     ) -> None:
-        """Find the values of the other side that are slices of this one; it has partners where all its slices have."""
+        """Find the other side's values that are slices of this one; it has partners only if all its slices have."""
         known = found.get(value.index)
         if not sketch.varies:
             return
@@ -256,7 +256,7 @@ class Pairing:
 
 
 def cut_of(reference: Sketch, candidate: Sketch) -> tuple[int, int] | None:
-    """Return the axis and the index of the slice of the larger value that is the most like the smaller one."""
+    """Return the axis and the index of the larger value's slice that is most like the smaller value."""
     whole, part = (reference, candidate) if reference.count > candidate.count else (candidate, reference)
     best: tuple[float, tuple[int, int]] | None = None
     for axis, slices in whole.slices.items():
@@ -276,7 +276,7 @@ def _sliced(axis: int, index: int, factor: float | None, *, turned: bool) -> Rel
 
 
 def _rms(difference: torch.Tensor, count: int) -> float:
-    """Return the root mean square of a difference of which these are the projections."""
+    """Return the root mean square of a difference, from its projections."""
     return float(difference.norm()) / math.sqrt(PROJECTIONS * count)
 
 

@@ -1,4 +1,4 @@
-"""Records every operator of one call, below autograd: what it took, what it made, and which line asked for it."""
+"""Records every operator of one call, below autograd: its inputs, its results, and the line of code that ran it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qtrace.engine.events import Bound
 from qtrace.engine.pair import spec_of
 from qtrace.tree import frozen, join, tensors
 
-# These take a tensor for its shape and dtype alone.
+# These operators use only the shape and dtype of a tensor.
 _LIKE = ("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_")
-# What these return has no values yet.
+# The results of these operators have no values yet.
 _EMPTY = "empty"
-# They pass on what they are handed, under another name.
+# These operators return their input as another object.
 _SILENT = ("aten.detach", "aten.alias", "aten.lift_fresh")
 # A parameter larger than this is not sketched.
 _MOST_OUTSIDE = 1 << 22
@@ -30,15 +30,15 @@ class Recorder(TorchDispatchMode):
     """Records what runs between `begin` and `end`.
 
     Args:
-        standing: the modules that are looked into, a wrapper and what it wraps.
+        standing: the examined modules, a wrapper and the modules inside it.
         names: the names of parameters and buffers, by where they lie in memory.
-        keeps: the operators of which copies of the tensors are kept, in `kept` by value; then nothing is sketched.
-        most: of a call of more operators than this, nothing after that is recorded; None for no limit.
+        keeps: the operators whose tensors are copied into `kept`, by value; then nothing is sketched.
+        most: the number of operators after which a call is not recorded any more; None for no limit.
 
     `is_cut_short` says that there were more.
     """
 
-    # torch asks for this before it hands over operators that take functions, such as `cond`.
+    # torch asks for this before it dispatches operators that take functions, such as `cond`.
     supports_higher_order_operators = True
 
     def __init__(
@@ -72,7 +72,7 @@ class Recorder(TorchDispatchMode):
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, value: Any) -> None:
-        """Record no more, and note what was returned, copied."""
+        """Stop recording, and note the output, copied."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self.returned = frozen(value)
         outputs = {path: self._input(tensor).index for path, tensor in tensors(value)}
@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):
         takes = () if any(like in name for like in _LIKE) else _flat((args, kwargs))
         inputs = [self._input(tensor) for tensor in takes]
         held = {place(tensor) for tensor in _flat((args, kwargs))}
-        # The values are read before the operator may write into them.
+        # The inputs are read before the operator may write into them.
         for value, tensor in zip(inputs, takes, strict=True):
             self._keep(value, tensor, len(self._operators))
         result = func(*args, **kwargs)
@@ -139,12 +139,12 @@ class Recorder(TorchDispatchMode):
             self.kept[value.index] = tensor.detach().clone()
 
     def _makes(self, result: Any, held: set[Any]) -> bool:
-        """Return whether anything in the result lies where nothing that was taken lies."""
+        """Return whether a tensor of the result lies in memory that no input lies in."""
         return any(place(tensor) not in held for tensor in _flat(result))
 
 
 def _flat(value: Any) -> list[torch.Tensor]:
-    """Return the tensors of an operator's arguments or result: they stand alone or in lists."""
+    """Return the tensors of an operator's arguments or result, which are single or in lists."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -163,13 +163,13 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
 
 
 def _parameters(func: Any) -> Sequence[Any]:
-    """Return an operator's parameters; one that takes functions, such as `cond`, has no schema to tell them."""
+    """Return an operator's parameters; an operator that takes functions, such as `cond`, has no schema with them."""
     schema = getattr(func, "_schema", None)
     return () if schema is None else schema.arguments
 
 
 def _settings(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Return the plain values that an operator was given, with their names; tensors are left out."""
+    """Return the plain values among an operator's arguments, with their names; tensors are left out."""
     names = [argument.name for argument in _parameters(func)]
     given: list[tuple[str, Any]] = [*zip(names, args, strict=False), *kwargs.items()]
     said = ", ".join(f"{name}={value}" for name, value in given if not _flat(value) and value is not None)

@@ -1,10 +1,10 @@
-"""A tensor in a few numbers, by which it is found again on the other side.
+"""Reduces a tensor to a few numbers by which it is found again on the other side.
 
-Of each tensor, and of each slice along each of its axes, eight random projections are kept: sums of the elements,
-each times a fixed random weight of its place. Two tensors with the same elements in the same order have the same
-projections, in whatever shape; with one factor between them, projections with that factor between them. The root mean
+Eight random projections are kept of each tensor, and of each slice along each of its axes. A projection is a sum of the
+elements, each times a fixed random weight of its place. Two tensors with the same elements in the same order have the
+same projections, in whatever shape; a factor between the tensors is a factor between their projections. The root mean
 square of the difference of two tensors is, but for a factor near 1, that of the difference of their projections over
-sqrt(n) (Johnson and Lindenstrauss). Moments, which do not depend on the order, tell of another layout.
+sqrt(n) (Johnson and Lindenstrauss). Moments, which do not depend on the order, reveal another layout.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from qtrace.numerics import NoValues, plain
 from qtrace.numerics.relations import FILL
 
 PROJECTIONS = 8
-# A prime, so that no axis of a tensor has a period of the weights.
+# A prime, so that the weights' period fits no axis of a tensor.
 _PERIOD = 4093
 _MOST_BLOCKS = 1 << 15
 # An axis longer than this is not cut into slices.
 _MOST_SLICES = 512
-# What is longer is not sketched: it would cost more than the operator that made it.
+# A longer tensor is not sketched: that would cost more than the operator that made it.
 _MOST_ELEMENTS = 1 << 26
-# float64 up to so many elements.
+# Sums are in float64 up to so many elements.
 _EXACT = 1 << 20
 # Fewer elements, or only two different values, say nothing in another order.
 _FEWEST = 8
 _FEWEST_UNORDERED = 64
-# A variance is the largest there can be up to this share of the squared interval.
+# A variance counts as the largest possible one up to this share of the squared interval.
 _SPREAD = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What is kept of a tensor, as a dense one of real numbers.
+    """The numbers kept of a tensor, taken as a dense one of real numbers.
 
     `projections` is float64 [8]; `slices` has float64 [n, 8] for each axis of n slices. `low`, `high` are the smallest
-    and largest element, `moments` the mean, the root mean square and the cube root of the mean cube. `odd` counts what
-    was left out: NaN, Inf, and the fill of masks. `varies` says whether there are elements enough that differ to be
-    recognised by, `mixes` whether more than two values are among them.
+    and largest element, `moments` the mean, the root mean square and the cube root of the mean cube. `odd` counts the
+    elements left out: NaN, Inf, and the fill of masks. `varies` says whether enough elements differ to recognise the
+    tensor by, `mixes` whether they have more than two values.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Sketch:
 
 
 def sketch(tensor: torch.Tensor, *, slices: bool = True) -> Sketch | None:
-    """Return the sketch of a tensor of any shape, dtype and device; None where it is empty, huge, or has no values."""
+    """Return the sketch of a tensor of any shape, dtype and device; None if it is empty, huge, or has no values."""
     if not 0 < tensor.numel() <= _MOST_ELEMENTS:
         return None
     try:
@@ -77,7 +77,7 @@ def sketch(tensor: torch.Tensor, *, slices: bool = True) -> Sketch | None:
     count = values.numel()
     squares = values * values
     mean, square, cube = (float(each.mean()) for each in (values, squares, squares * values))
-    # Only where all elements lie at one of the two ends, their variance is as large as it can be (Bhatia and Davis).
+    # The variance reaches its largest possible value only if all elements lie at the two ends (Bhatia and Davis).
     spread = (high - mean) * (mean - low)
     mixes = spread - (square - mean * mean) > _SPREAD * (high - low) ** 2
     flat = values.reshape(1, -1)
@@ -98,9 +98,9 @@ def sketch(tensor: torch.Tensor, *, slices: bool = True) -> Sketch | None:
 
 
 def _cleaned(values: torch.Tensor) -> tuple[torch.Tensor, float, float, tuple[int, int, int]]:
-    """Return the values with NaN, Inf and the fill of masks put aside, their extremes, and how many of each there were.
+    """Return the values without NaN, Inf and the fill of masks, their extremes, and how many of each there were.
 
-    No sum survives these; in their place stands -1, so that where they stood still counts.
+    These elements would spoil every sum. Each is replaced by -1, so that its place still counts.
     """
     low, high = (float(end) for end in values.aminmax())
     if math.isfinite(low) and math.isfinite(high) and low > FILL:
@@ -119,7 +119,7 @@ def _weights(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, to
     generator = torch.Generator().manual_seed(0x5EED)
     inner = torch.randn(_PERIOD, PROJECTIONS, generator=generator, dtype=torch.float64)
     outer = torch.randint(0, 2, (_MOST_BLOCKS, PROJECTIONS), generator=generator).to(torch.float64) * 2 - 1
-    # So that the first period is weighted as it is.
+    # The first period keeps its weights.
     outer[0] = 1
     return inner.to(device, dtype), outer.to(device, dtype)
 

@@ -1,4 +1,4 @@
-"""Where two graphs of values part: from the outputs that differ back to the last values that agree."""
+"""Finds where two graphs of values part: from the outputs that differ back to the last values that agree."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qtrace.diagnosis.operators.pairing import Match, Pairing, Tier
 from qtrace.numerics.tolerance import Floors
 from qtrace.report.records import Relation
 
-# Whether the other side holds a value as well.
+# Returns whether the other side holds a value as well.
 Agrees = Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """One side's values where it parts from the other, in the order in which they were made.
+    """The values at which one side parts from the other, in the order in which they were made.
 
-    `held` are the values returned that the other side holds as well, though not as this output.
+    `held` are the returned values that the other side holds as well, though not as this output.
     """
 
     values: tuple[int, ...]
@@ -31,18 +31,18 @@ class Parting:
 
     @property
     def left_out(self) -> bool:
-        """Whether the side returns what the other one holds: what that does with it is left out here."""
+        """Whether the side returns a value that the other side holds: it leaves out the other's next operators."""
         return self.first in self.held
 
 
 def parting(recording: Recording, outputs: Collection[int], agrees: Agrees) -> Parting:
-    """Return the first values on the way to the outputs that differ which the other side does not hold.
+    """Return the first values, on the way to the outputs that differ, that the other side does not hold.
 
-    A value is on the way if one can go from it to such an output over values that do not agree; what agrees again
-    later is nobody's concern. An output that differs is on the way in any case, though the other side may hold the
-    same. A value is a first one if nothing that it is made of is on the way itself. What comes from one differing
-    argument alone (a mask in another shape), or from parameters alone, is not computed wrongly here: the first one is
-    then the operator that mixes it with something else.
+    A value is on the way if a path leads from it to such an output over values that do not agree; a value that agrees
+    again later ends the path. An output that differs is always on the way, though the other side may hold the same
+    value. A value is a first one if none of the values that it is made of is on the way. A value made only of one
+    differing argument (a mask in another shape), or only of parameters, is not computed wrongly here: then the first
+    value is the result of the operator that mixes it with another one.
     """
     alone = _alone(recording, agrees)
     found = _first(recording, outputs, agrees, alone)
@@ -72,8 +72,8 @@ def _is_open(value: Value, agrees: Agrees) -> bool:
 
 
 def _alone(recording: Recording, agrees: Agrees) -> frozenset[int]:
-    """Return the values that hold nothing but one kind of what came in and does not agree, or constants."""
-    # What each value is made of; None for one that has been mixed.
+    """Return the values made only of constants, or of one kind of outside values that do not agree."""
+    # The kinds of values that each value is made of; None for a mixed one.
     sources: dict[int, frozenset[Kind] | None] = {}
     for value in recording.values:
         if value.kind is not Kind.OPERATOR:
@@ -82,7 +82,7 @@ def _alone(recording: Recording, agrees: Agrees) -> frozenset[int]:
             sources[value.index] = None if value.sketch is None or value.sketch.varies else frozenset()
         else:
             sources[value.index] = _together(sources[i] for i in recording.inputs_of(value.index))
-    # Varying values made of nothing that came in were computed here: a mask, a table of positions.
+    # A varying value made of no value from outside was computed here: a mask, a table of positions.
     return frozenset(
         value.index
         for value in recording.values
@@ -101,13 +101,13 @@ def _together(sources: Iterable[frozenset[Kind] | None]) -> frozenset[Kind] | No
     return found if len(found) <= 1 else None
 
 
-# Operators that compute the same under other names.
+# These operators compute the same under different names.
 _PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "linear"})
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where the two sides part, and the last pair of values before; None where there is none."""
+    """The place where the two sides part, and the last agreeing pair of values before it (None if there is none)."""
 
     pairing: Pairing
     reference: Parting
@@ -116,12 +116,12 @@ class Decision:
 
     @property
     def left_out(self) -> tuple[bool, bool]:
-        """Which side leaves something out; where both return what the other one holds, they return something else."""
+        """Which side leaves operators out. If each returns a value that the other holds, neither side does."""
         mine, theirs = self.reference.left_out, self.candidate.left_out
         return mine and not theirs, theirs and not mine
 
     def relation(self) -> Relation | None:
-        """Return how the two of the last pair are related; the slice with its index, where one is a slice."""
+        """Return the relation of the two values of the last pair; if one is a slice, with its index."""
         if self.agreed is None:
             return None
         mine, theirs = self.agreed
@@ -142,9 +142,9 @@ def decide(
 ) -> Decision:
     """Return where the two recordings part, on the way to the outputs that differ.
 
-    A factor or another layout between the sides is taken for a convention first: what is folded into a weight, or kept
-    with its channels last, is nobody's fault. But where then the same operator makes another result of inputs that
-    differ by no more than that, it was no convention, and only what is the same in the same order counts as agreed.
+    A factor or another layout between the sides is first taken for a convention: a factor folded into a weight, or
+    channels kept last, is no fault. But if then the same operator makes another result of inputs that differ by no
+    more than that, it is no convention. In that case only values equal in the same order count as agreed.
     """
     pairing = Pairing(recordings[0].values, recordings[1].values, floors, depth, refuted)
     matches = pairing.reference, pairing.candidate
@@ -169,7 +169,7 @@ def _parted(
 
 
 def _agreeing(recording: Recording, matches: Mapping[int, Match], most: Tier) -> set[int]:
-    """Return the values of a side that agree; where a layout counts for nothing, also the views of what does."""
+    """Return the values of a side that agree; where a layout is ignored, also the views of these."""
     found = {value for value, match in matches.items() if match.tier <= most}
     if most >= Tier.LAYOUT:
         for operator in recording.operators:
@@ -183,7 +183,7 @@ def _is_convention(recordings: tuple[Recording, Recording], found: tuple[Parting
     mine, theirs = found
     held = [(pairing.reference, v) for v in mine.held] + [(pairing.candidate, v) for v in theirs.held]
     if any(v in matches and matches[v].tier > Tier.SLICE for matches, v in held):
-        # What is returned differs, so the factor or the layout in which the other side holds it is wrong here.
+        # The output differs, so the factor or the layout in which the other side holds the value is wrong here.
         return False
     if mine.first is None or theirs.first is None:
         return True
@@ -198,14 +198,14 @@ def _is_convention(recordings: tuple[Recording, Recording], found: tuple[Parting
         sketches = recordings[0].values[one].sketch, recordings[1].values[other].sketch
         tier = Tier.SAME if None in sketches else pairing.tier_of(*sketches)  # type: ignore[arg-type]
         if tier is None:
-            # What only is a view of what agrees may be the wrong view.
+            # A mere view of an agreeing value may be the wrong view.
             return one in pairing.reference and other in pairing.candidate
         tiers.append(tier)
     return not any(tier > Tier.SLICE for tier in tiers)
 
 
 def same_function(first: Recorded, second: Recorded) -> bool:
-    """Return whether two operators compute the same of the same inputs, as far as their names and settings tell."""
+    """Return whether two operators compute the same from the same inputs, judged by their names and settings."""
     names = [one.name.split(".")[1].strip("_") for one in (first, second)]
     same = names[0] == names[1] or _PRODUCTS.issuperset(names)
     return same and first.settings == second.settings and len(first.inputs) == len(second.inputs)
@@ -214,7 +214,7 @@ def same_function(first: Recorded, second: Recorded) -> bool:
 def _last_agreed(
     recordings: tuple[Recording, Recording], found: tuple[int | None, int | None], pairing: Pairing, most: Tier
 ) -> tuple[int, int] | None:
-    """Return the last pair of operators' results before the two part: what both hold of what goes in there."""
+    """Return the last pair of operators' results before the sides part: the inputs there that both sides hold."""
     for side, matches in ((0, pairing.reference), (1, pairing.candidate)):
         value = found[side]
         if value is None:
@@ -231,7 +231,7 @@ def _last_agreed(
 
 
 def _going_in(recording: Recording, value: int) -> Iterator[int]:
-    """Yield what goes into a value, the latest first; of a view, what was computed before it."""
+    """Yield the inputs of a value, the latest first; before a view, the value that it is a view of."""
     for index in sorted(recording.inputs_of(value), reverse=True):
         chain = _computed(recording, index)
         # A view of a parameter is no result.
@@ -240,7 +240,7 @@ def _going_in(recording: Recording, value: int) -> Iterator[int]:
 
 
 def _computed(recording: Recording, value: int) -> list[int]:
-    """Return a value and those that it is only a view of, the one that was computed first."""
+    """Return a value and the values that it is only a view of, in the order in which they were computed."""
     chain = [value]
     while (made_by := recording.values[chain[-1]].operator) >= 0:
         operator = recording.operators[made_by]

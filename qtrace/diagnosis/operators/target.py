@@ -1,4 +1,4 @@
-"""One call of one module of each side, how to run the models up to it, and a second run that verifies by value."""
+"""Runs both models up to one call of one module, records that call, and verifies it by value in a second run."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Target:
 
     @cached_property
     def answering(self) -> list[str]:
-        """The candidate's paths that answer to the module, a wrapper before what is inside it."""
+        """The candidate's paths that are aligned with the module, a wrapper before the modules inside it."""
         return [path for path, key in self.plan.candidate_keys.items() if key == self.path]
 
     def standing(self, side: int) -> list[torch.nn.Module]:
-        """Return the modules of a side that stand for the module, the outermost first."""
+        """Return a side's modules for the reference path, the outermost first."""
         paths = [self.path] if side == REFERENCE else self.answering
         return [self.models[side].modules[path] for path in paths]
 
@@ -66,7 +66,7 @@ class Target:
         *,
         most: int | None = None,
     ) -> tuple[Recorder, int]:
-        """Run a side's model; return what was recorded of one call of the module at `path`, and how many there were.
+        """Run a side's model; return the recorder of one call of the module at `path`, and the number of its calls.
 
         See `Recorder` for `keeps` and `most`.
 
@@ -94,7 +94,7 @@ class Target:
 
         `most` is as for `recorded`.
 
-        Raises `UsageError` where the module was not called (so often), or nothing in the candidate that answers was.
+        Raises `UsageError` if the module was not called (so often), or none of its partners was.
         """
         mine, calls = self.recorded(REFERENCE, self.path, index, most=most)
         _check(calls, index, self.path, f"the reference's {self.path or ROOT}")
@@ -119,7 +119,7 @@ class Target:
 
 @contextlib.contextmanager
 def _eagerly(model: Model) -> Iterator[None]:
-    """Run without gradients, and compiled code as it was written: as a comparison of whole models does."""
+    """Run without gradients, and compiled code eagerly, as a comparison of whole models does."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         if model.is_compiled() or "torch._dynamo" in sys.modules:
@@ -130,7 +130,7 @@ def _eagerly(model: Model) -> Iterator[None]:
 def target(models: tuple[Model, Model], plan: Plan, sample: Any, module: str, call: str = "forward") -> Target:
     """Return the target for a reference path as a user writes it.
 
-    Raises `UsageError` for a path that is no module's, or to which no module of the candidate answers.
+    Raises `UsageError` for a path that is no module's, or that no module of the candidate is aligned with.
     """
     path = "" if module == ROOT else module
     path = models[REFERENCE].aliases.get(path, path)
@@ -171,9 +171,9 @@ class Kept:
     depth: int
 
     def compared(self, values: ValuePair, cut: tuple[int, int] | None) -> Pair | None:
-        """Return the comparison of two values; `cut` is the axis and the index of the slice of the larger one.
+        """Return the comparison of two values; `cut` is the axis and the index of the larger value's slice.
 
-        None where a value was not kept, or where the shapes do not fit.
+        Return None if a value was not kept, or if the shapes do not fit.
         """
         mine, theirs = (self.tensors[side].get(values[side]) for side in (REFERENCE, CANDIDATE))
         if mine is None or theirs is None:
@@ -204,9 +204,9 @@ def keep(
     floors: Floors,
     depth: int,
 ) -> Kept | None:
-    """Run both sides again, up to the end of the call, and keep the tensors of the operators that made these values.
+    """Return the tensors of the operators that made these values; runs both sides again, up to the end of the call.
 
-    None where a side does not run the same operators again.
+    Return None if a side does not run the same operators again.
     """
     kept = []
     for side, at in ((REFERENCE, found.path), (CANDIDATE, path)):

@@ -1,4 +1,4 @@
-"""The operator view of one call: what differs outside, what was computed inside, and where the two sides part."""
+"""Builds the operator view of one call: its arguments and outputs that differ, its operators, and where sides part."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ from qtrace.errors import QtraceError, UsageError
 from qtrace.numerics.tolerance import Floors
 from qtrace.report.records.operators import Agreement, Differing, Operator, OperatorView, Partner, Split
 
+# If the values themselves refute a pair, the split is searched for again without the two, so many times.
+_MOST_ROUNDS = 3
+# A call of more operators is not examined: that would take longer than all the passes before.
+MOST_OPERATORS = 1000
+
 
 def plan_by_calls(
     plan: Plan, models: tuple[Model, Model], sample: Any, call: str, renames: Mapping[str, str]
 ) -> Plan | None:
-    """Run both models once; return the plan that knows what they call, None where it finds no more partners.
+    """Return the plan made with the calls of both models, which run once; None if it finds no more partners.
 
-    A run of the models aligns them in the same way: a module that keeps its name and is no longer called is nobody's
-    partner then.
+    A comparison of whole models aligns them in the same way: a module that keeps its name and is no longer called then
+    is no module's partner.
     """
     done = Pass(models, plan, sample, Options(call=call, renames=dict(renames)))
     done.execute()
@@ -52,12 +57,12 @@ def outer_arguments(reference: Recorder, candidate: Recorder) -> Iterator[LeafPa
 
 
 def outer_outputs(reference: Recorder, candidate: Recorder) -> list[LeafPair]:
-    """Return the pairs of what was returned, by output path."""
+    """Return the pairs of output values, by output path."""
     return match_leaves(list(reference.returned.items()), list(candidate.returned.items()))
 
 
 def outer_differences(pairs: Iterable[LeafPair], floors: Floors, depth: int) -> Iterator[Differing]:
-    """Yield what differs by more than rounding, `depth` calls after the inputs."""
+    """Yield the pairs that differ by more than rounding, `depth` calls after the inputs."""
     comparer, judge = PairComparer(), Comparison(floors=floors)
     for name, mine, theirs in pairs:
         pair = comparer.compare(mine, theirs)
@@ -75,7 +80,7 @@ def operators(
     modules: Mapping[str, torch.nn.Module],
     shown: int | None,
 ) -> tuple[Operator, ...]:
-    """Return a side's operators; `shown` is the one of which the lines of code around it are told as well."""
+    """Return a side's operators; the operator `shown` comes with the lines of code around it."""
     paths = {id(module): path for path, module in modules.items()}
     return tuple(
         _operator(recorded, recording, other, matches, paths, around=recorded.index == shown)
@@ -114,8 +119,6 @@ def _partner(match: Match, other: Recording) -> Partner:
 
 
 Recordings = tuple[Recording, Recording]
-# Where a look at the values refutes a pair, the split is looked for again without the two, so many times.
-_MOST_ROUNDS = 3
 
 
 def compare_operators(
@@ -129,7 +132,7 @@ def compare_operators(
     rename: Mapping[str, str] | None = None,
     floors: Floors | None = None,
 ) -> OperatorView:
-    """Return what one call of a module computes on both sides, operator by operator, and where the two part.
+    """Return the operators that one call of a module runs on both sides, and where the two sides part.
 
     Args:
         reference: the model that is right by definition.
@@ -141,12 +144,12 @@ def compare_operators(
         rename: as `qtrace.trace` takes it.
         floors: the PEIR up to which tensors agree; by default the rounding of their dtypes.
 
-    Each model runs by itself, and the module on the arguments that it really receives there. Where its outputs
-    differ, a second run, up to that call, looks at the values around the split. No hook is left; buffers and random
+    Each model runs by itself, and the module on the arguments that it really receives there. If its outputs differ,
+    a second run, up to that call, compares the values around the split. No hook is left; buffers and random
     generators are as before.
 
     Raises:
-        UsageError: there is no such module, none of the candidate answers to it, or it is not called (so often).
+        UsageError: there is no such module, it has no partner in the candidate, or it is not called (so often).
         ForwardError: a model raised.
     """
     models = Model("reference", reference), Model("candidate", candidate)
@@ -155,13 +158,13 @@ def compare_operators(
         found = target(models, plan, sample, module, call)
         path, recorders, calls = found.first(call_index)
     except UsageError:
-        # Only here is it worth a run more: what answers by its name may not be what is called.
+        # Only here is a further run worth its time: the partner by name may not be the module that is called.
         better = plan_by_calls(plan, models, sample, call, rename or {})
         if better is None:
             raise
         found = target(models, better, sample, module, call)
         path, recorders, calls = found.first(call_index)
-    # How deep in the model the call is, nobody has counted: as deep as it goes.
+    # The depth of the call in the model is not counted here: the greatest possible depth stands for it.
     depth = len(found.plan.reference_keys)
     arguments = tuple(outer_differences(outer_arguments(*recorders), limits, depth))
     pairs = outer_outputs(*recorders)
@@ -194,9 +197,9 @@ def compare_operators(
 
 
 def floors_of(tolerance: float | str, noise_floor: float | str) -> Floors:
-    """Return the floors for what `qtrace.trace` takes as `tolerance` and `noise_floor`; a word leaves the default.
+    """Return the floors for `tolerance` and `noise_floor` as `qtrace.trace` takes them; a word leaves the default.
 
-    The measured noise of whole modules says nothing of the operators inside them.
+    The measured noise of whole modules is no measure for the operators inside them.
     """
     return Floors(
         None if isinstance(tolerance, str) else float(tolerance),
@@ -205,7 +208,7 @@ def floors_of(tolerance: float | str, noise_floor: float | str) -> Floors:
 
 
 def recordings_of(recorders: tuple[Recorder, Recorder]) -> Recordings:
-    """Return what was recorded on both sides."""
+    """Return the recordings of both sides."""
     mine, theirs = (recorder.recording for recorder in recorders)
     assert mine is not None
     assert theirs is not None
@@ -215,7 +218,7 @@ def recordings_of(recorders: tuple[Recorder, Recorder]) -> Recordings:
 def returned(
     recorders: tuple[Recorder, Recorder], recordings: Recordings, pairs: Iterable[LeafPair], differing: Container[str]
 ) -> tuple[list[int], list[int]]:
-    """Return, for each side, the values that were returned and differ."""
+    """Return, for each side, the returned values that differ."""
     found: tuple[list[int], list[int]] = ([], [])
     for path, *both in pairs:
         for side, leaf in enumerate(both):
@@ -226,7 +229,7 @@ def returned(
 
 @dataclass(frozen=True, slots=True)
 class _Around:
-    """Looks at the values around a split, and takes back what they refute."""
+    """Compares the values around a split, and drops the pairs that they refute."""
 
     target: Target
     path: str
@@ -237,7 +240,7 @@ class _Around:
     depth: int
 
     def split(self, decision: Decision, differing: Collection[str]) -> tuple[Decision, Split]:
-        """Return the decision that the values bear out, and the split as it is told; `differing` are arguments."""
+        """Return the decision that the values confirm, and the split for the report; `differing` are arguments."""
         refuted: tuple[set[int], set[int]] = (set(), set())
         while True:
             kept = self._kept(decision)
@@ -277,7 +280,7 @@ class _Around:
         )
 
     def _agreement(self, decision: Decision, kept: Kept | None) -> tuple[Agreement | None, bool]:
-        """Return the last pair before the split with the error between them, and whether the values bear it out."""
+        """Return the last pair before the split with the error between them, and whether the values confirm it."""
         if decision.agreed is None:
             return None, True
         mine, theirs = decision.agreed
@@ -290,7 +293,7 @@ class _Around:
         return Agreement(made[0], made[1], relation or pair.convention, error), kept.agree(pair)
 
     def _cut(self, decision: Decision) -> tuple[int, int] | None:
-        """Return the axis and the index of the slice that one value of the last pair is of the other."""
+        """Return the axis and the index if one value of the last pair is a slice of the other."""
         if decision.agreed is None:
             return None
         mine, theirs = (self.recordings[side].values[value].sketch for side, value in enumerate(decision.agreed))
@@ -298,7 +301,7 @@ class _Around:
 
 
 def coming_in(recordings: Recordings, decision: Decision) -> set[str]:
-    """Return the names of the arguments that come in where the two part, not counting those that agree."""
+    """Return the names of the arguments that enter where the two sides part, without those that agree."""
     names: set[str] = set()
     partings = ((decision.reference, decision.pairing.reference), (decision.candidate, decision.pairing.candidate))
     for recording, (parted, matches) in zip(recordings, partings, strict=True):
@@ -316,16 +319,14 @@ def coming_in(recordings: Recordings, decision: Decision) -> set[str]:
 
 
 Sites = tuple[Site | None, Site | None]
-# A call of more operators is not looked into: it would take longer than all the passes before.
-MOST_OPERATORS = 1000
 
 
 def pinpoint(found: Target, index: int, floors: Floors) -> Sites | None:
-    """Return, for each side, the line of the module's own code in which it parts from the other one.
+    """Return, for each side, the line of the module's own code at which it parts from the other.
 
-    A side that leaves something out has no such line: None. Each side is run once, as far as the end of that call. None
-    altogether where the call cannot be run again, where its outputs then agree, where arguments that differ come in at
-    the split, or where the call is too long.
+    The line is None for a side that leaves operators out. Each side runs once, up to the end of that call. The result
+    is None if the call cannot be run again, if its outputs then agree, if arguments that differ enter at the split, or
+    if the call is too long.
     """
     try:
         _, recorders, _ = found.first(index, most=MOST_OPERATORS)
@@ -346,7 +347,7 @@ def pinpoint(found: Target, index: int, floors: Floors) -> Sites | None:
     )
     both_held = decision.reference.left_out and decision.candidate.left_out
     if both_held and (first is None or second is None or first.name != second.name):
-        # Both return what the other one holds as well, by operators that have nothing to do with each other.
+        # Each side returns a value that the other holds as well, by operators unrelated to the other's.
         return None
     mine, theirs = (
         None if one is None or left_out else one.origin.own

@@ -1,4 +1,4 @@
-"""How the candidate quantizes: read from its modules once, whatever the toolkit; what is wrong with it, in words."""
+"""Reads once from the candidate's modules how they quantize, whatever the toolkit, and words the problems found."""
 
 from qtrace.diagnosis.quantization.expected_error import expected_error, expected_peak
 from qtrace.diagnosis.quantization.facts import facts_by_path, problem_notes, quant_facts, readings_of, with_interval

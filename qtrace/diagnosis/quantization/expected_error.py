@@ -1,4 +1,4 @@
-"""The error that rounding alone makes in a module's output: what to expect of a quantized module that is right."""
+"""Computes the error that rounding alone makes in a module's output: the error of a correct quantized module."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ from qtrace.numerics import plain
 from qtrace.toolkits.quantizer import Reading
 
 _FLOAT = re.compile(r"float\d+_e(?P<exponent>\d+)m(?P<mantissa>\d+)")
+# Of a larger output only so many elements are computed: some rows, since the weight's rounding is the same in each.
+_ELEMENTS = 1 << 24
+# A weight may have gone through bfloat16.
+_CAST = 2**-8
 
 
 def rounded(values: Tensor, reading: Reading, *, saturates: bool = False) -> Tensor | None:
-    """Return `values`, each at the nearest level, as if the quantizer fitted: nothing saturates unless asked for.
+    """Return `values`, each at the nearest level, as if the quantizer fitted: no value saturates unless `saturates`.
 
-    A range more than 8 times as wide as the values is at fault, and no matter of rounding; one that ends where they do
-    stands in for it. None where scales or levels are not known, are no numbers, or do not fit the shape.
+    A range more than 8 times as wide as the values is a fault, and no matter of rounding; a range that ends where the
+    values do replaces it. Return None if scales or levels are not known, are no numbers, or do not fit the shape.
     """
     if reading.levels is None or not values.numel() or not values.dim():
         return None
@@ -49,7 +53,7 @@ def rounded(values: Tensor, reading: Reading, *, saturates: bool = False) -> Ten
 
 
 def _fitting(values: Tensor, reading: Reading) -> tuple[list[int], Tensor, Tensor] | None:
-    """Return the blocks, and the step and the zero point of each, as the values would have them where they are off."""
+    """Return the blocks, and the step and the zero point of each; a step far too wide is fitted to the values."""
     zero = torch.zeros((), dtype=values.dtype, device=values.device)
     if reading.scale is None:
         blocks = _dynamic_blocks(values, reading)
@@ -66,7 +70,7 @@ def _fitting(values: Tensor, reading: Reading) -> tuple[list[int], Tensor, Tenso
 
 
 def _dynamic_blocks(values: Tensor, reading: Reading) -> list[int] | None:
-    """Return the blocks of a scale that is chosen at each call: of all values, of a token, or of a group of one."""
+    """Return the blocks of a scale chosen at each call: all values, a token, or a group of a token's values."""
     if reading.group is not None:
         count, rest = divmod(values.shape[-1], reading.group)
         return None if rest else [*values.shape[:-1], count]
@@ -82,7 +86,7 @@ def _fit(values: Tensor, reading: Reading, blocks: list[int]) -> Tensor:
         step = (most.clamp(min=0) - least.clamp(max=0)) / (high - low)
     else:
         step = torch.maximum(most.abs(), least.abs()) / max((high - low) / 2 if low >= 0 else high, 1)
-    # Where all is zero any step will do.
+    # Where all values are zero any step will do.
     return torch.where(step > 0, step, torch.ones_like(step))
 
 
@@ -100,30 +104,24 @@ def _nearest(levels: Tensor, reading: Reading) -> Tensor:
     return (levels / step).round() * step
 
 
-# Of a larger output only so many elements are looked at: some rows, in each of which the weight's rounding is the same.
-_ELEMENTS = 1 << 24
-# A weight may have gone through bfloat16.
-_CAST = 2**-8
-
-
 def expected_error(
     readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor]
 ) -> float | None:
-    """Return the RMS, in the output's unit, of the error that rounding makes in what `reference` returns.
+    """Return the RMS, in the output's unit, of the error that rounding makes in the output of `reference`.
 
-    `readings` are the quantizers of all that answers to `reference` (`readings_of`); `values` has the tensor that it
-    takes as "input" and the one that it returns as "output" (`Observed`), as far as these are known.
+    `readings` are the quantizers of all partners of `reference` (`readings_of`). `values` has the module's input tensor
+    under "input" and its output tensor under "output" (`Observed`), as far as these are known.
     With x, W and y the reference's, and rounding written as ^, this is the RMS of
 
         (f(x^, W^) - f(x, W) + y)^ - y
 
-    over all elements, or of a large matrix product over rows with 16 M of them. For a linear layer it is close to the
-    root of the sum of sum_k x_k^2 step_w^2/12, ||w||^2 step_x^2/12, and step_y^2/12. Each is rounded by the quantizer's
-    own scale to the nearest level; that it saturates, or that it is 8 times too wide, is at fault and not expected.
+    over all elements, or for a large matrix product over rows with 16 M of them. For a linear layer it is close to the
+    root of the sum of sum_k x_k^2 step_w^2/12, ||w||^2 step_x^2/12, and step_y^2/12. Each tensor is rounded by the
+    quantizer's own scale to the nearest level. Saturation, or a range 8 times too wide, is a fault and not expected.
 
-    None where that is not known: a quantizer in between, one of an input of what is no single function of
-    `torch.nn`, one after a ReLU that was fused with it,
-    a weight that is not the reference's (folded or rotated), scales that are missing or no numbers.
+    Return None if that is not known: for a quantizer in between, a quantizer of the input of a module that is no
+    single function of `torch.nn`, a quantizer after a ReLU that was fused with it, a weight that is not the
+    reference's (folded or rotated), scales that are missing or no numbers.
     """
     error = _error(readings, reference, values, is_peak=False)
     rms = math.nan if error is None else error.square().mean(dtype=torch.float64).sqrt().item()
@@ -133,11 +131,11 @@ def expected_error(
 def expected_peak(
     readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor]
 ) -> float | None:
-    """Return the largest error, in the output's unit, that rounding makes in what `reference` returns.
+    """Return the largest error, in the output's unit, that rounding makes in the output of `reference`.
 
-    As `expected_error`, but the maximum of the absolute value, and where rows are chosen, over those of the input with
-    the largest values: there the error is largest. What saturates counts as well, since few values that are far
-    out may be cut off on purpose; that too many are is a problem of its own (`quant_facts`).
+    As `expected_error`, but the maximum of the absolute value. If rows are chosen, they are the input's rows with the
+    largest values: there the error is largest. Saturation counts as well, since a few values far out may be cut off on
+    purpose; too many of them are a problem of its own (`quant_facts`).
     """
     error = _error(readings, reference, values, is_peak=True)
     peak = math.nan if error is None else error.abs().max().item()
@@ -147,7 +145,7 @@ def expected_peak(
 def _error(
     readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor], is_peak: bool
 ) -> Tensor | None:
-    """Return the error that rounding makes in each element of the output, of these rows; None where not known."""
+    """Return the error that rounding makes in each element of the output's chosen rows; None if not known."""
     if not readings or any(reading.of == "inside" or reading.rectified for reading in readings):
         return None
     try:
@@ -182,7 +180,7 @@ def _rounding(
 def _function_error(
     readings: Sequence[Reading], reference: torch.nn.Module, values: Mapping[str, Tensor], is_peak: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """Return what the rounding of weights and input adds to the output, and that output."""
+    """Return the error that the rounding of weights and input adds to the output, and that output."""
     if not _is_one_function(reference):
         return None
     weights = {name: t if t is None else _real(t) for name, t in reference._parameters.items()}
@@ -219,7 +217,7 @@ def _taken(values: Tensor, reading: Reading, is_peak: bool) -> Tensor | None:
 
 
 def _rounded_weight(weight: Tensor | None, reading: Reading, is_peak: bool) -> Tensor | None:
-    """Return the reference's weight as the candidate rounds it; None where it is another that the candidate rounds."""
+    """Return the reference's weight as the candidate rounds it; None if the candidate rounds another weight."""
     if weight is None:
         return None
     weight = with_gain(weight, reading)
@@ -228,17 +226,17 @@ def _rounded_weight(weight: Tensor | None, reading: Reading, is_peak: bool) -> T
     known = None if held is None else plain(held).to(weight)
     if known is not None and not is_rounded(weight, known, reading):
         return None
-    # What is kept as it was is the reference's, or has another's scale folded into it.
+    # A weight kept as it was is the reference's, or has another module's scale folded into it.
     if reading.stored is None and known is not None and not torch.allclose(known, weight, rtol=_CAST, atol=1e-6):
         return None
     after = rounded(weight, reading, saturates=is_peak)
-    # Where levels cannot be told, what is stored shows where they lie.
+    # Where the levels are not known, the stored weight shows where they lie.
     after = known if after is None and reading.stored is not None else after
     return None if after is None else without_gain(after, reading)
 
 
 def _is_one_function(module: torch.nn.Module) -> bool:
-    """Return whether a module is one of torch's own without a state, or the same by another name."""
+    """Return whether a module is a stateless one of torch's own, or equivalent to one under another name."""
     torch_own = type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.nn.Embedding)
     return not module._modules and (torch_own or type(module).__name__ == "Conv1D")
 
@@ -246,7 +244,7 @@ def _is_one_function(module: torch.nn.Module) -> bool:
 def _some_rows(
     exact: Tensor, coarse: Tensor, reference: torch.nn.Module, rows: Callable[[Tensor, int], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return the rows of a matrix of inputs that are looked at, and the same ones of it rounded; of all else all."""
+    """Return the chosen rows of a matrix of inputs, and the same rows of its rounding; of other inputs, all."""
     weight = reference._parameters.get("weight")
     if isinstance(reference, torch.nn.Embedding) and weight is not None:
         chosen = rows(_real(weight), _ELEMENTS // weight.shape[1])
@@ -259,17 +257,17 @@ def _some_rows(
 
 
 def _evenly(matrix: Tensor, most: int) -> Tensor:
-    """Return the indices of so many rows, as evenly spread as can be."""
+    """Return the indices of at most `most` rows, spread as evenly as possible."""
     return torch.arange(0, len(matrix), max(1, -(-len(matrix) // max(most, 1))), device=matrix.device)
 
 
 def _loudest(matrix: Tensor, most: int) -> Tensor:
-    """Return the indices of so many rows, those with the largest values."""
+    """Return the indices of at most `most` rows, those with the largest values."""
     return matrix.abs().amax(1).topk(min(len(matrix), max(most, 1))).indices
 
 
 def _apply(reference: torch.nn.Module, weights: Mapping[str, Tensor | None], values: Tensor) -> Tensor:
-    """Return what a module would compute with other weights; neither it nor its hooks notice."""
+    """Return a module's output with other weights; the module is not changed, and its hooks do not run."""
     twin = copy.copy(reference)
     twin.__dict__["_parameters"] = dict(weights)
     twin._buffers = {name: b if b is None else _real(b) for name, b in reference._buffers.items()}
@@ -282,6 +280,6 @@ def _apply(reference: torch.nn.Module, weights: Mapping[str, Tensor | None], val
 
 
 def _real(values: Tensor) -> Tensor:
-    """Return what can be calculated with: floats of 32 bits at least."""
+    """Return the values in a dtype for calculation: floats of 32 bits at least."""
     dense = plain(values)
     return dense.to(torch.float32) if dense.is_floating_point() and dense.dtype is not torch.float64 else dense

@@ -1,4 +1,4 @@
-"""From what readers find to the facts of a row: scheme, ranges, the rounding to expect, what is wrong."""
+"""Turns the quantizers that readers find into the facts of a row: scheme, ranges, expected rounding, problems."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from qtrace.toolkits.quantizer import Reading
 
 _CALIBRATE = "calibrate on inputs like these before converting"
 _TAKE = "take the scales from the weight again"
-# What attributes of another form than the toolkit's raise.
+# The errors that attributes of another form than the toolkit's raise.
 UNREADABLE = (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError, IndexError, NoValues)
+_MOST_NOTES = 10
 
 
 def quant_facts(
@@ -33,19 +34,19 @@ def quant_facts(
     *,
     readers: Readers | None = None,
 ) -> QuantFacts | None:
-    """Return how the modules that answer to `reference` quantize; None where nothing is known of that.
+    """Return how the partners of `reference` quantize; None if nothing is known of that.
 
-    `aligned` are all of the candidate's modules that answer to some module. A weight's quantizer is held against the
-    weight that it rounds, the candidate's own or, of one that is kept rounded alone, the reference's; that of the
-    "input" or "output" against the tensor of this name in `values`, which is the reference's. `readers` are those that
-    the whole model needs, if they are known. Waits for the accelerator if a scale is on one.
+    `aligned` are all modules of the candidate that have a partner. A weight's quantizer is compared with the weight
+    that it rounds: the candidate's own or, if only the rounded one is kept, the reference's. The quantizer of the
+    "input" or "output" is compared with the reference's tensor of this name in `values`. `readers` are those that the
+    whole model needs, if they are known. Waits for the accelerator if a scale is on one.
     """
     toolkit, quantizers = "", []
     for named, found in _read_each(candidates, aligned, readers):
-        # What a toolkit keeps under a name that is known here may be of another form: then nothing is known of it.
+        # A toolkit may keep an attribute of another form under a name known here: then the quantizer is not known.
         try:
-            # Which of several inner ones a call comes by depends on the path it takes: of a module that was calibrated,
-            # those that saw nothing are not in use.
+            # Which of several inner quantizers runs depends on the path of a call: in a calibrated module, those that
+            # saw no values are not in use.
             calibrated = any(not reading.saw_nothing for reading in found if reading.of != "weight")
             told = [
                 _quantizer(reading, quantizer_input(reading, reference, values or {}), calibrated) for reading in found
@@ -60,7 +61,7 @@ def quant_facts(
 def readings_of(
     candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module] = frozenset()
 ) -> list[Reading]:
-    """Return the quantizers of the modules that answer to one of the reference's, and of what these wrap."""
+    """Return the quantizers of the partners of one reference module, and of the modules that these wrap."""
     return [reading for _, found in _read_each(candidates, aligned) for reading in found]
 
 
@@ -93,7 +94,7 @@ def with_interval(facts: QuantFacts, interval: float | None) -> QuantFacts:
 def _with_inner(
     candidates: Sequence[torch.nn.Module], aligned: frozenset[torch.nn.Module]
 ) -> Iterator[torch.nn.Module]:
-    """Yield the modules, and what they wrap: those inside that have children, and answer to nobody."""
+    """Yield the modules and those that they wrap: the modules inside with children and without a partner."""
     seen = set()
     waiting = list(reversed(candidates))
     while waiting:
@@ -106,7 +107,7 @@ def _with_inner(
 
 
 def _is_quantizer(module: torch.nn.Module) -> bool:
-    """Return whether a module is one of its parent's quantizers, which is not read by itself."""
+    """Return whether a module is one of its parent's quantizers: it is read with the parent."""
     has_range = hasattr(module, "scale") and hasattr(module, "zero_point")
     return (has_range or hasattr(module, "fake_quant_enabled")) and not hasattr(module, "weight")
 
@@ -174,7 +175,7 @@ def _signs_of_no_calibration(reading: Reading) -> Iterator[str]:
     if reading.saw_nothing:
         yield "it never saw a value"
     elif reading.observed is not None and bool((reading.observed[0] == reading.observed[1]).all()):
-        # Of a constant a toolkit may well choose the scale 1.
+        # For a constant a toolkit may well choose the scale 1.
         return
     if not scale.numel():
         yield "it has no scale"
@@ -194,13 +195,10 @@ def _some(count: int, scale: Tensor) -> str:
     return f"{count} of its {scale.numel()} scales {'is' if count == 1 else 'are'}"
 
 
-_MOST_NOTES = 10
-
-
 def facts_by_path(models: tuple[Model, Model], candidate_keys: Mapping[str, str]) -> dict[str, QuantFacts]:
     """Return the facts of each reference path whose partners quantize; reads scales and weights, runs nothing.
 
-    `candidate_keys` maps the candidate's paths to the reference's that they answer to.
+    `candidate_keys` maps the candidate's paths to the reference's paths that they are aligned with.
     """
     reference, candidate = models
     answering: dict[str, list[torch.nn.Module]] = {}
@@ -216,14 +214,14 @@ def facts_by_path(models: tuple[Model, Model], candidate_keys: Mapping[str, str]
 
 
 def problem_notes(facts: Mapping[str, QuantFacts]) -> Iterator[StaticNote]:
-    """Yield what is wrong with quantizers, said once for all layers that say the same; what few say comes first.
+    """Yield the problems of quantizers, once for all layers with the same problem, those of few layers first.
 
     There are 10 at most.
     """
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for path, told in facts.items():
         for kind, sentence in told.sentences():
-            # The figures may be others in each layer; those of the first are told.
+            # The figures may differ between layers; those of the first are reported.
             groups.setdefault((role(path), f"{kind.value} {sentence.split(':')[0]}"), {})[path] = sentence
     notes = sorted((_note(said) for said in groups.values()), key=lambda note: len(note.members))
     yield from notes[:_MOST_NOTES]

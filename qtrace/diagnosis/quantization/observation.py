@@ -1,4 +1,4 @@
-"""What the quantizers of a suspect have to do with its error, held against values observed in one further run."""
+"""Finds how the quantizers of a suspect contribute to its error, by values observed in one further run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ from qtrace.numerics import NoValues, plain
 from qtrace.report.records import QuantFacts
 from qtrace.tree import leaves
 
+# No quantizer explains a wrong argument of a miscall, or a call that is not made.
+_OWN = ("introduces", "non_finite")
+# An error may exceed the RMS of the rounding that explains it by this factor; truncation instead doubles that RMS.
+_EXPLAINED = 1.5
+# The same factor for the largest error; one wrong channel of many is lost in the RMS.
+_EXPLAINED_PEAK = 2.5
+# A relative L2 error from here on is more than the rounding of a few bits, whatever the scale.
+_MOST = 0.25
+
 
 class ObservedValues:
-    """Told of a call (`qtrace.engine.hooks.CallProbe`), it keeps copies of the first tensors of floats.
+    """Keeps copies of the first float tensors of a call; a `qtrace.engine.hooks.CallProbe`.
 
-    `values` has that of the arguments under "input", that of what is returned under "output".
+    `values` has the first one of the arguments under "input", the first one of the output under "output".
     """
 
     def __init__(self) -> None:
@@ -45,30 +54,20 @@ class ObservedValues:
                 return
 
 
-# What a miscall passes on wrongly, or a call that is not made, no quantizer explains.
-_OWN = ("introduces", "non_finite")
-# By how much an error may exceed the RMS of the rounding that explains it; to truncate in place of rounding doubles it.
-_EXPLAINED = 1.5
-# And the largest by how much; one channel of many that is wrong is lost in the RMS.
-_EXPLAINED_PEAK = 2.5
-# A relative L2 error that is more than a few bits of rounding, whatever the scale.
-_MOST = 0.25
-
-
 class QuantizerEvidence:
-    """Reads the quantizers of suspects; looks once at what the reference takes and returns at each, if at all."""
+    """Reads the quantizers of suspects; observes the reference's input and output at each at most once."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._aligned = frozenset(module for key in runner.plan.reference_keys for module in runner.partners(key))
-        # What was held against the reference's values, by (module, call); not the values, which are large.
+        # The facts found with the reference's values, by (module, call); the values themselves are too large to keep.
         self._held: dict[tuple[str, int], QuantFacts | None] = {}
 
     def evidence(self, suspect: Suspect, *, looks: bool) -> Iterator[str]:
-        """Yield what is wrong with the quantizers that a suspect has, with a remedy; else how it rounds.
+        """Yield the problems of a suspect's quantizers, with a remedy; without a problem, how it rounds.
 
-        With `looks` the reference runs once more, so that the ranges of input and output can be held against what
-        the reference has there.
+        With `looks` the reference runs once more, so that the ranges of input and output can be compared with the
+        reference's values.
         """
         if suspect.kind not in _OWN:
             return
@@ -79,9 +78,9 @@ class QuantizerEvidence:
         yield from problems or [f"it quantizes: {q.of} {q}" for q in facts.quantizers if q.of != "inside"]
 
     def explains(self, suspect: Suspect) -> bool:
-        """Return whether all that is wrong with what a suspect returns is that it rounds, by scales that are right.
+        """Return whether rounding by correct scales is the only error in a suspect's output.
 
-        The reference runs once more where the suspect quantizes at all.
+        The reference runs once more if the suspect quantizes at all.
         """
         value = suspect.value
         reference = self._runner.models[0].modules.get(suspect.module)
@@ -128,7 +127,7 @@ class QuantizerEvidence:
 
 
 def _lacks_bias(reference: torch.nn.Module, partners: Sequence[torch.nn.Module]) -> bool:
-    """Return whether the reference adds a bias that is nowhere in the candidate; rounding may well be larger."""
+    """Return whether the reference adds a bias that the candidate lacks; rounding may well hide its absence."""
     held = [vars(partner).get("_parameters", {}) | vars(partner).get("_buffers", {}) for partner in partners]
     known = [tensors["bias"] for tensors in held if "bias" in tensors]
     return reference._parameters.get("bias") is not None and bool(known) and all(bias is None for bias in known)

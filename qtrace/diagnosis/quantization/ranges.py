@@ -1,4 +1,4 @@
-"""What a quantizer can represent, against the values that it is for: clipped, far too wide, along the wrong axis."""
+"""Compares a quantizer's range with the values that it rounds: clipped, far too wide, along the wrong axis."""
 
 from __future__ import annotations
 
@@ -13,19 +13,37 @@ from qtrace.numerics import NoValues, plain
 from qtrace.report.records import QuantProblem, QuantProblemKind
 from qtrace.toolkits.quantizer import Reading
 
+# A value so far beyond the range, as a share of the values' interval, has an error of that PEIR.
+_LOST = 0.05
+# Such a share of the values beyond the range is too many; a percentile that is cut off on purpose is less.
+_MANY = 0.01
+# Float8 with three bits of mantissa ends in 1.75 * 2**e: half of the step there, 2**(e - 4), is 1/28 of that.
+_LAST_FLOAT_STEP = 1 / 28
+# A step of half the mean size leaves most values a few levels; if the dtype has many levels, the range is at fault.
+_COARSE = 0.5
+_LEVELS = 200
+_CALIBRATE = "calibrate on inputs like these, or widen the range"
+# RMS of a rounding error that is uniform over one step.
+_RMS = 1 / math.sqrt(12)
+# A range this many times as wide as the values leaves three bits unused.
+WIDE = 8.0
+# If scales were taken from an axis, most of them give its largest values to within this.
+_FITS = 0.05
+_MOST = 0.75
+
 
 def blocks_of(shape: Sequence[int], scale: Tensor, axis: int | None) -> list[int] | None:
-    """Return into how many blocks each axis of a tensor of this shape is cut, one for each scale.
+    """Return the number of blocks on each axis of a tensor of this shape, with one scale for each block.
 
-    [1, 1] is one scale for a matrix, [n, 1] one for each of n rows, [n, 4] four groups in each. None where the scales
-    do not divide the tensor so.
+    [1, 1] is one scale for a matrix, [n, 1] one for each of n rows, [n, 4] four groups in each row. Return None if the
+    scales do not divide the tensor so.
     """
     if scale.numel() == 1:
         return [1] * len(shape)
     if axis is not None and -len(shape) <= axis < len(shape) and scale.numel() == shape[axis]:
         return [scale.numel() if place == axis % len(shape) else 1 for place in range(len(shape))]
     counts = list(scale.shape)
-    # One scale for each row, however many axes of one element stand around it.
+    # One scale for each row, however many axes of one element the scale has.
     if scale.dim() != len(shape) and scale.numel() == shape[0]:
         counts = [scale.numel(), *([1] * (len(shape) - 1))]
     fits = len(counts) == len(shape) and all(size % count == 0 for size, count in zip(shape, counts, strict=True))
@@ -33,7 +51,7 @@ def blocks_of(shape: Sequence[int], scale: Tensor, axis: int | None) -> list[int
 
 
 def extents(values: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the least and the greatest value in each block, of the shape `blocks`."""
+    """Return the least and the greatest value in each block, each in the shape `blocks`."""
     parts = cut(values, blocks)
     within = tuple(range(1, parts.dim(), 2))
     return parts.amin(within), parts.amax(within)
@@ -48,16 +66,16 @@ def share_outside(values: Tensor, low: Tensor, high: Tensor, blocks: Sequence[in
 
 
 def cut(values: Tensor, blocks: Sequence[int]) -> Tensor:
-    """Return `values` with each axis as two, (blocks, elements of a block)."""
+    """Return `values` with each axis split into two, (blocks, elements of a block)."""
     sizes = zip(values.shape, blocks, strict=True)
     return values.reshape([part for size, count in sizes for part in (count, size // count)])
 
 
 def quantizer_input(reading: Reading, reference: torch.nn.Module, values: Mapping[str, Tensor]) -> Tensor | None:
-    """Return what a quantizer rounds; None where that is not known.
+    """Return the tensor that a quantizer rounds; None if that is not known.
 
-    Of a weight that is the candidate's own or, of one that is kept rounded alone, the reference's; of "input" and
-    "output" what `values` has under this name, which is the reference's.
+    For a weight it is the candidate's own or, if only the rounded one is kept, the reference's. For "input" and
+    "output" it is the reference's tensor of this name in `values`.
     """
     if reading.of != "weight":
         taken = values.get(reading.of)
@@ -78,17 +96,17 @@ def quantizer_input(reading: Reading, reference: torch.nn.Module, values: Mappin
 
 
 def with_gain(values: Tensor, reading: Reading) -> Tensor:
-    """Return the reference's values as the quantizer is handed them."""
+    """Return the reference's values as the quantizer receives them, with its gain."""
     return values if reading.gain is None else values * reading.gain.detach().to(values)
 
 
 def without_gain(values: Tensor, reading: Reading) -> Tensor:
-    """Undo `with_gain`."""
+    """Return the values with `with_gain` undone."""
     return values if reading.gain is None else values / reading.gain.detach().to(values)
 
 
 def is_rounded(weight: Tensor, stored: Tensor, reading: Reading) -> bool:
-    """Return whether a stored weight is this one rounded, and not with a scale folded into it, or in another basis."""
+    """Return whether a stored weight is this weight rounded, without a folded scale and in the same basis."""
     if weight.shape != stored.shape or reading.scale is None or not reading.scale.numel():
         return False
     off = (weight.to(torch.float32) - stored.to(torch.float32)).abs().median().item()
@@ -96,7 +114,7 @@ def is_rounded(weight: Tensor, stored: Tensor, reading: Reading) -> bool:
 
 
 def without_empty(reading: Reading, values: Tensor | None) -> Reading:
-    """Return a reading in which a scale of 0 for zeros alone, as of a padding row, is the least of the others."""
+    """Return a reading with each scale of 0 for zeros only, as of a padding row, set to the least of the others."""
     scale = reading.scale
     if scale is None or values is None or not values.dim() or not bool((scale == 0).any()) or not bool(scale.any()):
         return reading
@@ -108,28 +126,9 @@ def without_empty(reading: Reading, values: Tensor | None) -> Reading:
     return replace(reading, scale=torch.where(empty, scale[scale != 0].min(), scale))
 
 
-# What lies beyond by so much of the values' interval is an error of that PEIR.
-_LOST = 0.05
-# Or such a share of them; a percentile that is meant to be cut off is less.
-_MANY = 0.01
-# Float8 with three bits of mantissa ends in 1.75 * 2**e: half of the step there, 2**(e - 4), is 1/28 of that.
-_LAST_FLOAT_STEP = 1 / 28
-# A step of half the mean size leaves most values a handful of levels; where a dtype has so many, the range is at fault.
-_COARSE = 0.5
-_LEVELS = 200
-_CALIBRATE = "calibrate on inputs like these, or widen the range"
-# RMS of a rounding error that is uniform over one step.
-_RMS = 1 / math.sqrt(12)
-# A range this many times as wide as the values leaves three bits unused.
-WIDE = 8.0
-# Scales that were taken from an axis give its largest values to within this, most of them.
-_FITS = 0.05
-_MOST = 0.75
-
-
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The least and greatest value that each scale represents, with half a step, in the blocks that it is for."""
+    """The least and greatest value that each scale represents, and half a step, by the blocks of the scales."""
 
     low: Tensor
     high: Tensor
@@ -137,7 +136,7 @@ class Range:
 
     @classmethod
     def of(cls, reading: Reading) -> Range | None:
-        """Return what a quantizer represents; None where its scale or its levels are not known, or no numbers."""
+        """Return the range of a quantizer; None if its scale or its levels are not known, or no numbers."""
         scale = reading.scale
         if scale is None or reading.levels is None or not scale.numel():
             return None
@@ -158,9 +157,9 @@ class Range:
         return cls(low, high, half)
 
     def rounding(self, reading: Reading) -> float | None:
-        """Return the RMS error of rounding to the widest step; None of a float, which has no one step.
+        """Return the RMS error of rounding to the widest step; None for a float, which has no single step.
 
-        Of a table of levels it is that of values spread evenly over it: with gaps g, (sum g^3 / sum g / 12)^(1/2).
+        For a table of levels it is that of values spread evenly over it: with gaps g, (sum g^3 / sum g / 12)^(1/2).
         """
         if reading.is_float:
             return None
@@ -180,7 +179,7 @@ def _gaps(codes: Tensor) -> Tensor:
 
 
 def saturated_share(values: Tensor, reading: Reading, held: Range) -> float | None:
-    """Return the share of `values` that saturate; None where the scales do not fit their shape."""
+    """Return the share of `values` that saturate; None if the scales do not fit their shape."""
     blocks = _blocks(values, reading, held)
     if blocks is None:
         return None
@@ -193,7 +192,7 @@ def saturated_share(values: Tensor, reading: Reading, held: Range) -> float | No
 
 
 def range_problems(values: Tensor, reading: Reading, held: Range, share: float) -> Iterator[QuantProblem]:
-    """Yield what is wrong with a range for these values, `share` of which saturate."""
+    """Yield the problems of a range for these values, `share` of which saturate."""
     blocks = _blocks(values, reading, held)
     if blocks is None:
         return
@@ -206,7 +205,7 @@ def range_problems(values: Tensor, reading: Reading, held: Range, share: float) 
     if other is not None:
         said = f"its scales are those of axis {other}, and are used along axis {reading.axis}"
         yield QuantProblem(QuantProblemKind.WRONG_AXIS, said, f"take the scales per channel along axis {reading.axis}")
-    # Up to one step more, in blocks of few values, is how some symmetric schemes are meant.
+    # Some symmetric schemes intend values up to one step beyond the range, in blocks of few values.
     elif (share >= _MANY and bool((beyond > 2 * held.half.reshape(blocks)).any())) or not lost <= _LOST * interval:
         lowest, highest = least.min().item(), most.max().item()
         ends = held.span()
@@ -221,9 +220,9 @@ def range_problems(values: Tensor, reading: Reading, held: Range, share: float) 
 
 
 def _too_wide(held: Range, least: Tensor, most: Tensor, blocks: list[int], reading: Reading) -> list[QuantProblem]:
-    # A symmetric range for values of one sign is twice as wide as they are, at no fault of the calibration.
+    # A symmetric range for values of one sign is twice as wide as the values, without a fault of the calibration.
     reach = torch.maximum(most, torch.zeros_like(most)) - torch.minimum(least, torch.zeros_like(least))
-    # What is the same everywhere may be met exactly by the widest step.
+    # A block of equal values may be represented exactly by the widest step.
     live = (reach > 0) & (most > least)
     if not bool(live.any()):
         return []
@@ -237,7 +236,7 @@ def _too_wide(held: Range, least: Tensor, most: Tensor, blocks: list[int], readi
 
 
 def _too_coarse(values: Tensor, held: Range, blocks: list[int], reading: Reading) -> list[QuantProblem]:
-    """Return what is wrong with a range as wide as a few outliers: all else gets a few levels of many."""
+    """Return the problem of a range as wide as a few outliers: all other values get a few of many levels."""
     if reading.levels is None or reading.codes is not None or reading.levels[1] - reading.levels[0] < _LEVELS:
         return []
     parts = cut(values, blocks).to(torch.float32)
@@ -259,13 +258,13 @@ def _blocks(values: Tensor, reading: Reading, held: Range) -> list[int] | None:
 
 
 def _with_half(held: Range, blocks: list[int]) -> tuple[Tensor, Tensor]:
-    # Half a step beyond the last level still rounds to it; a hair more is the rounding of the bound itself.
+    # Half a step beyond the last level still rounds to it; slightly more is the rounding of the bound itself.
     slack = held.half * (1 + 1e-3)
     return (held.low - slack).reshape(blocks), (held.high + slack).reshape(blocks)
 
 
 def _other_axis(values: Tensor, reading: Reading, held: Range, least: Tensor, most: Tensor) -> int | None:
-    """Return the axis whose largest values the scales were taken from, if it is another than theirs."""
+    """Return the axis whose largest values the scales were taken from, if it is not the scales' own axis."""
     axis = reading.axis
     if axis is None or held.low.numel() < 2 or values.dim() < 2 or reading.of != "weight":
         return None
@@ -281,7 +280,7 @@ def _other_axis(values: Tensor, reading: Reading, held: Range, least: Tensor, mo
 
 
 def _fit(held: Range, least: Tensor, most: Tensor) -> bool:
-    """Return whether most ranges end where the values do, at the end that is further from zero."""
+    """Return whether most ranges end where their values do, at the end further from zero."""
     reach = torch.maximum(least.abs(), most.abs())
     end = torch.maximum(held.low.abs(), held.high.abs()).flatten()
     near = (end - reach).abs() <= _FITS * reach

@@ -1,4 +1,4 @@
-"""Which module of the candidate answers to which module of the reference."""
+"""Aligns two models: finds for each module of the candidate its partner in the reference."""
 
 from qtrace.engine.align.alignment import align
 from qtrace.engine.align.module_info import Alignment, ModuleInfo

@@ -1,4 +1,4 @@
-"""Which module of the candidate answers to which of the reference: the rules, in order of trust."""
+"""Pairs each module of the candidate with a module of the reference, by rules in order of trust."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qtrace.engine.align.places import enclosing, in_order, renumbered
 from qtrace.engine.align.weights import by_weights
 from qtrace.report.records import Pairing
 
-# What is guessed from the place alone may be wrong; everything else is said by names, weights or the user.
+# Pairs that are inferred only from the place may be wrong; all others come from names, weights or the user.
 _LOW = ("enclosing", "order")
 _BY_PATH = ("prefix", "exact", "stripped")
 
@@ -32,23 +32,23 @@ def align(
     *,
     denied: Collection[str] = (),
 ) -> Alignment:
-    """Pair the candidate's modules with the reference's; roots always answer to each other.
+    """Return the pairs of the candidate's modules with the reference's; the roots always form a pair.
 
-    The first rule that applies makes the pair, the one that can be trusted most first:
+    The first rule that applies makes the pair; the most trusted rule comes first:
 
-    1. `renamed`: the user says so.
+    1. `renamed`: the user gives the pair.
     2. `name_attribute`: a wrapper keeps the reference's path in an attribute.
-    3. `prefix`: the whole tree was moved, where this explains clearly more than taking names as they are; else
+    3. `prefix`: the whole tree was moved, where this explains clearly more than unchanged names do; else
        `exact`: the same path.
     4. `stripped`: the same path without the components that only the candidate has, or without one that wraps a
        single module each time it occurs.
 
-    Numbers in a path are not believed where a container was counted anew (see `renumbered`), nor are paths that would
-    answer to one of `denied`, and nobody else answers to what the user gave a partner.
-    By these, several candidate modules may answer to one of the reference: a wrapper and the module inside it. At
-    run time the outer one counts (the probe sees to it); those that never run never matter. Then `fused` takes back
-    what names say of modules that the candidate computes in one. What has no partner that runs is looked for by
-    `weights`, by the pairs that it holds (`enclosing`) and by its place (`order`), one partner each.
+    Numbers in a path are not trusted where a container was renumbered (see `renumbered`), nor are paths that would
+    pair a module with one of `denied`. A reference module that the user gave a partner gets no other one.
+    By these rules, several candidate modules may be aligned with one of the reference: a wrapper and the module inside
+    it. At run time the outer one counts (`LiveSide` ensures it); modules that never run do not matter. Then `fused`
+    replaces pairs by name of modules that the candidate computes in one. For a module without a partner that runs,
+    one partner is searched for by `weights`, by the pairs that it holds (`enclosing`) and by its place (`order`).
 
     Raises `UsageError` for a pattern of `renames` that matches nothing.
     """
@@ -96,7 +96,7 @@ def align(
 def _find_the_rest(
     mine: Tree, theirs: Tree, found: dict[str, tuple[str, str]], fused: dict[str, str], split: dict[str, str]
 ) -> None:
-    """Pair what names left open: by value first, then by place, then by place again around what was found by it."""
+    """Pair the modules that names left open: by value, then by place, then by place again around the new pairs."""
     open_reference, open_candidate = _open(mine, theirs, found, fused)
     by_value = by_weights([mine[p] for p in open_reference], [theirs[p] for p in open_candidate])
     _add("weights", by_value, found)
@@ -113,7 +113,10 @@ def _find_the_rest(
 def _stacked(
     mine: Tree, theirs: Tree, found: dict[str, tuple[str, str]], fused: dict[str, str], split: dict[str, str]
 ) -> None:
-    """Note whose weights stand on top of each other, on either side; of such a pair the name is that of a part."""
+    """Note the modules of either side whose weights one module of the other side holds, stacked.
+
+    A pair by name of such a candidate module names only one of its parts, and is dropped.
+    """
     open_reference, open_candidate = _open(mine, theirs, found, fused)
     by_path = {path: name for path, (name, rule) in found.items() if rule in _BY_PATH}
     larger = grown(mine, theirs, by_path, open_reference)
@@ -128,9 +131,9 @@ def _stacked(
 
 
 def _apply(fusion: Fusion, found: dict[str, tuple[str, str]], fused: dict[str, str]) -> None:
-    """Let the group's last module be answered by what returns its output, and the others by nobody.
+    """Pair the group's last module with the module that returns its output, and leave the others without a partner.
 
-    Of norms that were folded away, only those are noted that nothing is left of.
+    Of norms that were folded away, only those without any partner are noted.
     """
     *others, last = fusion.members
     if fusion.folds:
@@ -156,7 +159,7 @@ def _names(found: Mapping[str, tuple[str, str]]) -> Names:
 def _open(
     mine: Tree, theirs: Tree, found: Mapping[str, tuple[str, str]], fused: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Return the reference paths that nobody who runs answers to, and the candidate paths that answer to nobody."""
+    """Return the reference paths without a partner that runs, and the candidate paths without a partner."""
     taken = {name for path, (name, _) in found.items() if theirs[path].runs}
     return (
         [path for path, module in mine.modules.items() if module.runs and path not in taken and path not in fused],

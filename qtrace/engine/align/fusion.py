@@ -1,4 +1,4 @@
-"""Modules that one side computes in one: stacked projections, and convolution with batch norm and ReLU."""
+"""Finds modules that one side computes in one: stacked projections, and convolution with batch norm and ReLU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from qtrace.engine.align.module_info import ModuleInfo, Names, Tree
 from qtrace.engine.align.weights import WeightSample, matrix, weight_of
 
 _MOST_PARTS = 4
-# Below this two rows cannot begin the same weight, however coarsely one of them is rounded.
+# Below this cosine two rows cannot begin the same weight, however coarsely one of them is rounded.
 _UNLIKE = 0.8
+_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
+# A folded weight is the original scaled by the norm's gain; rounding to 8 bits keeps it within this distance.
+_CLOSE = 0.05
 
 
 def projections(
     parts_in: Tree, wholes_in: Tree, parts: Collection[str], wholes: Collection[str]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (paths of neighbours, path) where the one module holds the weights of the several, stacked."""
+    """Yield (paths of neighbours, path) where the module at the path holds the stacked weights of the neighbours."""
     known = _Wholes([wholes_in[path] for path in wholes])
     if not known:
         return
@@ -35,7 +38,7 @@ def projections(
 
 
 def grown(reference: Tree, candidate: Tree, names: dict[str, str], open_reference: Collection[str]) -> dict[str, str]:
-    """Return the pairs beside open modules whose candidate has more rows: its name may be that of one of its parts."""
+    """Return the pairs beside open modules whose candidate has more rows: its name may be that of one part."""
     parents = {path.rpartition(".")[0] for path in open_reference}
     found = {}
     for path, name in names.items():
@@ -50,8 +53,8 @@ def grown(reference: Tree, candidate: Tree, names: dict[str, str], open_referenc
 def experts(reference: Tree, candidate: Tree, open_reference: Collection[str]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield (reference paths, candidate path) where one module holds the weights of all members of a list.
 
-    As mixtures of experts do: `experts.3.up` is then the fourth slice of a tensor with three axes, or some of its
-    rows, or of its columns. What such a member has beside its weights, say an activation, is computed there as well.
+    Mixtures of experts do so: `experts.3.up` is then the fourth slice of a tensor with three axes, or some of the
+    slice's rows or columns. The module also computes the members' modules without weights, such as activations.
     """
     lists = {path.rpartition(".")[0] for path in open_reference if path.rpartition(".")[2].isdigit()}
     lists |= {parent for path in open_reference if (parent := _list_around(path))}
@@ -66,7 +69,7 @@ def experts(reference: Tree, candidate: Tree, open_reference: Collection[str]) -
 
 
 class _Wholes:
-    """Weights that may be several others on top of each other, by size and by how they begin."""
+    """Weights that may be a stack of several others, by size and by their first rows."""
 
     def __init__(self, modules: Sequence[ModuleInfo]) -> None:
         self._paths: dict[tuple[int, ...], list[str]] = {}
@@ -82,7 +85,7 @@ class _Wholes:
         return bool(self._paths)
 
     def of(self, weights: Sequence[torch.Tensor]) -> str | None:
-        """Return the module whose weight is these on top of each other."""
+        """Return the path of the module whose weight is the stack of these."""
         size = (sum(map(len, weights)), *weights[0].shape[1:])
         if size not in self._paths or len({weight.shape[1:] for weight in weights}) > 1:
             return None
@@ -95,7 +98,7 @@ class _Wholes:
 
 
 def _beginnings(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the first row of each weight, of length 1; NaN where it is of zeros."""
+    """Return the first row of each weight, scaled to length 1; NaN for a row of zeros."""
     rows = torch.stack([weight[0].detach().cpu().double() for weight in weights])
     lengths: torch.Tensor = rows.norm(dim=1, keepdim=True)
     return rows / lengths
@@ -121,7 +124,7 @@ def _stacks(module: ModuleInfo) -> list[torch.Tensor]:
 
 
 def _held(reference: Tree, paths: Sequence[str], tensors: Sequence[torch.Tensor], place: int) -> bool:
-    """Return whether the weights of all these modules stand in the tensors' slices of that place."""
+    """Return whether the tensors' slices at that place hold the weights of all these modules."""
     weights = [weight for path in paths if (weight := weight_of(reference[path].module)) is not None]
     return bool(weights) and all(any(_stands_in(weight, one[place]) for one in tensors) for weight in weights)
 
@@ -147,17 +150,12 @@ def _is_at_or_in(path: str, around: str) -> bool:
     return path == around or path.startswith(f"{around}.")
 
 
-_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
-# A folded weight was scaled by the norm's gain; rounding to 8 bits leaves it there within this.
-_CLOSE = 0.05
-
-
 @dataclass(frozen=True, slots=True)
 class Fusion:
     """A group of reference modules in execution order that one candidate module computes.
 
-    `last` is the candidate module whose output is that of the group's last one: the fused one itself, or what is left
-    in the last one's place and passes its input on. `folds` says that there are only norms behind the first one.
+    `last` is the candidate module whose output is that of the group's last module: the fused module itself, or one
+    that is left in the last one's place and passes its input on. `folds` says that only norms follow the first module.
     """
 
     members: tuple[str, ...]
@@ -167,7 +165,7 @@ class Fusion:
 
 
 def fusions(reference: Tree, candidate: Tree, names: Names) -> list[Fusion]:
-    """Return the groups of a layer and what follows it directly that one module of the candidate computes."""
+    """Return the groups of a layer and the modules directly after it that one module of the candidate computes."""
     answering: dict[str, list[ModuleInfo]] = {}
     for path, name in names.items():
         if candidate[path].runs:
@@ -190,7 +188,7 @@ def fusions(reference: Tree, candidate: Tree, names: Names) -> list[Fusion]:
 
 
 def _group(leaves: list[ModuleInfo], answering: Mapping[str, list[ModuleInfo]]) -> list[ModuleInfo]:
-    """Return the first leaf, and those directly behind it that its partner computes, too."""
+    """Return the first leaf, and the leaves directly after it that its partner computes, too."""
     head = leaves[0]
     group = [head]
     partners = answering.get(head.path)
@@ -203,14 +201,14 @@ def _group(leaves: list[ModuleInfo], answering: Mapping[str, list[ModuleInfo]]) 
 
 
 def _is_gone(module: ModuleInfo, partners: list[ModuleInfo] | None) -> bool:
-    """Return whether nothing of the candidate does what this module does: nothing is left, or only what passes on."""
+    """Return whether the candidate has no module for this one's computation: no partner, or only identities."""
     if not partners:
         return True
     return module.type != "Identity" and all(partner.type == "Identity" for partner in partners)
 
 
 def _computes(partner: ModuleInfo, head: ModuleInfo, module: ModuleInfo) -> bool:
-    """Return whether the head's partner does what `module` does as well."""
+    """Return whether the head's partner also computes `module`."""
     if isinstance(module.module, _NORMS):
         distance = _folding_distance(partner.module, head.module, module.module)
         return distance is not None and distance[0] <= _CLOSE
@@ -218,9 +216,9 @@ def _computes(partner: ModuleInfo, head: ModuleInfo, module: ModuleInfo) -> bool
 
 
 def _shows(partner: ModuleInfo, head: ModuleInfo, *norms: ModuleInfo) -> bool:
-    """Return whether the partner's weight is nearer to one with the first norm folded in than to the head's own.
+    """Return whether the partner's weight is nearer than the head's own to the head's with the first norm folded in.
 
-    A norm whose gain is 1 everywhere changes no weight: nothing then tells it from one that was left out.
+    A norm whose gain is 1 everywhere changes no weight, and cannot be distinguished from one that was left out.
     """
     distance = _folding_distance(partner.module, head.module, norms[0].module)
     return distance is not None and distance[0] < distance[1]
@@ -231,7 +229,7 @@ def _folding_distance(
 ) -> tuple[float, float] | None:
     """Return how far the partner's weight, and the head's own, are from the head's times the norm's gain per channel.
 
-    Both relative to the length of that; None where one of them cannot be read.
+    Both distances are relative to the length of that product; None where one of the weights cannot be read.
     """
     mine, theirs = weight_of(head), _weight_inside(partner)
     variance, gamma = getattr(norm, "running_var", None), getattr(norm, "weight", None)
@@ -249,6 +247,6 @@ def _folding_distance(
 
 
 def _weight_inside(module: torch.nn.Module | None) -> torch.Tensor | None:
-    """Return a module's weight; of a sequence of fused ones, the first one's."""
+    """Return a module's weight; for a sequence of fused modules, the weight of the first."""
     inside = () if module is None else module.modules()
     return next((weight for one in inside if (weight := weight_of(one)) is not None), None)

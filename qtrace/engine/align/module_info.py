@@ -1,4 +1,4 @@
-"""What alignment knows of a module and of a whole side, and what it returns."""
+"""Data classes of alignment: a module, the modules of a side, and the result."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Names = dict[str, str]
 class ModuleInfo:
     """A module as alignment sees it: its path, its class name, and its string attributes.
 
-    `module` is read for its weights alone; `calls` is how often it was called, `first` how many modules had been called
-    before it; None where that is not known.
+    `module` is read only for its weights. `calls` is how often it was called, and `first` how many modules were called
+    before it; both are None where unknown.
     """
 
     path: str
@@ -30,7 +30,7 @@ class ModuleInfo:
 
     @property
     def runs(self) -> bool:
-        """Return whether it is called, as far as is known."""
+        """Return whether the module is called, as far as is known."""
         return self.calls != 0
 
 
@@ -57,7 +57,7 @@ class Tree:
         return self._children.get(path, [])
 
     def called(self, path: str) -> list[ModuleInfo]:
-        """Return those that run, as far as is known in the order of their first call."""
+        """Return the modules directly below a path that run, in the order of their first call where that is known."""
         running = [module for module in self.children(path) if module.runs]
         # The sort keeps the order of definition where no other is known.
         return sorted(running, key=lambda module: module.first or 0)
@@ -65,10 +65,11 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The pairs, and the reference modules that no candidate module answers to.
+    """The pairs, and the reference modules without a partner (`alone`).
 
-    `pairs` maps a candidate path to its `Pairing`; a reference path may occur in several. Of some of those alone it is
-    known who computes them, reference path -> candidate path: `fused` in one with others, `split` one of several.
+    `pairs` maps a candidate path to its `Pairing`; a reference path may occur in several. For some modules without a
+    partner it is known which module computes them, as reference path -> candidate path: in `fused` that module
+    computes several in one, in `split` it is one of several that compute one together.
     `doubts` says in words which of the user's own pairs the weights contradict.
     """
 

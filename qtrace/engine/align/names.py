@@ -1,4 +1,4 @@
-"""Rules by name: the same path, a path below one more module, a path with additions, renames that the user gives."""
+"""Pairs modules by name: equal paths, paths below one more module, paths with additions, and the user's renames."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from qtrace.engine.align.module_info import ModuleInfo, Names, Tree
 from qtrace.engine.align.weights import ALIKE, WeightSample, likeness, sample_of
 from qtrace.errors import UsageError, did_you_mean, near
 
-# Only a module near the root can hold the whole tree; to try deeper ones would take quadratic time.
+# Only a module near the root can hold the whole tree; trying deeper ones would take quadratic time.
 _DEEPEST = 3
+# At most this many nested modules may keep the same name.
+_MOST_LAYERS = 3
 
 
 def prefix_shift(reference: Tree, candidate: Tree) -> Names:
     """Return the names under the one prefix that explains most of them; none where exact names do nearly as well.
 
-    A candidate may have the reference's names by chance: what wraps a `model` in a `model` has a `model`, too.
+    A candidate may have the reference's names by chance: where a `model` is wrapped in another `model`, the path
+    `model` exists on both sides.
     """
     below = reference.below
     running = {path for path in candidate.below if candidate[path].runs}
@@ -52,14 +55,14 @@ def _counted(prefixes: Iterable[str], least: int) -> tuple[str, int]:
 
 
 def renamed(reference: Tree, candidate: Tree, renames: Mapping[str, str]) -> Names:
-    """Return the reference path of every candidate path at or below one that a pattern matches; the first one counts.
+    """Return the reference path of every candidate path at or below one that a pattern matches; the first match counts.
 
-    `encoder.layer.*.query` to `layers.*.q` makes `layers.3.q` of `encoder.layer.3.query`, and `layers.3.q.norm`
-    of what is below it.
+    The pattern `encoder.layer.*.query` to `layers.*.q` maps `encoder.layer.3.query` to `layers.3.q`, and a `norm`
+    below it to `layers.3.q.norm`.
 
     Raises:
         UsageError: a pattern matches no module of the candidate, or leads to none of the reference, or two modules
-            would answer to one.
+            would be aligned with one.
     """
     found: Names = {}
     for old, new in renames.items():
@@ -85,7 +88,10 @@ def renamed(reference: Tree, candidate: Tree, renames: Mapping[str, str]) -> Nam
 
 
 def overruled_renames(given: Names, names: Names) -> list[str]:
-    """Return the paths that answer to what the user gave another partner: neither around that partner nor inside it."""
+    """Return the paths that lose their partner, since the user paired that reference module with another path.
+
+    Paths around or inside that other path keep it.
+    """
     partners: dict[str, list[str]] = {}
     for path, name in given.items():
         partners.setdefault(name, []).append(path)
@@ -97,7 +103,7 @@ def overruled_renames(given: Names, names: Names) -> list[str]:
 
 
 def rename_doubts(reference: Tree, candidate: Tree, given: Names) -> tuple[str, ...]:
-    """Return in a sentence which of the user's pairs hold weights that have nothing to do with each other."""
+    """Return a sentence that says which of the user's pairs hold unrelated weights; empty if none do."""
     wrong = []
     for path, name in given.items():
         alike = likeness(reference[name].module, candidate[path].module)
@@ -113,7 +119,7 @@ def rename_doubts(reference: Tree, candidate: Tree, given: Names) -> tuple[str, 
 
 
 def _owner(reference: Tree, sample: WeightSample | None) -> str | None:
-    """Return the reference module whose weight this is, where there is one alone."""
+    """Return the reference module that holds this weight, where exactly one does."""
     owners = [path for path, info in reference.modules.items() if _holds(info, sample)]
     return owners[0] if len(owners) == 1 else None
 
@@ -125,7 +131,7 @@ def _holds(info: ModuleInfo, sample: WeightSample | None) -> bool:
 
 def _check_apart(found: Names) -> None:
     partners: dict[str, str] = {}
-    # The outermost first, which is what a pattern says.
+    # The outermost first, since that is the module that a pattern names.
     for path, name in sorted(found.items(), key=lambda pair: (pair[0].count("."), pair[0])):
         other = partners.setdefault(name, path)
         if not _is_nested(path, other):
@@ -150,10 +156,6 @@ def _hint(old: str, candidate: Tree) -> str:
     return f"the candidate has no module {old}; {tail}"
 
 
-# So many modules, one in the other, may keep the same name.
-_MOST_LAYERS = 3
-
-
 def same_path(reference: Tree, candidate: Tree) -> Names:
     """Return the paths that both sides have."""
     return {path: path for path in candidate.modules if path in reference}
@@ -162,9 +164,9 @@ def same_path(reference: Tree, candidate: Tree) -> Names:
 def by_attribute(reference: Tree, candidate: Tree) -> Names:
     """Return the names that wrappers keep in an attribute.
 
-    Which attribute that is, is found out: on most modules that have it, it is a reference path, and its components
-    occur in the module's own path. `activation = "relu"` beside a module `relu` is no such name, nor is one that says
-    the same of nearly everybody.
+    The attribute is inferred: on most modules that have it, its value is a reference path whose components occur in
+    the module's own path. `activation = "relu"` beside a module `relu` is no such name, nor is a value that nearly
+    all modules share.
     """
     seen: Counter[str] = Counter()
     hits: Counter[str] = Counter()
@@ -184,13 +186,13 @@ def by_attribute(reference: Tree, candidate: Tree) -> Names:
 
 
 def without_wrapper_components(reference: Tree, candidate: Tree, shifted: Names) -> Names:
-    """Return the paths that are the reference's once the components are dropped that occur nowhere in the reference.
+    """Return the paths that equal a reference path once components that occur nowhere in the reference are dropped.
 
-    `wrapped` and `_orig_mod` are such. At the end of a path only those that elsewhere stand before a known one:
-    `q_proj.wrapped` is `q_proj` where there is a `wrapped.layers`, but `q_proj.weight_quantizer` is something that
-    was put inside. And of a container only what holds all that was found of it: `layers.0.wrapped` is no less than
-    `layers.0`, but `layers.0.attn` is another name for something in there. `shifted` are the names of a tree that was
-    moved as a whole.
+    `wrapped` and `_orig_mod` are such components. At the end of a path, a component is dropped only if it elsewhere
+    stands before a known one: `q_proj.wrapped` is `q_proj` where there is a `wrapped.layers`, but
+    `q_proj.weight_quantizer` is an added module. A module inside a container is paired with the container's partner
+    only if it holds all pairs found inside: `layers.0.wrapped` holds as much as `layers.0`, but `layers.0.attn` is
+    another name for one of its parts. `shifted` are the names of a tree that was moved as a whole.
     """
     known = reference.vocabulary
     wrappers = _wrapper_components(candidate, known)
@@ -202,7 +204,7 @@ def without_wrapper_components(reference: Tree, candidate: Tree, shifted: Names)
             continue
         kept = ".".join(part for part in parts if part in known)
         name = shifted.get(kept, "") if shifted else kept
-        # An inner module must not answer to the root just because every component of its path is foreign.
+        # An inner module must not be aligned with the root just because every component of its path is foreign.
         if not name or name not in reference:
             continue
         if parts[-1] in known:
@@ -219,10 +221,10 @@ def without_wrapper_components(reference: Tree, candidate: Tree, shifted: Names)
 
 
 def with_inserted_components(reference: Tree, candidate: Tree) -> Names:
-    """Return the paths that are the reference's without one component that wraps a single module each time it occurs.
+    """Return the paths that equal a reference path without one component that always wraps a single module.
 
-    For a wrapper whose attribute has a name that the reference uses as well, as `model` or `module`. None where names
-    as they are explain as much.
+    This serves wrappers whose attribute has a name that the reference uses as well, such as `model` or `module`. The
+    result is empty where unchanged names explain as much.
     """
     below = reference.below
     running = {path for path in candidate.below if candidate[path].runs}
@@ -245,7 +247,7 @@ def with_inserted_components(reference: Tree, candidate: Tree) -> Names:
 
 
 def _unwrapped(path: str, infix: str, candidate: Tree) -> str:
-    """Return a path without that component, wherever it is an only child."""
+    """Return a path without the component `infix`, wherever that is an only child."""
     kept, around = [], ""
     for part in path.split("."):
         if part != infix or len(candidate.children(around)) > 1:
@@ -271,7 +273,7 @@ def _without_foreign_end(path: str, known: set[str]) -> str:
 
 
 def _wrapper_components(candidate: Tree, known: set[str]) -> set[str]:
-    """Return the foreign components that somewhere stand directly or at a distance before a known one."""
+    """Return the foreign components that stand before a known one in some path, directly or at a distance."""
     found: set[str] = set()
     for path in candidate.below:
         parts = path.split(".")

@@ -1,4 +1,4 @@
-"""Rules by place, where no name and no weight decides: around known pairs, between them, and by counting anew."""
+"""Pairs modules by place where no name or weight decides: around known pairs, between them; finds renumbering."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from qtrace.engine.align.weights import ALIKE, likeness, weight_of
 
 # These are never called.
 _LISTS = ("ModuleList", "ModuleDict")
-# The reference paths of the pairs right before and behind; None at an end.
+# The reference paths of the pairs directly before and after; None at an end.
 Anchors = tuple[str | None, str | None]
 
 
 def enclosing(reference: Tree, candidate: Tree, names: Mapping[str, str], open_reference: Collection[str]) -> Names:
-    """Return the containers that hold the same pairs: the nearest around them all on either side.
+    """Return the containers that hold the same pairs: the nearest around all of them on either side.
 
-    A container answers only where all that is paired inside it has its partner inside the other, and the other way
-    round.
+    Two containers are paired only where every module paired inside one has its partner inside the other, and the
+    reverse.
     """
     found: Names = {}
-    # Of each container: who is paired inside the reference's, by the candidate's paths, and the other way round.
+    # For each reference container the candidate paths that are paired inside it, and the reverse.
     held: dict[str, list[str]] = {}
     holds: dict[str, set[str]] = {}
     for path, name in names.items():
@@ -31,7 +31,7 @@ def enclosing(reference: Tree, candidate: Tree, names: Mapping[str, str], open_r
                 held.setdefault(around, []).append(path)
             for around in _ancestors(path):
                 holds.setdefault(around, set()).add(name)
-    # The innermost first: the nearest container around the same pairs is the one that is meant.
+    # The innermost first: the nearest container around the same pairs is the partner.
     for name in sorted(open_reference, key=lambda path: -path.count(".")):
         inside = held.get(name, [])
         if len(inside) < 2 or reference[name].type in _LISTS:
@@ -52,18 +52,19 @@ def in_order(
     open_reference: Collection[str],
     open_candidate: Collection[str],
 ) -> Names:
-    """Return pairs of open modules that stand between the same anchors, as many on both sides, of one type each.
+    """Return pairs of open modules between the same anchors, where both sides have as many, and their types match.
 
-    Also the one open module of its type in a container on either side, where others in there are paired. Order alone
-    lies: two models may call k, v, q and q, k, v. So a pair whose weights can be read and are not alike is none, and
-    where they cannot be read, both must at least be as large. The order is that of calls, where that is known.
+    The only open module of a type in a container is also paired on both sides, where other modules in it are paired.
+    Order is not reliable by itself: two models may call k, v, q and q, k, v. So a pair whose weights can be read and
+    are not alike is rejected; where they cannot be read, both modules must at least have the same size. The order is
+    that of calls, where that is known.
     """
     found: Names = {}
     answered = {name: name for name in names.values()}
     for path, name in names.items():
         mine = _gaps(reference.called(name), answered, open_reference)
         theirs = _gaps(candidate.called(path), names, open_candidate)
-        # Without anchors there is nothing to stand between.
+        # Without anchors a module is not between pairs.
         mine.pop((None, None), None)
         theirs.pop((None, None), None)
         for anchors, ones in mine.items():
@@ -83,7 +84,7 @@ def in_order(
 def _gaps(
     children: Sequence[ModuleInfo], names: Mapping[str, str], is_open: Collection[str]
 ) -> dict[Anchors, list[ModuleInfo]]:
-    """Return the open children by the reference paths of the paired ones right before and behind them."""
+    """Return the open children by the reference paths of the paired children directly before and after them."""
     gaps: dict[Anchors, list[ModuleInfo]] = {}
     before: str | None = None
     waiting: list[ModuleInfo] = []
@@ -113,7 +114,7 @@ def _may_be_one(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
 
 
 def _sizes(module: ModuleInfo) -> tuple[int, ...]:
-    """Return what a module says of its own size, as a linear layer does of its features."""
+    """Return the sizes that a module has as attributes, such as the features of a linear layer."""
     names = ("in_features", "out_features", "in_channels", "out_channels")
     sizes = (getattr(module.module, name, None) for name in names)
     return tuple(size for size in sizes if isinstance(size, int))
@@ -136,10 +137,10 @@ def _common(paths: Sequence[str]) -> str:
 
 
 def renumbered(reference: Tree, candidate: Tree, names: Mapping[str, str]) -> set[str]:
-    """Return the candidate paths whose name tells nothing, since a number in it counts otherwise than the reference.
+    """Return the candidate paths whose name is no evidence, since a number in it differs from the reference's count.
 
-    That is so in a container with more or fewer numbered children than its partner has, where two of one number
-    contradict each other: other weights, a weight and none, another class of torch's own.
+    That is so in a container with more or fewer numbered children than its partner has, where two children of one
+    number contradict each other: different weights, a weight on one side only, different classes of torch's own.
     """
     lying = {path for path, name in names.items() if _lies(reference, candidate, path, name)}
     return {path for path in names if _is_counted_in(path, lying)}
@@ -158,7 +159,7 @@ def _numbered(children: list[ModuleInfo]) -> dict[str, ModuleInfo]:
 
 
 def _is_counted_in(path: str, containers: set[str]) -> bool:
-    """Return whether a number that one of the containers gives is part of the path."""
+    """Return whether the path contains a number that one of the containers assigns."""
     while path:
         path, _, last = path.rpartition(".")
         if last.isdigit() and path in containers:
@@ -176,7 +177,7 @@ def _contradict(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
         if alike is not None:
             return alike < ALIKE
     if candidate.type == "Identity":
-        # A norm or a dropout may have been taken out; a layer cannot.
+        # A norm or a dropout may have been removed; a layer cannot.
         weight = weight_of(mine)
         return any(True for _ in mine.children()) or (weight is not None and len(weight) > 1)
     if reference.type.lower() in candidate.type.lower():
@@ -188,7 +189,7 @@ def _contradict(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
 
 
 def _has_values(module: torch.nn.Module) -> bool:
-    """Return whether a module holds numbers of any kind; packed ones are behind a method of the name `weight`."""
+    """Return whether a module holds numbers of any kind; packed ones are behind a method named `weight`."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return True
     return any(callable(getattr(one, "weight", None)) for one in module.modules())

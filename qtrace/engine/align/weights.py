@@ -1,7 +1,7 @@
-"""Rule by value: a module answers to the one whose weight it holds, however it is stored and whatever it is called.
+"""Pairs modules by value: a module is the partner of the one whose weight it holds, in any storage and by any name.
 
-Weights are compared row by row (a row is what makes one output channel), each up to its length: so a weight rounded to
-few bits, scaled per channel, or with a batch norm folded into it is still known, and another layer's is not.
+Weights are compared row by row (a row makes one output channel), each row up to its length. So a weight that is
+rounded to few bits, scaled per channel, or has a batch norm folded into it is still recognised; another layer's is not.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from qtrace.engine.align.module_info import ModuleInfo, Names
 from qtrace.numerics import NoValues, plain
 
-# Of each weight, so many rows and columns are read.
+# At most this many rows and columns of each weight are read.
 _ROWS, _COLUMNS = 32, 256
-# Rows of unrelated weights have a mean cosine near zero; 4 bits leave 0.99.
+# Rows of unrelated weights have a mean cosine near zero; rounding to 4 bits leaves 0.99.
 ALIKE = 0.9
-# So few numbers may be alike by chance, and must agree more closely.
+# Fewer numbers than this may be alike by chance, and must agree more closely.
 _FEW, _SAME = 8, 0.9999
-# The second best must be this much farther off: two norms fresh from their initialisation are no pair.
+# The second best match must be worse by this much: two freshly initialised norms are no pair.
 _MARGIN = 0.05
 
 
 def weight_of(module: torch.nn.Module | None) -> torch.Tensor | None:
-    """Return a module's own weight as a dequantized matrix, an output channel a row; None where it cannot be read."""
+    """Return a module's own weight as a dequantized matrix, one row per output channel; None if it cannot be read."""
     weight = getattr(module, "weight", None)
     if callable(weight) and not isinstance(weight, torch.Tensor):
         try:
@@ -44,7 +44,7 @@ def matrix(weight: torch.Tensor) -> torch.Tensor | None:
         values = plain(weight)
         return values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
     except (NoValues, RuntimeError, NotImplementedError, TypeError, AttributeError):
-        # Packed, on the meta device, or of a type that refuses.
+        # Packed, on the meta device, or of a type that cannot be converted.
         return None
 
 
@@ -52,8 +52,8 @@ def matrix(weight: torch.Tensor) -> torch.Tensor | None:
 class WeightSample:
     """Evenly spaced rows and columns of a weight of this shape; each row has length 1, a vector is centred first.
 
-    `told` says which rows tell anything: not one of zeros, such as a padding token's, nor one that is not finite.
-    `freedom` is how many numbers could be otherwise: rows of two numbers are easily alike, a single number always is.
+    `told` marks the rows that carry information: no row of zeros, such as a padding token's, nor one that is not
+    finite. `freedom` counts the degrees of freedom: rows of two numbers are easily alike, a single number always is.
     """
 
     shape: tuple[int, ...]
@@ -63,11 +63,11 @@ class WeightSample:
 
     @classmethod
     def of(cls, weight: torch.Tensor | None) -> WeightSample | None:
-        """Return the sample of a matrix; None of one that tells nothing, such as a norm's ones."""
+        """Return the sample of a matrix; None for one without information, such as a norm's ones."""
         if weight is None:
             return None
         shape = tuple(weight.shape)
-        # Rows of one number are, up to their lengths, all the same.
+        # Rows of one number are all the same up to their lengths.
         chosen = weight.reshape(1, -1) if shape[1] == 1 else weight
         rows, columns = chosen.shape
         if rows > _ROWS:
@@ -76,7 +76,7 @@ class WeightSample:
             chosen = chosen[:, torch.linspace(0, columns - 1, _COLUMNS).long()]
         values = chosen.detach().cpu().double()
         if rows == 1:
-            # Norms' weights are all near 1: only how they differ from that tells them apart.
+            # The weights of norms are all near 1: only their deviations from that distinguish them.
             values = values - values.mean()
         lengths = values.norm(dim=1)
         told = lengths.isfinite() & (lengths > 0)
@@ -84,7 +84,7 @@ class WeightSample:
         return cls(shape, values / lengths[:, None], told, freedom) if freedom > 0 else None
 
     def likeness(self, other: WeightSample | None) -> float | None:
-        """Return the mean cosine of the rows, 0 to 1; None for a weight of another shape, or nothing to compare."""
+        """Return the mean cosine of the rows, 0 to 1; None for another shape, or where no rows can be compared."""
         if other is None or self.shape != other.shape:
             return None
         told = self.told & other.told
@@ -92,11 +92,11 @@ class WeightSample:
 
     @property
     def enough(self) -> float:
-        """Return the likeness from which on another weight is this one, rounded or scaled."""
+        """Return the least likeness at which another weight counts as this one, rounded or scaled."""
         return ALIKE if self.freedom >= _FEW else _SAME
 
     def is_in(self, other: WeightSample | None) -> bool:
-        """Return whether the other one is this weight, rounded or scaled."""
+        """Return whether the other weight is this one, rounded or scaled."""
         alike = self.likeness(other)
         return alike is not None and alike >= self.enough
 
@@ -137,7 +137,7 @@ def _by_shape(modules: Iterable[ModuleInfo]) -> dict[tuple[int, ...], list[tuple
 
 
 def _likenesses(mine: list[WeightSample], theirs: list[WeightSample]) -> torch.Tensor:
-    """Return how alike each of mine and each of theirs is, all of one shape; 0 where there is nothing to compare."""
+    """Return the likeness of each of mine to each of theirs, all of one shape; 0 where no rows can be compared."""
     first, second = (torch.stack([one.rows for one in ones]).nan_to_num(0, 0, 0) for ones in (mine, theirs))
     told = [torch.stack([one.told for one in ones]).double() for ones in (mine, theirs)]
     total = torch.zeros(len(mine), len(theirs), dtype=torch.float64)
@@ -147,7 +147,7 @@ def _likenesses(mine: list[WeightSample], theirs: list[WeightSample]) -> torch.T
 
 
 def _clear(scores: torch.Tensor) -> torch.Tensor:
-    """Return where each row's best score stands, if no other in the row comes near it."""
+    """Return a mask of each row's best score, where no other score in the row comes near it."""
     best, place = scores.topk(min(2, scores.shape[1]), dim=1)
     clear = best[:, 0] >= ALIKE
     if best.shape[1] > 1:

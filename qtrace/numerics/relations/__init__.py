@@ -1,4 +1,4 @@
-"""How a candidate's tensor is related to the reference's; every relation is verified by value, never guessed."""
+"""Finds how a candidate's tensor is related to the reference's; every relation is verified by value, never guessed."""
 
 from qtrace.numerics.relations.convention import CONVENTIONS, DELIBERATE, DESCRIPTIONS, excuses, into_candidate
 from qtrace.numerics.relations.difference import VISIBLE

@@ -1,4 +1,4 @@
-"""Conventions: which relations are the candidate's own way to keep a value, and how a value is brought into it."""
+"""Conventions: says which relations are the candidate's own way to hold a value, and converts values into them."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from qtrace.numerics.relations.permutation import channel_permutation, halves_or
 from qtrace.numerics.relations.procrustes import rotation_matrix
 from qtrace.report.records import Relation
 
-# The candidate holds the reference's values, written down in another way that code after it may undo.
+# The candidate holds the reference's values in another form, which later code may undo.
 CONVENTIONS = frozenset({"layout", "mask", "gain", "channel_gain", "rotation", "halves", "permuted_channels"})
-# The candidate has lost or changed values; how it did is evidence and no excuse.
+# The candidate has lost or changed values. Such a relation is evidence, not an excuse.
 DESCRIPTIONS = frozenset({"shifted", "clipped", "cast", "rounded", "where"})
-# These hardly come about by accident, and whoever takes such a tensor must know of it.
+# These hardly arise by accident, and code that takes such a tensor must know the convention.
 DELIBERATE = frozenset({"channel_gain", "rotation", "halves", "permuted_channels"})
 
 
 def excuses(relation: Relation | None) -> bool:
     """Return whether the candidate's tensor holds the reference's values in a convention of its own.
 
-    Then `relation.error` is what remains of the difference under it (`peir_related`). The error of any other
-    relation is evidence: the part of the pair that it speaks of agrees, and the pair does not.
+    If so, `relation.error` is the difference that remains under it (`peir_related`). The error of any other relation
+    is evidence only: the part of the pair that it covers agrees, but the whole pair does not.
     """
     return relation is not None and relation.kind in CONVENTIONS
 
 
 def into_candidate(relation: Relation, reference: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
-    """Return the reference's values as the candidate would hold them, None where that cannot be said.
+    """Return the reference's values as the candidate would hold them, None where that cannot be determined.
 
     Args:
-        relation: how `like` is related to `reference`, as `undo_layout` and `relate` found it.
+        relation: how `like` is related to `reference`, as found by `undo_layout` and `relate`.
         reference: any shape.
         like: the candidate's tensor; the result has its shape, strides, dtype and device, and memory of its own.
 
     Relations that can be applied: layout, gain, channel_gain, halves, permuted_channels, rotation and mask, each
-    also together with a layout. Factors, orders and rotations that are too long for `parameters` are read off the
-    pair again; where it is not so related any more, or has too few tokens to tell the rotation, the result is
-    None. A bool mask becomes one, an additive one takes the candidate's fill.
+    also together with a layout. Factors, orders and rotations that are too long for `parameters` are derived from the
+    pair again. Where the pair is no longer so related, or has too few tokens to determine the rotation, the result is
+    None. For a bool `like` the mask is returned as bool; an additive one takes the candidate's fill.
     """
     if not reference.numel() or not like.numel():
         return None
@@ -50,7 +50,7 @@ def into_candidate(relation: Relation, reference: torch.Tensor, like: torch.Tens
     if values is None:
         return None
     given = with_layout(values, like.shape, relation.parameters)
-    # Strides stay as they are: the candidate's code may ask for a view of this tensor.
+    # The strides of `like` are kept: the candidate's code may ask for a view of this tensor.
     return torch.empty_like(like, requires_grad=False).copy_(given)
 
 
@@ -104,5 +104,5 @@ def _with_fill(reference: torch.Tensor, found: torch.Tensor) -> torch.Tensor | N
     if not found.is_floating_point():
         return ~blocked
     allowed = reference if reference.is_floating_point() else torch.zeros_like(blocked, dtype=found.dtype)
-    # A candidate may block with several fills, each at its place.
+    # A candidate may block with several fills; each keeps its place.
     return torch.where(blocked, found.to(reference.device, allowed.dtype), allowed)

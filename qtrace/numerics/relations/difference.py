@@ -1,4 +1,4 @@
-"""A pair that differs, prepared once for all relations: comparable dtypes, and what counts as explained."""
+"""Prepares a pair that differs, once for all relations: comparable dtypes, and when a relation explains the pair."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from qtrace.numerics.dense import plain
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Statistics
 
-# An element may be off by so many tolerances, of its own size...
+# A PEIR above this is more than rounding in float32, and worth the search for a relation.
+VISIBLE = 1e-3
+# The error that remains under a relation must be rounding, of a depth that any model has...
+_DEPTH = 100
+# ...and at most this share of the original error: a small fault also fits into the tolerance of a coarse dtype.
+_EXPLAINED = 0.1
+# An element may be off by this many tolerances, relative to its own size...
 _SLACK = 10.0
 _LOOSEST = 0.05
-# Sums over a huge channel leave more rounding than an ordinary channel would have of its own.
+# Sums over a huge channel leave more rounding than an ordinary channel would have by itself.
 _TIGHTEST = 1e-3
-# ...and so many elements must not be off by more.
+# ...and this share of the elements must not be off by more.
 MOST = 0.9
 _SAMPLE = 1 << 16
+# Relations are searched for on at most this many elements before the whole pair is read.
+SAMPLE = 1 << 18
+# float64 holds all integers up to this.
+_WHOLE = 2.0**53
 
 
 def picks(count: int, most: int, device: torch.device) -> torch.Tensor:
@@ -30,7 +40,7 @@ def picks(count: int, most: int, device: torch.device) -> torch.Tensor:
 
 
 def sampled(tensor: torch.Tensor) -> torch.Tensor:
-    """Return up to 2^16 elements, the same ones of any two tensors of one size."""
+    """Return up to 2^16 elements, at the same positions in any two tensors of one size."""
     flat = tensor.reshape(-1)
     return flat[picks(len(flat), _SAMPLE, flat.device)]
 
@@ -41,7 +51,7 @@ def loose(limit: float) -> float:
 
 
 def typical(tensor: torch.Tensor) -> float:
-    """Return the median size of the elements that are not zero, of a sample; 0 where all are."""
+    """Return the median size of the nonzero elements of a sample; 0 where all are zero."""
     sizes = sampled(tensor).abs()
     sizes = sizes[sizes > 0]
     return float(sizes.median()) if len(sizes) else 0.0
@@ -52,25 +62,13 @@ def near(found: torch.Tensor, wanted: torch.Tensor, share: float, least: float) 
     return (found - wanted).abs_() <= share * wanted.abs().clamp_min_(least)
 
 
-# A PEIR beyond this is more than rounding in float32, and worth a relation.
-VISIBLE = 1e-3
-# What remains under a relation must be rounding, of a depth that any model has...
-_DEPTH = 100
-# ...and at most this share of what there was: coarse dtypes have tolerances that a small fault fits into as well.
-_EXPLAINED = 0.1
-# float64 holds integers up to here.
-_WHOLE = 2.0**53
-# Relations are sought on at most this many elements before the whole pair is read.
-SAMPLE = 1 << 18
-
-
 @dataclass(frozen=True, slots=True)
 class Difference:
     """Two contiguous, finite tensors of one shape, dtype and device that are not equal.
 
-    `dtypes` are those that the sides came in. `interval` is max(r) - min(r) of the reference and `peir` the
-    difference in units of it; `limit` is the PEIR that rounding may leave. Pairs of integers are `exact`: nothing
-    may remain. `typical` is the size of an ordinary element of the reference.
+    `dtypes` are the original dtypes of both sides. `interval` is max(r) - min(r) of the reference and `peir` the
+    difference in units of it; `limit` is the PEIR that rounding may leave. Pairs of integers are `exact`: no
+    difference may remain. `typical` is the size of an ordinary element of the reference.
     """
 
     reference: torch.Tensor
@@ -84,7 +82,7 @@ class Difference:
 
     @property
     def visible(self) -> bool:
-        """Whether more differs than rounding could explain."""
+        """Return whether the pair differs by more than rounding can explain."""
         return self.peir > (0 if self.exact else max(VISIBLE, self.limit))
 
     def remains(self, predicted: torch.Tensor, found: torch.Tensor) -> float:
@@ -92,14 +90,14 @@ class Difference:
         return float((predicted - found).abs_().max()) / self.interval
 
     def explained(self, error: float, before: float | None = None) -> bool:
-        """Return whether a relation that leaves this PEIR explains the pair, or a part that had `before`."""
+        """Return whether a relation that leaves this PEIR explains the pair, or a part whose PEIR was `before`."""
         whole = self.peir if before is None else before
         return error <= self.limit and error <= _EXPLAINED * whole
 
     def improves(self, reference: torch.Tensor, predicted: torch.Tensor, found: torch.Tensor) -> bool:
-        """Return whether most elements that were off agree one by one with what a relation predicts.
+        """Return whether most elements that were off agree one by one with the prediction of a relation.
 
-        All three have one shape: the reference's part, what the relation makes of it, and the candidate's part.
+        All three have one shape: the reference's part, the prediction for it, and the candidate's part.
         """
         if self.exact:
             return torch.equal(predicted, found)
@@ -110,7 +108,7 @@ class Difference:
         return int((off & well).sum()) >= MOST * count and int((~off & ~well).sum()) <= (1 - MOST) * count
 
     def differing(self, reference: torch.Tensor, candidate: torch.Tensor) -> int:
-        """Count the elements that are visibly apart; only they tell a relation from none."""
+        """Return how many elements visibly differ; only these can show whether a relation holds."""
         least = 0 if self.exact else max(VISIBLE, self.limit) * self.interval
         return int(((reference - candidate).abs_() > least).sum())
 
@@ -119,15 +117,15 @@ class Difference:
         return _lines(self.reference, axis, most), _lines(self.candidate, axis, most)
 
     def rows(self, most: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return up to `most` rows of the last axis of each side, and at least 2, as many as a sample may hold."""
+        """Return rows of the last axis of each side: as many as a sample may hold, at most `most` and at least 2."""
         return self.lines(-1, max(2, min(most, SAMPLE // self.reference.shape[-1])))
 
 
 def difference_of(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics) -> Difference | None:
-    """Return the pair ready for the search, None where no relation is sought.
+    """Return the pair prepared for the search, None where no relation is searched for.
 
-    That is where the pair is equal, holds NaN or Inf, is complex, or where the reference is constant: it has no
-    interval in which an error could be told. `found` are the pair's statistics.
+    The result is None where the pair is equal, holds NaN or Inf, or is complex, and where the reference is constant:
+    it has no interval to measure an error against. `found` are the pair's statistics.
     """
     dtypes = reference.dtype, candidate.dtype
     if found.non_finite is not None or not found.peir or reference.shape != candidate.shape or not reference.dim():
@@ -151,7 +149,7 @@ def difference_of(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
         return None
     interval = found.reference_max - found.reference_min
     limit = 0.0 if exact else rounding_tolerance(dtypes, _DEPTH)
-    # mps knows no float64.
+    # mps has no float64.
     device = torch.device("cpu") if reference.device.type == "mps" else reference.device
     first, second = (x.detach().to(device=device, dtype=working).contiguous() for x in (reference, candidate))
     return Difference(first, second, dtypes, interval, found.peir, limit, typical(first), exact)

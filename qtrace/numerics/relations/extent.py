@@ -1,4 +1,4 @@
-"""Where a difference lives: from one position on, in some rows, tokens, heads or channels, or a shift along an axis."""
+"""Finds where a pair differs: from one position on, in some rows, tokens, heads or channels; finds shifts, too."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from qtrace.numerics.relations.difference import SAMPLE, Difference
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Relation
 
-# More than half of an axis is no place; "from here on" may be more.
+# More than half of an axis is no location; "from one position on" may be more.
 _MOST = 0.5
 # exp(-6) is the chance that as many scattered elements all lie at these indices.
 _EVIDENCE = 6.0
-# Without a gap to the rest it is the tolerance that draws the border, not the difference.
+# Without a gap to the rest, the tolerance would set the border, not the difference.
 _GAP = 4.0
 _MOST_RANGES = 16
 _DEPTH = 100
+# A shift must make at least this many elements agree that differed before.
+_LEAST_DIFFERING = 8
+# Positions at which one value may recur; with more, the pattern counts as periodic and the search stops.
+_TRIES = 16
 
 
 def where(reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) -> Relation | None:
@@ -30,20 +34,20 @@ def where(reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) ->
         candidate: the same shape, finite.
         tolerance: the PEIR up to which elements agree; integers and bools must be equal.
 
-    It is no agreement but evidence. The axis is the one on which the smallest part is touched: at most half of
+    The relation is evidence, not agreement. Its axis is the one of which the smallest part differs: at most half of
     the indices or, on any but the last of several axes, all from one position on. `parameters` are
 
         axis      -1 for the last, else counted from 0
         size      of the axis
-        count     of the indices at which anything differs
+        count     of the indices at which any element differs
         indices   these, as [first, last] ranges, at most 16 of them
-        from      the first one, where everything from there on differs
+        from      the first index, where all from there on differ
         share     of all elements that differ
-        factor    where the touched part of the candidate is one factor times the reference's
+        factor    where the differing part of the candidate is one factor times the reference's
 
-    `error` is the PEIR of the untouched rest. None too where the pair agrees, where a side holds NaN or Inf, and
-    where the elements that differ are few and scattered, or where the least of these places stands out from the
-    others by less than four times.
+    `error` is the PEIR of the rest. The result is also None where the pair agrees, where a side holds NaN or Inf,
+    where the differing elements are few and scattered, or where the smallest peak at these indices is less than four
+    times the largest elsewhere.
     """
     if reference.shape != candidate.shape or not reference.dim() or reference.is_complex() or candidate.is_complex():
         return None
@@ -89,10 +93,10 @@ def where(reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) ->
 
 
 def _telling(hit: torch.Tensor, count: int, touched: int, *, ordered: bool) -> bool:
-    """Return whether these indices are a place, rather than where a few scattered elements happen to lie."""
+    """Return whether these indices are a location, rather than the chance positions of a few scattered elements."""
     size = len(hit)
     within = touched * math.log(count / size)
-    # From one position on: of channels that would mean nothing.
+    # All from one position on; for channels that would mean nothing.
     if ordered and bool(hit[size - count :].all()) and within + math.log(size) <= -_EVIDENCE:
         return True
     choices = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
@@ -107,7 +111,7 @@ def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _factor(reference: torch.Tensor, candidate: torch.Tensor) -> float | None:
-    """Return the one factor that turns the reference's part into the candidate's, None if there is none."""
+    """Return the one factor that maps the reference's part to the candidate's, None if there is none."""
     first, second = reference.double(), candidate.double()
     energy, most = float((first * first).sum()), float(first.abs().max())
     if first.numel() < 2 or not energy:
@@ -134,17 +138,11 @@ def _ranges(indices: list[int]) -> list[list[int]]:
     return ranges
 
 
-# So many elements must come right that were wrong before.
-_LEAST_DIFFERING = 8
-# Places at which one value may be found again, before a pattern counts as periodic and is given up.
-_TRIES = 16
-
-
 def shifted_relation(difference: Difference) -> Relation | None:
     """Return the relation "shifted" where candidate[i] = reference[i - by] along one axis, else None.
 
-    `by` may be negative and is at most half of the axis; what enters at the edge may be anything. The second
-    to last axis is asked first, then the others. `parameters` are {"axis", "by"}, the axis -1 or counted from 0;
+    `by` may be negative and is at most half of the axis; the values that enter at the edge are arbitrary. The second
+    to last axis is tried first, then the others. `parameters` are {"axis", "by"}, the axis -1 or counted from 0;
     `error` is the PEIR over the overlap.
     """
     if not difference.visible:
@@ -162,7 +160,7 @@ def shifted_relation(difference: Difference) -> Relation | None:
 
 
 def _by(difference: Difference, axis: int) -> int | None:
-    """Return the shift that some lines along the axis show: one value of the candidate is looked up, then all."""
+    """Return the shift that some lines along the axis show: found by one value of the candidate, checked with all."""
     size = difference.reference.shape[axis]
     r, c = difference.lines(axis, max(4, min(64, SAMPLE // size)))
     near = difference.limit * difference.interval
@@ -180,7 +178,7 @@ def _by(difference: Difference, axis: int) -> int | None:
 def _overlap(
     difference: Difference, reference: torch.Tensor, candidate: torch.Tensor, axis: int, by: int
 ) -> float | None:
-    """Return the PEIR of the overlap, None unless the shift is what makes it agree."""
+    """Return the PEIR of the overlap, None unless the overlap agrees because of the shift."""
     kept, moved = _windows(reference, candidate, axis, by)
     error = difference.remains(kept, moved)
     if not error <= difference.limit:

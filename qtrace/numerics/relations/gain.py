@@ -1,4 +1,4 @@
-"""The same values up to one factor, or one factor per channel: what remains of a scale folded into a weight."""
+"""Finds one factor, or one factor per channel, between two tensors, as a scale folded into a weight leaves it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from qtrace.numerics.relations.difference import MOST, VISIBLE, Difference, loos
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Relation, Statistics
 
-# Only tensors that point the same way, and still differ by more than rounding, are worth a second look.
+# Only tensors of the same direction that still differ by more than rounding are examined further.
 _SAME_DIRECTION = 0.999
-# Where the factor is taken out, what remains must be rounding, of a depth that any model has.
+# With the factor removed, the rest must be rounding, of a depth that any model has.
 _DEPTH = 100
 _UNEXPLAINED = 0.25
 _LEFT_OVER = 0.25
 _BLOCK = 1 << 20
+# This share of the nonzero channels must fit one by one; very faint channels are lost in the others' rounding.
+_FITTING = 0.9
+# A few channels that deviate from a common factor are no folded scale: a damaged row looks like that.
+_MOST = 0.5
+# Rows must leave a common direction by this many tolerances.
+_APART = 3.0
+# A fit must be this unlikely, in bits, to arise by chance.
+_EVIDENCE = 20.0
 
 
 def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics) -> Relation | None:
@@ -28,9 +36,9 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
     Args:
         reference: any shape, floating.
         candidate: the same shape, floating.
-        found: the pair's statistics; they tell at no cost whether it is worth looking.
+        found: the pair's statistics; they show at no cost whether a search is worthwhile.
 
-    The factor is <r, c> / <r, r>. `parameters` are {"factor": …} and, where it is a simple one, its name
+    The factor is <r, c> / <r, r>. `parameters` are {"factor": …} and, for a simple factor, its name
     ("1/sqrt(32)"); `error` is the PEIR of candidate / factor against the reference.
     """
     if found.cosine is None or found.peir is None or found.non_finite is not None:
@@ -44,7 +52,7 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
         return None
     working = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
     error = measure(first, second.to(working) / factor).result().peir
-    # A coarse dtype's tolerance also has room for a fault: the factor must be what makes the difference.
+    # A fault also fits into a coarse dtype's tolerance: the factor itself must account for the difference.
     if error is None or not error <= min(rounding, found.peir * _UNEXPLAINED):
         return None
     few, others = sampled(first).to(working), sampled(second).to(working) / factor
@@ -58,9 +66,9 @@ def gain_relation(reference: torch.Tensor, candidate: torch.Tensor, found: Stati
 
 
 def _is_left_over(found: Statistics) -> bool:
-    """Return whether more than half of the difference, in L2, stays once the best factor is taken out.
+    """Return whether more than half of the difference, in L2, remains once the best factor is removed.
 
-    With s = ||c|| / ||r||, what stays is s² (1 - cosine²), against rel_l2² = 1 + s² - 2 s cosine.
+    With s = ||c|| / ||r||, the rest is s² (1 - cosine²), against rel_l2² = 1 + s² - 2 s cosine.
     """
     if found.cosine is None or not found.rel_l2:
         return False
@@ -82,7 +90,7 @@ def _factor(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def _simple_name(factor: float) -> str | None:
-    """Return factors that people fold by their names: n, 1/n, sqrt(n), 1/sqrt(n), with a sign.
+    """Return the name of a factor that is commonly folded: n, 1/n, sqrt(n), 1/sqrt(n), with a sign.
 
     >>> _simple_name(0.1767767), _simple_name(-0.125), _simple_name(0.3)
     ('1/sqrt(32)', '-1/8', None)
@@ -96,20 +104,10 @@ def _simple_name(factor: float) -> str | None:
     return None
 
 
-# So many of the channels that are not zero must fit one by one; very faint ones drown in the others' rounding.
-_FITTING = 0.9
-# Few channels apart from a common factor are no folded scale: that is what a damaged row looks like.
-_MOST = 0.5
-# Rows must leave a common direction by so many tolerances.
-_APART = 3.0
-# A fit must be this unlikely, in bits, to come about by chance.
-_EVIDENCE = 20.0
-
-
 def channel_gain_relation(difference: Difference) -> Relation | None:
     """Return the relation "channel_gain" where candidate = factor of the channel x reference, else None.
 
-    The channels are on the last axis or, from rank 4 on, on axis 1 (images). Other axes are not asked: a
+    The channels are on the last axis or, from rank 4 on, on axis 1 (images). Other axes are not tried: a
     factor per token or per batch row depends on the data, and a faulty normalization looks like that. More than
     half of the channels must have factors that differ from 1 and from the median factor. `parameters` are {"axis",
     "channels", "min", "max"}, min and max over the factors; `error` is the PEIR of candidate / factors against
@@ -184,8 +182,8 @@ def _along(difference: Difference, axis: int) -> Relation | None:
 
 
 def _collinear(rows: torch.Tensor, share: float) -> bool:
-    """Return whether all rows are multiples of one, up to the tolerance: then any other such rows fit as well."""
-    # Each channel in units of its own norm, since gains are what is asked for.
+    """Return whether all rows are multiples of one, up to the tolerance: then any other such rows would fit as well."""
+    # Each channel is in units of its own norm, since the search is for gains.
     rows = rows.double()
     rows = rows / rows.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     energies = torch.linalg.eigvalsh(rows @ rows.T)
@@ -193,7 +191,7 @@ def _collinear(rows: torch.Tensor, share: float) -> bool:
 
 
 def _holds(fits: _Fits, share: float) -> bool:
-    """Return whether most channels follow the reference's, to within a share of how much these vary at all.
+    """Return whether most channels follow the reference's, to within a share of the variation of these.
 
     Channels that are constant over the tokens fit any factor and prove nothing.
     """
@@ -225,7 +223,7 @@ def _fits(reference: torch.Tensor, candidate: torch.Tensor, axis: int) -> _Fits:
             sums[row, some] += term.sum((0, 2))
     products, squares, answers, means = sums
     spread = squares - means.square() / (first.shape[0] * first.shape[2])
-    # What float64 leaves of a channel without any spread is not spread.
+    # The rounding of float64 in a channel without any spread is not spread.
     return _Fits(products, squares, answers, torch.where(spread > 1e-12 * squares, spread, 0.0))
 
 

@@ -1,4 +1,4 @@
-"""The same values in another layout: axes permuted, dropped, repeated, or another shape in one order."""
+"""Finds and undoes layouts: axes permuted, dropped or repeated, or another shape with the same order of elements."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 
 from qtrace.report.records import Relation
 
-# A layout explains a pair when the two correlate: correlation^2 above this. Wrong layouts give about 0; the
-# right one gives nearly 1, also where the candidate is coarsely quantized or scaled by a folded factor.
-# Integers must be equal.
+# A layout explains a pair where correlation^2 is above this. Wrong layouts give about 0; the right one gives
+# nearly 1, also where the candidate is coarsely quantized or scaled by a folded factor. Integers must be equal.
 _AGREEMENT = 0.75
 _MOST_PERMUTATIONS = 720
 # Layouts are ranked on at most this many elements, spread over the whole tensor.
 _SAMPLE = 65_536
-# What `undo_layout` tells; a relation found after a layout was undone carries these too.
+# The parameters of `undo_layout`; a relation found after a layout was undone carries these too.
 _KEYS = frozenset({"permute", "reshape", "squeeze", "unsqueeze", "expand", "repeated"})
 
 
@@ -26,16 +25,16 @@ def undo_layout(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch
 
     Args:
         reference: any shape.
-        candidate: the same number of elements in another shape, or one that broadcasts to the reference's, or the other
-            way round.
+        candidate: the same number of elements in another shape, or a shape that broadcasts to the reference's, or the
+            reverse.
 
     The layouts tried are every permutation of the axes larger than 1 that gives the reference's shape, and the
-    plain reshape. The one with the largest squared correlation is taken if that is above 0.75 (integers: if the
-    values are equal); equal ones are told apart by ||reference - candidate||. Parameters say what to do to the
-    candidate: `permute` (over its axes larger than 1), `reshape` (to this shape); `squeeze` and `unsqueeze`
-    name the axes of size 1 that it has more or less. A candidate that serves several batch rows at once, as a mask may,
-    is `expand`ed to this shape, or it is `repeated` where the reference is not; what is repeated must be so exactly.
-    `error` is left to the caller.
+    plain reshape. The one with the largest squared correlation is chosen if that is above 0.75 (integers: if the
+    values are equal); ||reference - candidate|| breaks ties. The parameters say how to transform the candidate:
+    `permute` (over its axes larger than 1), `reshape` (to this shape); `squeeze` and `unsqueeze` name the axes of
+    size 1 that it has in excess or lacks. A candidate that serves several batch rows at once, as a mask may, is
+    expanded to this shape (`expand`), or it is `repeated` where the reference is not. Repeated values must be exactly
+    equal. The caller sets `error`.
     """
     if reference.numel() == 0 or candidate.numel() == 0:
         return None
@@ -61,7 +60,7 @@ def with_layout_undone(
 ) -> torch.Tensor | None:
     """Return the candidate in the reference's layout, as a relation's parameters say.
 
-    None where they do not fit the tensor, or where they name no layout and the shapes differ.
+    The result is None where they do not fit the tensor, or where they name no layout and the shapes differ.
     """
     if not _KEYS & parameters.keys():
         return candidate if candidate.shape == shape else None
@@ -81,7 +80,7 @@ def with_layout_undone(
 
 
 def with_layout(values: torch.Tensor, shape: torch.Size, parameters: Mapping[str, Any]) -> torch.Tensor:
-    """Return values that are in the reference's layout in the candidate's, of this shape."""
+    """Return values that are in the reference's layout in the candidate's layout, which has this shape."""
     if "expand" in parameters:
         return _once(values, shape)
     if "repeated" in parameters:
@@ -138,7 +137,7 @@ def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
 
 
 def _once(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Return values in a shape that broadcasts to theirs: the first of what is repeated."""
+    """Return values in a shape that broadcasts to theirs: the first of the repeated ones."""
     missing = values.dim() - len(shape)
     for axis, size in enumerate(values.shape):
         if size != 1 and (axis < missing or shape[axis - missing] == 1):
@@ -147,7 +146,7 @@ def _once(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def _ones(reference: torch.Tensor, candidate: torch.Tensor) -> dict[str, Any]:
-    """Name the axes of size 1 that the candidate has and the reference lacks in number, or the other way round."""
+    """Return the axes of size 1 of the side that has more: "squeeze" if the candidate, "unsqueeze" if the reference."""
     extra = [axis for axis, n in enumerate(candidate.shape) if n == 1]
     lacking = [axis for axis, n in enumerate(reference.shape) if n == 1]
     if len(extra) > len(lacking):

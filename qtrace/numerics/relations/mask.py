@@ -1,4 +1,4 @@
-"""Attention masks: the same pattern of allowed and blocked, whatever stands for "blocked"."""
+"""Compares attention masks by their pattern of allowed and blocked entries, whatever value stands for "blocked"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from qtrace.report.records import Relation
 
-# exp(-50) is 2e-22: below this an entry is out of a softmax in any float type; a true "-inf" is below -1e4.
+# exp(-50) is 2e-22: below this an entry has no effect in a softmax of any float type; a true "-inf" is below -1e4.
 _BLOCKED = -50.0
 FILL = -1e4
 
@@ -16,11 +16,11 @@ FILL = -1e4
 def mask_relation(reference: torch.Tensor, candidate: torch.Tensor) -> Relation | None:
     """Return the relation "mask" of two masks of one shape that block the same entries, else None.
 
-    At least one side must be additive; the other may be bool, with True for allowed. An additive one must hold
+    At least one side must be additive; the other may be bool, with True for allowed. An additive mask must hold
     a fill below -1e4, and blocks an entry where it is below -50. `parameters` are "reference_fill" and
-    "candidate_fill", the largest fill of each side that is additive. `error` is the PEIR over the allowed
-    entries alone, where a bool mask adds 0; in logits where the reference's are all the same. Where a row is -inf
-    throughout, its softmax is NaN: a side with such a row and one without are not the same.
+    "candidate_fill", the largest fill of each additive side. `error` is the PEIR over the allowed entries only,
+    where a bool mask adds 0; it is in logits where the reference's allowed entries are all equal. A row that is -inf
+    throughout has a softmax of NaN: a side with such a row and one without are not the same.
     """
     if reference.shape != candidate.shape or not (_additive(reference) or _additive(candidate)):
         return None
@@ -50,17 +50,17 @@ def mask_relation(reference: torch.Tensor, candidate: torch.Tensor) -> Relation 
 
 
 def blocked_entries(mask: torch.Tensor) -> torch.Tensor:
-    """Return where an additive or a bool mask (True is allowed) lets nothing through, as bool."""
+    """Return, as bool, which entries an additive or a bool mask (True is allowed) blocks."""
     return mask < _BLOCKED if _additive(mask) else ~mask
 
 
 def _yields_nan(mask: torch.Tensor) -> bool:
-    """Return whether a softmax over the last axis gives NaN somewhere, for want of any finite entry."""
+    """Return whether a softmax over the last axis gives NaN anywhere, because a row has no finite entry."""
     return _additive(mask) and mask.dim() > 0 and bool(torch.isneginf(mask).all(-1).any())
 
 
 def _is_fill(values: torch.Tensor) -> bool:
-    """Return whether blocked entries are a fill (or two of them added up), not data that happens to be low."""
+    """Return whether blocked entries hold a fill (or the sum of two), not data that happens to be low."""
     if not _additive(values):
         return True
     low, high = (float(v) for v in torch.aminmax(values))

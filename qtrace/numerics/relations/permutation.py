@@ -1,4 +1,4 @@
-"""The same channels in another order; halves and interleaved pairs, the two layouts of rotary embeddings."""
+"""Finds channels in another order: any permutation; halves and interleaved pairs, the layouts of rotary embeddings."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ import torch
 from qtrace.numerics.relations.difference import Difference
 from qtrace.report.records import Relation
 
-# All pairs of channels are compared: beyond this that is too dear.
+# All pairs of channels are compared, which is too expensive beyond this.
 _MOST_CHANNELS = 4096
 # Two swapped rows are damage; a permutation moves most channels.
 _MOST = 0.5
-# Channels must be this unlikely, in bits, to find their like by chance.
+# A match of two channels must be this unlikely, in bits, to arise by chance.
 _LEAST_BITS = 10.0
-# What one integer is taken to prove.
+# The evidence, in bits, that one equal integer counts for.
 _EXACT_BITS = 8.0
 _COLUMNS = 1024
 _PROBES = 64
+# A reordering must make at least this many elements agree that differed before.
+_LEAST_DIFFERING = 8
+_HOWS = ("swapped", "interleaved", "deinterleaved")
 
 
 def permuted_relation(difference: Difference) -> Relation | None:
     """Return the relation "permuted_channels" where the candidate has the reference's channels in another order.
 
-    One permutation of the last axis must serve all tokens and move more than half of the channels; at most 4096
-    channels are looked at. `parameters` are {"axis": -1, "channels", "moved"}; `error` is the PEIR of the
+    One permutation of the last axis must fit all tokens and move more than half of the channels; tensors of more than
+    4096 channels are not examined. `parameters` are {"axis": -1, "channels", "moved"}; `error` is the PEIR of the
     permuted reference against the candidate. The permutation comes from `channel_permutation`.
     """
     order = channel_permutation(difference)
@@ -50,7 +53,7 @@ def channel_permutation(difference: Difference) -> torch.Tensor | None:
         return None
     if not same_values(difference, r[0], c[0]) or not _distinct(r):
         return None
-    # A few channels first: where they have no like, the others are not asked.
+    # A few channels first: where they have no match, the others are not tried.
     some = _nearest(r, c[:, :_PROBES])
     if not difference.explained(difference.remains(r[:, some], c[:, :_PROBES])):
         return None
@@ -66,25 +69,25 @@ def channel_permutation(difference: Difference) -> torch.Tensor | None:
 
 
 def same_values(difference: Difference, r: torch.Tensor, c: torch.Tensor) -> bool:
-    """Return whether two rows hold the same values in any order: the cheap reason to look no further."""
+    """Return whether two rows hold the same values in any order; where not, the search can stop at little cost."""
     return difference.remains(r.sort().values, c.sort().values) <= difference.limit
 
 
 def _distinct(r: torch.Tensor) -> bool:
-    """Return whether most channels are unlike all others; among equal ones any order will do."""
+    """Return whether most channels differ from all others; equal channels match in any order."""
     weights = torch.arange(1, len(r) + 1, device=r.device, dtype=torch.float64).sqrt()
     return len(torch.unique(weights @ r.double())) > _MOST * r.shape[1]
 
 
 def _nearest(r: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """Return for each channel of c the nearest of r."""
+    """Return for each channel of c the index of the nearest channel of r."""
     r, c = r.double(), c.double()
     squares = r.square().sum(0)[:, None]
     return torch.cat([(squares - 2 * (r.T @ some)).argmin(0) for some in torch.split(c, _COLUMNS, dim=1)])
 
 
 def _one_to_one(order: torch.Tensor) -> torch.Tensor:
-    """Give those whose like is taken what is left over, in order: channels that are equal, such as zeros."""
+    """Return the order with the unused channels, in order, where a match is taken: equal channels, such as zeros."""
     channels = len(order)
     first = torch.full((channels,), channels, device=order.device)
     places = torch.arange(channels, device=order.device)
@@ -92,11 +95,6 @@ def _one_to_one(order: torch.Tensor) -> torch.Tensor:
     again = first[order] != places
     order[again] = (first == channels).nonzero().flatten()
     return order
-
-
-# So many elements must come right that were wrong before.
-_LEAST_DIFFERING = 8
-_HOWS = ("swapped", "interleaved", "deinterleaved")
 
 
 def halves_relation(difference: Difference) -> Relation | None:
@@ -108,7 +106,7 @@ def halves_relation(difference: Difference) -> Relation | None:
         interleaved    x1[0], x2[0], x1[1], x2[1], …
         deinterleaved  x[0], x[2], …, x[1], x[3], …
 
-    on the whole axis or within each of equal parts of it, the heads. `parameters` are {"axis": -1, "how"} and,
+    on the whole axis or within each of its equal parts, the heads. `parameters` are {"axis": -1, "how"} and,
     for heads, "head_dim"; `error` is the PEIR of the reordered reference against the candidate.
     """
     size = difference.reference.shape[-1]

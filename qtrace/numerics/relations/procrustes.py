@@ -1,4 +1,4 @@
-"""The same tokens in rotated channels, as QuaRot and SpinQuant leave them: the orthogonal Procrustes problem."""
+"""Finds rotated channels, as QuaRot and SpinQuant leave them: the orthogonal Procrustes problem."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from qtrace.report.records import Relation
 # Inner products add up many elements, each of which may be off by its share of rounding.
 _SLACK = 8.0
 _LOOSEST = 0.03
-# Tokens that all point one way are turned into each other by any two tensors of equal norms.
+# Where all tokens have one direction, a rotation relates any two tensors of equal norms.
 _COLLINEAR = 0.99
-# A rotation moves every channel; where most stay as they are, some were damaged.
+# A rotation moves every channel; where most are unchanged, some were damaged.
 _MOST = 0.5
 _MOVED = 0.1
-# Agreement must be this unlikely, in bits, to come about by chance.
+# Agreement must be this unlikely, in bits, to arise by chance.
 _EVIDENCE = 14.0
 _DISTINCT = 0.01
 _ANCHORS = 64
@@ -27,15 +27,29 @@ _ANCHORS = 64
 _MOST_CHANNELS = 4096
 _BLOCK = 1 << 20
 
+# The singular value decomposition takes about a third of a second at this size, and eight times that at twice the size.
+_MOST_CHANNELS_SOLVED = 512
+# Fewer tokens than channels leave the matrix undetermined, and as many also make it fit the rounding of each token.
+_TOKENS_PER_CHANNEL = 2
+
+# The scales solve as many equations as there are channels, which is too expensive beyond this.
+_MOST_CHANNELS_RESCALED = 1024
+# The least number of inner products per scale: meaningless scales could fit fewer.
+_SURPLUS = 4
+# Keeps the equations solvable where channels are nearly copies of each other.
+_RIDGE = 1e-13
+# Squared scales below zero by more than this share of the largest are no scales.
+_NEGATIVE = 1e-3
+
 
 def rotation_relation(difference: Difference) -> Relation | None:
     """Return the relation "rotation" where candidate = reference Q with one orthogonal Q on the last axis, else None.
 
-    Two sets of rows are related by an orthogonal transform (reflections included) just if their Gram matrices
-    agree: R Rᵀ = C Cᵀ. Compared are the inner products of all tokens with up to 64 anchors, and all norms. The
+    Two sets of rows are related by an orthogonal transform (reflections included) if and only if their Gram matrices
+    agree: R Rᵀ = C Cᵀ. The search compares the inner products of all tokens with up to 64 anchors, and all norms. The
     anchors are sums and differences of neighbours, since a common offset would make any inner products alike.
-    At least two tokens, not collinear, are needed, and at most 4096 channels are looked at. `parameters` are
-    {"axis": -1, "tokens"}; `error` is the PEIR between the two matrices of inner products.
+    At least two tokens, not collinear, are needed; tensors of more than 4096 channels are not examined. `parameters`
+    are {"axis": -1, "tokens"}; `error` is the PEIR between the two matrices of inner products.
     """
     channels = difference.reference.shape[-1]
     tokens = difference.reference.numel() // channels
@@ -59,7 +73,7 @@ def _moves_most_channels(r: torch.Tensor, c: torch.Tensor) -> bool:
 
 
 def _different_pairs(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave out rows of zeros (padding) and neighbours that are all but equal or opposite (repeated tokens)."""
+    """Return both without rows of zeros (padding) and neighbours that are nearly equal or opposite (repetitions)."""
     live = r.norm(dim=1) > 0
     r, c = r[live], c[live]
     pairs = len(r) // 2
@@ -71,7 +85,7 @@ def _different_pairs(r: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _mixed(rows: torch.Tensor) -> torch.Tensor:
-    """Return the differences of neighbouring rows, then their sums; together they span what the rows span."""
+    """Return the differences of neighbouring rows, then their sums; together they span the same space as the rows."""
     return torch.cat([rows[1::2] - rows[0::2], rows[1::2] + rows[0::2]])
 
 
@@ -82,7 +96,7 @@ def _anchors_agree(r: torch.Tensor, c: torch.Tensor, limit: float) -> bool:
     scale = norms[:, None] * norms
     wanted, found = r @ r.T / scale, c @ c.T / scale
     pairs = len(r) // 2
-    # The sums among each other share the tokens' common offset: they would agree without proving anything.
+    # Products of two sums share the tokens' common offset: they would agree without proving anything.
     telling = torch.ones_like(wanted, dtype=torch.bool).triu(1)
     telling[pairs:, pairs:] = False
     if int(telling.sum()) * -math.log2(limit) < _EVIDENCE or float(wanted[telling].abs().min()) > _COLLINEAR:
@@ -91,7 +105,7 @@ def _anchors_agree(r: torch.Tensor, c: torch.Tensor, limit: float) -> bool:
 
 
 def _same(wanted: torch.Tensor, found: torch.Tensor, telling: torch.Tensor, answer: torch.Tensor, limit: float) -> bool:
-    """Return whether cosines agree one by one, and the telling ones also beside how small they are."""
+    """Return whether all cosines agree one by one, and the `telling` ones also relative to their size."""
     everywhere = bool(((wanted - found).abs() <= limit).all())
     size = float(telling.norm())
     return everywhere and size > 0 and float((telling - answer).norm()) <= limit * size
@@ -120,14 +134,8 @@ def _all_agree(
     return most / (high - low) if high > low else None
 
 
-# The singular value decomposition takes about a third of a second there, and eight times that at twice the size.
-_MOST_CHANNELS_SOLVED = 512
-# Fewer tokens than channels leave the matrix open, and as many make it fit the rounding of each token too.
-_TOKENS_PER_CHANNEL = 2
-
-
 def rotation_matrix(difference: Difference) -> torch.Tensor | None:
-    """Return the orthogonal Q, float64 [channels, channels], with candidate = reference Q; None if it cannot be told.
+    """Return the orthogonal Q, float64 [channels, channels], with candidate = reference Q; None if undetermined.
 
     Q = U Vᵀ minimizes |R Q - C|, with U S Vᵀ the singular value decomposition of Rᵀ C (Schönemann, "A generalized
     solution of the orthogonal Procrustes problem", 1966). The pair must be related by a rotation, have at least
@@ -147,31 +155,21 @@ def rotation_matrix(difference: Difference) -> torch.Tensor | None:
     return turn if difference.explained(difference.remains(first @ turn, second)) else None
 
 
-# The scales are the solution of as many equations as there are channels: dear beyond this.
-_MOST_CHANNELS_RESCALED = 1024
-# So many inner products per scale: fewer would be fitted by scales that mean nothing.
-_SURPLUS = 4
-# Keeps the equations solvable where channels are all but copies of each other.
-_RIDGE = 1e-13
-# Squared scales below zero by more than this share of the largest are no scales.
-_NEGATIVE = 1e-3
-
-
 def rescaled_relation(difference: Difference) -> Relation | None:
     """Return the relation "rotation" where candidate = (scale of the channel x reference) Q, Q orthogonal, else None.
 
     Then the Gram matrices of the tokens agree: R D² Rᵀ = C Cᵀ, which is linear in D². Its least squares solution is
     that of (RᵀR ∘ RᵀR) d² = diag(Rᵀ C Cᵀ R), and R D must be related to C by a rotation on all tokens.
-    More than half of the scales must differ from 1 and from the median one: few of them are a damaged weight.
-    At least four inner products per channel are needed, and at most 1024 channels are looked at. `parameters` are
-    {"axis": -1, "tokens", "min", "max"}, min and max over the scales; `error` is that of the rotation.
+    More than half of the scales must differ from 1 and from the median one: a damaged weight shows few such scales.
+    At least four inner products per channel are needed; tensors of more than 1024 channels are not examined.
+    `parameters` are {"axis": -1, "tokens", "min", "max"}, min and max over the scales; `error` is the rotation's.
     """
     channels = difference.reference.shape[-1]
     tokens = difference.reference.numel() // channels
     if not 2 <= channels <= _MOST_CHANNELS_RESCALED or not difference.visible or difference.exact:
         return None
     first, second = (x.reshape(-1, channels) for x in (difference.reference, difference.candidate))
-    # n tokens have n (n + 1) / 2 inner products; more of them than needed make the sums dearer and tell no more.
+    # n tokens have n (n + 1) / 2 inner products; more than needed make the sums more expensive and add no evidence.
     needed = math.ceil(math.sqrt(2 * _SURPLUS * channels))
     if tokens < needed:
         return None
@@ -190,7 +188,7 @@ def rescaled_relation(difference: Difference) -> Relation | None:
 
 def _scales(r: torch.Tensor, c: torch.Tensor) -> torch.Tensor | None:
     """Return the scale of each channel with which the Gram matrices of the tokens agree best."""
-    # In units of each channel's own size, or faint channels would have no say.
+    # In units of each channel's own size; otherwise faint channels would have no weight.
     sizes = r.norm(dim=0)
     if not bool((sizes > 0).all()):
         return None

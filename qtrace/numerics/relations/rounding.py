@@ -1,4 +1,4 @@
-"""The same values rounded to a coarser dtype or to a uniform grid, or cut off at a bound."""
+"""Finds values that were rounded to a coarser dtype or to a uniform grid, or cut off at a bound."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ _MOST_LEVELS = 1 << 16
 _BLOCK = 1 << 20
 # A value is on the grid when it is off by less than this share of a step.
 _ON_GRID = 0.02
-# Levels that are not all used may leave gaps of several steps only.
+# Where not all levels are used, even the smallest gap may be several steps.
 _DIVISORS = range(1, 5)
-# Where more is cut off than this, the grid's ends and not its steps make the values.
+# Where a larger share is cut off, the grid's ends and not its steps determine the values.
 _MOST_CUT = 0.5
 _EXPLAINED = 0.1
 _DEPTH = 100
+
+# One value at a bound may be any fault; several, all cut to one value, are a bound.
+_PLATEAU = 2
+# Elements that were cut off equal the bound bit for bit, except a few that rounding has put on its other side.
+_FLAT = 0.9
+# The rest must agree, and be enough to be evidence.
+_UNTOUCHED = 0.1
+_EVIDENCE = 8
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -34,10 +42,10 @@ Rounding = Callable[[torch.Tensor], torch.Tensor]
 def cast_relation(difference: Difference) -> Relation | None:
     """Return the relation "cast" where candidate = reference rounded to a dtype coarser than its own, else None.
 
-    Asked for are float16, bfloat16, float8_e4m3fn and float8_e5m2; values beyond a dtype's range are taken to
-    its ends. All of the candidate's values must be values of that dtype, and each the one nearest to the
-    reference's, but for rounding of the reference itself. `parameters` are {"dtype"}; `error` is by how much, as a
-    PEIR, the candidate is farther off than the nearest value.
+    The dtypes tried are float16, bfloat16, float8_e4m3fn and float8_e5m2; values beyond a dtype's range are clamped
+    to its ends. Each of the candidate's values must be a value of that dtype, and the nearest one to the reference's,
+    except for rounding of the reference itself. `parameters` are {"dtype"}; `error` is by how much, as a PEIR, the
+    candidate is farther off than the nearest value.
     """
     if difference.exact or difference.reference.numel() < _FEWEST:
         return None
@@ -58,8 +66,8 @@ def cast_relation(difference: Difference) -> Relation | None:
 def rounded_relation(difference: Difference) -> Relation | None:
     """Return the relation "rounded" where the candidate is the reference on a uniform grid, else None.
 
-    The grid is read off the candidate's own values and ends at the smallest and largest of them. Each value must
-    be the one nearest to the reference's, but for rounding of the reference itself: truncated ones are not.
+    The grid is derived from the candidate's own values and ends at the smallest and largest of them. Each value must
+    be the nearest one to the reference's, except for rounding of the reference itself; truncated values are not.
     `parameters` are {"step", "levels"}, levels from the smallest to the largest, and "clipped", the fraction of
     elements beyond the ends, if any; `error` is by how much, as a PEIR, the candidate is farther off than the
     nearest level.
@@ -92,7 +100,7 @@ def _excess(difference: Difference, nearest: Rounding, snap: Rounding, off: floa
     limit = min(rounding_tolerance(difference.dtypes[:1], _DEPTH), _EXPLAINED * difference.peir)
     sides = difference.reference.reshape(-1), difference.candidate.reshape(-1)
     most = 0.0
-    # The sample first: it turns most pairs away.
+    # The sample first: it rules out most pairs.
     sample = tuple(sampled(x) for x in sides)
     for r, c in (sample, *zip(torch.split(sides[0], _BLOCK), torch.split(sides[1], _BLOCK), strict=True)):
         if not bool(((snap(c) - c).abs_() <= off).all()):
@@ -105,7 +113,7 @@ def _excess(difference: Difference, nearest: Rounding, snap: Rounding, off: floa
 
 
 def _step(values: torch.Tensor, noise: float) -> float | None:
-    """Return the step of the grid on which sorted, different values lie to within `noise`, None if on none."""
+    """Return the step of the grid on which sorted, different values lie to within `noise`, None if there is none."""
     if len(values) < 2:
         return None
     places = values - values[0]
@@ -125,21 +133,12 @@ def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps if dtype.is_floating_point else math.inf
 
 
-# One value at a bound may be any fault; several, all cut to one value, are a bound.
-_PLATEAU = 2
-# What was cut off lies on the bound to the bit, but for a few that rounding has put on its other side.
-_FLAT = 0.9
-# The rest must agree, and be enough to tell something.
-_UNTOUCHED = 0.1
-_EVIDENCE = 8
-
-
 def clipped_relation(difference: Difference) -> Relation | None:
     """Return the relation "clipped" where candidate = min(max(reference, lo), hi), else None.
 
-    At least a tenth of the elements must be untouched. `parameters` are "lo" and "hi", as far as they cut
-    anything off, and "share", the fraction of elements cut off; `error` is the PEIR of the clipped reference
-    against the candidate.
+    At least a tenth of the elements must be untouched. `parameters` are "lo" and "hi", where they cut off any
+    element, and "share", the fraction of elements cut off; `error` is the PEIR of the clipped reference against the
+    candidate.
     """
     reference, candidate = difference.reference, difference.candidate
     lo, hi = float(candidate.min()), float(candidate.max())

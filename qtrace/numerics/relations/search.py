@@ -1,4 +1,4 @@
-"""The search: every relation in turn, the likely and cheap ones first."""
+"""Searches for the relation of a pair: tries every kind in turn, the likely and cheap ones first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qtrace.numerics.relations.procrustes import rescaled_relation, rotation_rel
 from qtrace.numerics.relations.rounding import cast_relation, clipped_relation, rounded_relation
 from qtrace.report.records import Relation, Statistics
 
-# A permutation is a rotation too, and halves are a permutation: what says most comes first.
+# A permutation is a rotation too, and halves are a permutation: the most specific relation comes first.
 _THOROUGH = (
     clipped_relation,
     cast_relation,
@@ -34,16 +34,16 @@ def relate(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics, 
         reference: any shape, on any device.
         candidate: the same shape; a layout must have been undone before.
         found: the statistics of the pair, all metrics.
-        thorough: ask for every relation. Otherwise only for additive masks and for one gain, which `found` turns away
-            at no cost.
+        thorough: try every relation. Otherwise only additive masks and one gain are tried, which `found` rules out at
+            no cost.
 
     The relation's `error` is the PEIR that remains under it; see each relation for exceptions. A pair with NaN
-    or Inf can be related as masks only. Equal pairs have no relation, they are equal.
+    or Inf can be related as masks only. Equal pairs have no relation.
     """
     if reference.shape != candidate.shape:
         return None
     additive = reference.is_floating_point() and candidate.is_floating_point()
-    # Two masks are also one factor apart where both hold only zeros and a fill: the fill is asked for first.
+    # Two masks that hold only zeros and a fill also differ by one factor: the fill is tried first.
     if additive and _may_be_masks(found):
         relation = mask_relation(reference, candidate)
         if relation is not None:
@@ -67,7 +67,7 @@ def relate(reference: torch.Tensor, candidate: torch.Tensor, found: Statistics, 
 def explanation(
     reference: torch.Tensor, candidate: torch.Tensor, found: Statistics, tolerance: float
 ) -> Relation | None:
-    """Return how a pair that does not agree is related: any relation of the whole, else where it differs.
+    """Return how a pair that does not agree is related: any relation of the whole pair, else where it differs.
 
     Args:
         reference: any shape, on any device.
@@ -85,5 +85,5 @@ def _may_be_masks(found: Statistics) -> bool:
     low = found.reference_min
     if found.max is None or low is None:
         return False
-    # Beside a fill of -1e9 every other difference is invisible, however small it is.
+    # Beside a fill of -1e9 every other difference is invisible, so a difference of any size counts.
     return (found.max > 1.0 and low < -50.0) or (found.max > 0 and low < FILL)

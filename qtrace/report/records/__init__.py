@@ -1,4 +1,4 @@
-"""Value types: what was compared and what it means. Free of torch; imports nothing but the standard library."""
+"""Value types of reports: compared values and their meaning. Free of torch; imports only the standard library."""
 
 from qtrace.report.records.codec import dumps, loads, to_plain
 from qtrace.report.records.quantizers import QuantFacts, Quantizer, QuantProblem, QuantProblemKind

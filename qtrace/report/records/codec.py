@@ -1,4 +1,4 @@
-"""Report to JSON and back. JSON has no NaN or Inf: such numbers become null, and the row's status says why."""
+"""Converts reports to JSON and back. JSON has no NaN or Inf: they become null, and the row's status says why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qtrace.errors import SourceError, did_you_mean
 from qtrace.report.records.report import SCHEMA, Coverage, ReportData
 
 T = TypeVar("T")
-# Reads one value of JSON types; `_Damaged` where it is another than it should be.
+# Reads one value of JSON types; raises `_Damaged` where the value has another type than expected.
 Reader = Callable[[Any], Any]
 
 
@@ -47,8 +47,7 @@ def dumps(report: ReportData) -> str:
 def loads(text: str, *, where: str = "report") -> ReportData:
     """Return the report that `text` holds.
 
-    Raises `SourceError`, naming `where` and the place, when the text is no JSON, is no report, or was written
-    under another schema.
+    Raises `SourceError`, naming `where` and the place, when the text is no JSON, is no report, or has another schema.
     """
     plain = parse(text, where)
     check_schema(plain, SCHEMA, where)
@@ -56,7 +55,7 @@ def loads(text: str, *, where: str = "report") -> ReportData:
 
 
 def parse(text: str, where: str) -> Any:
-    """Return what JSON text holds; raises `SourceError`, naming `where`, line and column, where it is none."""
+    """Return the value of JSON text; raises `SourceError`, naming `where`, line and column, for invalid text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -67,7 +66,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def check_schema(plain: Any, known: str, where: str) -> None:
-    """Raise `SourceError` where a file's `schema` is not the known one, `NAME/VERSION`; a newer one is told apart."""
+    """Raise `SourceError` where `schema` is not the known `NAME/VERSION`; a newer version has a message of its own."""
     schema = plain.get("schema") if isinstance(plain, dict) else None
     if schema == known:
         return
@@ -89,7 +88,7 @@ def check_schema(plain: Any, known: str, where: str) -> None:
 def from_plain(cls: type[T], plain: Any, where: str, *, strict: bool = False) -> T:
     """Build the record `cls` from JSON types, checking each field's type.
 
-    Unknown keys are ignored, or with `strict` refused. Raises `SourceError`, naming `where` and the place within.
+    Unknown keys are ignored, or with `strict` refused. Raises `SourceError`, naming `where` and the place inside.
     """
     try:
         return cast(T, _record(cast(Any, cls), strict)(plain))
@@ -99,7 +98,7 @@ def from_plain(cls: type[T], plain: Any, where: str, *, strict: bool = False) ->
 
 
 class _Damaged(Exception):
-    """What a value should have been; `keys` lead to it, the innermost first."""
+    """A value is not of the expected type; `keys` lead to it, the innermost first."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -108,7 +107,7 @@ class _Damaged(Exception):
 
 @cache
 def _record(cls: type[Any], strict: bool) -> Reader:
-    """Return what reads a record of this class."""
+    """Return the reader of a record of this class."""
     hints = get_type_hints(cls)
     fields = [
         (
@@ -145,7 +144,7 @@ def _at(key: str, reader: Reader, plain: Any) -> Any:
 
 
 def _reader(hint: Any, strict: bool) -> Reader:
-    """Return what reads a value of the type `hint`."""
+    """Return the reader of a value of the type `hint`."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return lambda plain: plain

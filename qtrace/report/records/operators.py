@@ -1,4 +1,4 @@
-"""Value types of the operator view: what two modules computed inside one call, and where they part."""
+"""Value types of the operator view: the operators of two modules inside one call, and where they part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA = "qtrace-operators/1"
 
 @dataclass(frozen=True, slots=True)
 class CodeLine:
-    """One line of a model's source code, as it stands there."""
+    """One line of a model's source code, unchanged."""
 
     number: int
     text: str
@@ -21,7 +21,7 @@ class CodeLine:
 
 @dataclass(frozen=True, slots=True)
 class CodePlace:
-    """A place in a model's code; `around` are the lines about it, where they were asked for and could be read."""
+    """A place in a model's code; `around` are the lines around it, where they were requested and could be read."""
 
     file: str
     line: int
@@ -31,11 +31,11 @@ class CodePlace:
 
 @dataclass(frozen=True, slots=True)
 class Partner:
-    """What of the other side stands against an operator's result.
+    """The counterpart of an operator's result on the other side.
 
-    `operators` are the other side's, none where it was handed the value; one that holds all heads has several, where
-    the other side has one operator a head. `relation` says how the two are related: None where they are the same
-    values in the same order.
+    `operators` are those of the other side; there are none where the other side received the value as an argument. A
+    result that holds all heads has several, where the other side has one operator for each head. `relation` relates the
+    two; it is None where they are the same values in the same order.
     """
 
     operators: tuple[int, ...]
@@ -47,9 +47,9 @@ class Operator:
     """One operator of one side, in execution order.
 
     `name` is torch's ("aten.add.Tensor"), `inputs` are the operators whose results it took, `given` the arguments and
-    parameters of the module that it took, `settings` its plain values ("dim=-1"). `module` is the innermost module
-    that was running, in the side's own names. `place` is the first line outside of torch that asked for it; `own`
-    the line of the chosen module's own code, which differs where a module or a function inside was called.
+    parameters of the module that it took, `settings` its plain values ("dim=-1"). `module` is the innermost running
+    module, in the side's own names. `place` is the first line outside of torch that called it. `own` is the line of the
+    chosen module's own code, which differs where that line called an inner module or a function.
     """
 
     index: int
@@ -66,7 +66,7 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """An argument or an output of the call that differs; a side that has no such value has None."""
+    """An argument or an output of the call that differs; a side without this value has None."""
 
     name: str
     status: Status
@@ -78,7 +78,7 @@ class Differing:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A pair of operators whose results agree: `error` is the PEIR between them, once the relation is undone."""
+    """A pair of operators whose results agree: `error` is the PEIR between them after undoing the relation."""
 
     reference: int
     candidate: int
@@ -88,13 +88,13 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the two part: on each side the first operator on the way to the outputs whose result has no partner.
+    """Where the sides part: on each side the first operator on the way to the outputs whose result has no partner.
 
-    It takes results that both sides hold, and what is made of its own result never meets the other side again. None
-    where a side returned what it was given. A side with `left_out` returns a result that the other one holds as well,
-    made by the operator that is named; what the other one does with it is left out. `agreed` is the last pair before.
-    `error` is the PEIR between the two results where these can be compared, `relation` how they are related.
-    `arguments` are those that differ and come in at these operators.
+    It takes results that both sides hold, and no later value that is computed from its own result has a partner. None
+    where a side returned a value that it had received. A side with `left_out` returns a result that the other side
+    holds as well, made by the named operator; this side leaves out what the other side computes from it. `agreed` is
+    the last pair before. `error` is the PEIR between the two results where these can be compared, `relation` their
+    relation. `arguments` are the differing arguments that enter at these operators.
     """
 
     reference: int | None
@@ -108,11 +108,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorView:
-    """What was found inside one call of one module; `agrees` says whether its outputs do.
+    """The result for one call of one module; `agrees` says whether its outputs agree.
 
-    `module` is the reference's path, `candidate` that of the candidate's module that answers to it; `call` counts
-    the calls from 0, `calls` says how many each side made. `arguments` and `outputs` are those that differ; `error` is
-    the largest PEIR among these outputs.
+    `module` is the reference's path, `candidate` the path of its partner. `call` counts the calls from 0, `calls` is
+    the number of calls of each side. `arguments` and `outputs` are those that differ; `error` is the largest PEIR among
+    these outputs.
     """
 
     schema: str = SCHEMA
@@ -130,7 +130,7 @@ class OperatorView:
 
     @property
     def paired(self) -> tuple[int, int]:
-        """How many operators of each side have a partner."""
+        """The number of operators of each side that have a partner."""
         both = self.reference_operators, self.candidate_operators
         return sum(o.partner is not None for o in both[0]), sum(o.partner is not None for o in both[1])
 

@@ -1,4 +1,4 @@
-"""Value types for how a module of the candidate quantizes. Free of torch."""
+"""Value types for the quantization of a candidate's module. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ALL_OUTER = 3
 
 
 class QuantProblemKind(str, Enum):
-    """What is wrong with a quantizer."""
+    """The kinds of problems of a quantizer."""
 
     UNCALIBRATED = "uncalibrated"
     CLIPPED = "clipped"
@@ -21,7 +21,7 @@ class QuantProblemKind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class QuantProblem:
-    """What is wrong with a quantizer, by which numbers, and what to do about it, each in a few words."""
+    """A problem of a quantizer, its numbers, and its remedy, each in a few words."""
 
     kind: QuantProblemKind
     said: str
@@ -35,14 +35,14 @@ class QuantProblem:
 class Quantizer:
     """One quantizer of a module: it rounds a real x to scale * (clamp(round(x / scale) + zero_point) - zero_point).
 
-    `name` is what the toolkit calls it, `of` what it rounds: "weight", "input", "output", or "inside" for what stands
-    in between. `scheme` is "per tensor", "per channel" (of the `axis`), "per group" (of so many elements, `group`), or
+    `name` is the toolkit's name for it. `of` is the tensor that it rounds: "weight", "input", "output", or "inside" for
+    a tensor in between. `scheme` is "per tensor", "per channel" (of the `axis`), "per group" (of `group` elements), or
     "dynamic", chosen anew at each call. `scale` and `zero_point` are the least and the greatest of `scales` values,
-    over the finite ones; `range` is what can be represented with one of them at least, in the tensor's own unit.
-    `rounding` is the RMS error expected of rounding to the widest step, step / sqrt(12), in that unit; `rounding_peir`
+    over the finite ones. `range` covers the numbers that at least one of them can represent, in the tensor's own unit.
+    `rounding` is the expected RMS error of rounding to the widest step, step / sqrt(12), in that unit; `rounding_peir`
     is its ratio to the interval max - min of the tensor. `saturated` is the share of values that lie outside of the
-    range by more than half a step: of a weight before it is rounded, of inputs and outputs as the reference has them.
-    A number that is not known, or that the dtype does not have (float8 has no one step), is None.
+    range by more than half a step: for a weight before it is rounded, for inputs and outputs as the reference has them.
+    A number that is unknown, or that the dtype does not have (float8 has no single step), is None.
     """
 
     name: str
@@ -87,18 +87,18 @@ class Quantizer:
 
 @dataclass(frozen=True, slots=True)
 class QuantFacts:
-    """How a module quantizes: the toolkit, and its quantizers in the order in which the module holds them."""
+    """The quantization of a module: the toolkit, and the quantizers in the order in which the module holds them."""
 
     toolkit: str
     quantizers: tuple[Quantizer, ...]
 
     def problems(self) -> Iterator[tuple[Quantizer, QuantProblem]]:
-        """Yield what is wrong, each with its quantizer."""
+        """Yield the problems, each with its quantizer."""
         for quantizer in self.quantizers:
             yield from ((quantizer, problem) for problem in quantizer.problems)
 
     def sentences(self) -> Iterator[tuple[QuantProblemKind, str]]:
-        """Yield what is wrong in words, with its kind; what several quantizers have in common is said once."""
+        """Yield the problems in words, each with its kind; a problem of several quantizers is stated once."""
         named: dict[tuple[str, QuantProblem], list[str]] = {}
         for quantizer, problem in self.problems():
             named.setdefault((quantizer.dtype, problem), []).append(quantizer.name)
@@ -107,7 +107,7 @@ class QuantFacts:
             yield problem.kind, f"quantizer{several} {', '.join(names)} ({dtype}): {problem}"
 
     def short(self) -> str:
-        """Return the dtypes, of what where they are several, and what is wrong.
+        """Return the dtypes, the rounded tensors where there are several, and the problems.
 
         >>> weight = Quantizer(name="w", of="weight", dtype="int4", scheme="per channel")
         >>> QuantFacts("tico", (weight,)).short()

@@ -1,4 +1,4 @@
-"""The report of one run and the gate's verdict on it: what was compared, what was not and why, the outcome."""
+"""The report of one run and the gate's verdict on it: the compared calls, the others with reasons, the outcome."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from qtrace.report.records.rows import Argument, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
-    """One limit that was not kept.
+    """One violated limit.
 
-    `module`, `call`, `output` and `sample` name the row; `module` is None for a limit of the whole run. `column` is
-    what was judged: a row's column ("peir", "sqnr_db", …), or "coverage", "outcome", "unmatched", "missing", "status".
-    `observed` is None where there is no number, and `reason` says why in any case. `rule` names the line that set the
-    limit ("max_peir", "overrides model.visual.**: max_peir", "baseline"). `severity` is how many times the limit is
-    exceeded (inf where no number tells); `finding` the rank of the finding that explains it.
+    `module`, `call`, `output` and `sample` name the row; `module` is None for a limit of the whole run. `column` is the
+    judged value: a row's column ("peir", "sqnr_db", …), or "coverage", "outcome", "unmatched", "missing", "status".
+    `observed` is None where there is no number; `reason` always says why the limit is violated. `rule` names the line
+    that set the limit ("max_peir", "overrides model.visual.**: max_peir", "baseline"). `severity` is how many times the
+    limit is exceeded (inf where there is no number); `finding` is the rank of the finding that explains it.
     """
 
     module: str | None
@@ -37,12 +37,12 @@ class Violation:
 class GateVerdict:
     """Pass or fail of one report under one policy or baseline; `violations` are sorted, the worst first.
 
-    Calls that only one side makes come last among the violations: they are a gap, and no error of any size.
-    `judged` counts the rows that were held against a limit: where rows are limited, a verdict that judged none does
-    not pass. An `inconclusive` one says nothing about the models. `absorbed` are violations that do not count, since
-    the calls around these rows undo the difference. `differences` say what is not as it was when the baseline was
-    written, and stand before any regression. `notes` are what a reader should know besides: rows that appeared,
-    improved or were not judged. `source` names the policy or baseline.
+    Calls that only one side makes come last among the violations: they are a gap, and no error of any size. `judged`
+    counts the rows that were judged by a limit: where rows are limited, a verdict that judged none does not pass. An
+    `inconclusive` verdict does not judge the models. `absorbed` are violations that do not count, since the calls
+    around these rows undo the difference. `differences` are the changes of the environment since the baseline was
+    written, and come before any regression. `notes` are further facts for a reader: rows that appeared, improved or
+    were not judged. `source` names the policy or baseline.
     """
 
     passed: bool
@@ -57,10 +57,11 @@ class GateVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineChange:
-    """What taking a run into a baseline changes; the new baseline has `rows` lines.
+    """The changes of a baseline by a run; the new baseline has `rows` lines.
 
-    `loosened` says, one sentence each, what the new baseline allows and the old one did not: rows that got worse or
-    vanished, a larger factor or slack. `tightened` and `appeared` name rows, `kept` counts those whose line stays.
+    `loosened` says, one sentence each, what the new baseline allows but the old one did not: rows that got worse or
+    vanished, a larger factor or slack. `tightened` and `appeared` name rows, `kept` counts the rows with an unchanged
+    line.
     """
 
     rows: int
@@ -74,7 +75,7 @@ SCHEMA = "qtrace-report/1"
 
 
 class Outcome(str, Enum):
-    """What the whole run says."""
+    """The judgement of the whole run."""
 
     CLEAN = "clean"
     FAULT = "fault"
@@ -84,9 +85,9 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of the reference was compared, in calls; the root and what `only`/`skip` left out do not count.
+    """The compared part of the reference, in calls; the root and modules that `only`/`skip` left out do not count.
 
-    `reasons` counts the calls that were not compared by why: {"no_partner": 2, "no_tensor": 1}.
+    `reasons` counts the uncompared calls by reason: {"no_partner": 2, "no_tensor": 1}.
     """
 
     reference_calls: int = 0
@@ -95,14 +96,14 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """Return compared / reference_calls; 0 where there were no calls, since nothing was compared then."""
+        """Return compared / reference_calls; 0 without any calls, since then nothing was compared."""
         return self.compared / self.reference_calls if self.reference_calls else 0.0
 
     @property
     def accounted(self) -> float:
-        """Return the share of calls that were compared, or that the candidate computes in one with others or in parts.
+        """Return the share of calls that were compared, or that the candidate computes fused with others or in parts.
 
-        What such a module computes is compared at the next boundary, where the last one of its group returns.
+        The result of such a module is compared at the next boundary, where the last module of its group returns.
         """
         others = sum(self.reasons.get(reason, 0) for reason in ("fused", "split")) if self.compared else 0
         return (self.compared + others) / self.reference_calls if self.reference_calls else 0.0
@@ -110,7 +111,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Unmatched:
-    """Calls of one module that were compared with nothing: `side` is whose module it is, `reason` says why.
+    """The uncompared calls of one module: `side` is the side of the module, `reason` says why.
 
     `module` is the path in that side's own names; `calls` is 0 for a module that was never called.
     """
@@ -124,7 +125,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two models: where it came from, its class, its parameters' dtypes and count, its mode."""
+    """One of the two models: its origin, its class, its parameters' dtypes and count, its mode."""
 
     source: str
     type: str
@@ -138,10 +139,10 @@ class Side:
 class Finding:
     """A named fault.
 
-    `module` is the reference's path of the module whose code or data is at fault, `members` are repeats of it in
-    other layers, `count` of them all. `kind` is `introduces`, `miscalls` (it hands `argument` wrongly to `callee`, and
-    to the other `callees`), `non_finite`, `structure` or `raises`. `graft` holds the final error before and after the
-    candidate was handed the reference's tensors there, `source` file, line and function on each side.
+    `module` is the reference's path of the module whose code or data is at fault, `members` are its repeats in other
+    layers, `count` is the number of all. `kind` is `introduces`, `miscalls` (it passes a wrong `argument` to `callee`,
+    and to the other `callees`), `non_finite`, `structure` or `raises`. `graft` holds the final error before and after
+    the candidate received the reference's tensors there, `source` file, line and function on each side.
     """
 
     rank: int
@@ -162,12 +163,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """What a run found; the JSON report is this and nothing else. `qtrace.Report` adds the verbs.
+    """The result of a run, and the exact contents of the JSON report. `qtrace.Report` adds methods.
 
-    `inputs` has an entry per leaf of each sample: {"sample", "name", "spec"}. `settings` are the options that
-    shaped the run (tolerance, only, skip, seed). `error` is the message where a model raised: rows then
-    end at that call. `static` says what differs between aligned modules before anything runs, where somebody was
-    looked for.
+    `inputs` has an entry for each leaf of each sample: {"sample", "name", "spec"}. `settings` are the options that
+    affected the run (tolerance, only, skip, seed). `error` is the message where a model raised: rows then end at that
+    call. `static` lists the differences between aligned modules before anything runs, where a faulty module was
+    searched for.
     """
 
     qtrace: str
@@ -190,5 +191,5 @@ class ReportData:
 
     @property
     def has_stored_side(self) -> bool:
-        """Return whether the reference or the candidate was a stored trace, which takes no other values."""
+        """Return whether the reference or the candidate was a stored trace, into which no tensor can be forced."""
         return bool(self.settings.get("stored"))

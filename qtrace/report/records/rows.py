@@ -1,4 +1,4 @@
-"""Value types for what was compared: one tensor of one call, one argument of one call, one call of one side."""
+"""Value types for compared values: one tensor of one call, one argument of one call, one call of one side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtrace.report.records.quantizers import QuantFacts
 
 
 class Status(str, Enum):
-    """Could this pair be compared, and if not, why."""
+    """Whether a pair could be compared, and if not, why."""
 
     COMPARED = "compared"
     SHAPE_MISMATCH = "shape_mismatch"
@@ -22,12 +22,12 @@ class Status(str, Enum):
 
 
 class Verdict(str, Enum):
-    """What a row means: agreement, agreement under a relation, or how a difference came to be there.
+    """The meaning of a row: agreement, agreement under a relation, or the origin of a difference.
 
     `EQUAL` is up to rounding, or up to the fill of a mask; `LAYOUT` and `GAIN` are equal in another layout or up to a
     factor. `ABSORBED` differs, but the call around it gives the right output again. `INTRODUCED` is made in this
-    module, `MISCALLED` comes of an argument that its caller hands over wrongly, `INHERITED` came in with the arguments
-    or from inside, and `AMPLIFIED` left much larger than it came in.
+    module, `MISCALLED` comes from a wrong argument of its caller, `INHERITED` entered with the arguments or comes from
+    an inner module, and `AMPLIFIED` left much larger than it entered.
     """
 
     EQUAL = "equal"
@@ -43,18 +43,18 @@ class Verdict(str, Enum):
     UNMATCHED = "unmatched"
 
 
-# Whoever calls a model takes what it returns in these as it is; of any other convention it would have to know.
+# The caller of a model can use an output in these relations unchanged; it would have to know any other convention.
 _TAKEN_AS_THEY_ARE = ("layout", "mask")
-# With one of these a row's two tensors were taken as the same.
+# With one of these verdicts a row's two tensors count as the same.
 AGREEING = frozenset({Verdict.EQUAL, Verdict.LAYOUT})
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a value is without its elements: `dtype` as in "float32"; for a plain value `shape` is None.
+    """The description of a value without its elements: `dtype` as in "float32"; for a plain value `shape` is None.
 
-    `type` names the class where it is no plain tensor ("int", "NoneType", "QTensor"); `value` is the repr of
-    a plain value; `min` and `max` are over the finite elements, where they were measured.
+    `type` names the class where it is no plain tensor ("int", "NoneType", "QTensor"); `value` is the repr of a plain
+    value; `min` and `max` are over the finite elements, where they were measured.
     """
 
     shape: tuple[int, ...] | None = None
@@ -72,7 +72,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of |reference - candidate|, over the pairs where both are finite; see `qtrace.numerics` for the formulas.
+    """Statistics of |reference - candidate| over the pairs where both are finite; for formulas see `qtrace.numerics`.
 
     `mean` to `stddev` are in the tensor's own unit (population stddev), `peir` and `rel_l2` are ratios,
     `sqnr_db` is in dB (None where the noise is zero: infinite), `cosine` is in [-1, 1], `mismatch` is the
@@ -98,7 +98,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """How the candidate's tensor is related to the reference's; verified by value.
+    """The relation of the candidate's tensor to the reference's; verified by value.
 
     `kind` "layout" has `parameters` such as {"squeeze": [2, 3], "permute": [0, 2, 1, 3]}; `error` is the PEIR that
     remains under the relation.
@@ -145,18 +145,18 @@ def _plain(value: Any) -> str:
 class Row:
     """One tensor of one call: (module, call, output). Paths are the reference's names.
 
-    `module` is the path as in `named_modules` ("" is the root), `call` counts that module's calls from 0,
-    `output` is the path within a nested output ("" for a single tensor), `order` the place in the reference's
-    execution order. `peir` is raw (after undoing the layout), `peir_related` what remains under the verified
-    relation; `peir_in` is the largest PEIR among the call's arguments (received), `peir_local` the error that this
-    module makes on the reference's arguments (introduced), `peir` itself what accumulated. `floor` is the PEIR up to
-    which the row counts as rounding noise. `non_finite_same` says whether the non-finite values are the same on both
-    sides, at the same places.
+    `module` is the path as in `named_modules` ("" is the root), `call` counts that module's calls from 0, `output` is
+    the path within a nested output ("" for a single tensor), `order` the place in the reference's execution order.
+    `peir` is raw (after undoing the layout), `peir_related` the PEIR that remains under the verified relation;
+    `peir_in` is the largest PEIR among the call's arguments (received), `peir_local` the error that this module makes
+    on the reference's arguments (introduced), `peir` itself the accumulated error. `floor` is the PEIR up to which the
+    row counts as rounding noise. `non_finite_same` says whether the non-finite values are the same on both sides, at
+    the same places.
 
-    A run over several samples leaves one row for all those of them, `samples`, in which the call was made: `mean` to
-    `stddev` are over their `elements` together, the verdict and each ratio the worst; the PEIR's with its status,
+    A run over several samples makes one row for all samples in which the call was made; `samples` counts them. `mean`
+    to `stddev` are over their `elements` together; the verdict and each ratio are the worst. The PEIR with its status,
     relation and floor is from the sample with the index `sample`. See `qtrace.tracing.aggregate.merged`. `peir_local`
-    is from the sample that was looked into. `quantization` is how the candidate's module quantizes, where that is
+    is from the sample that was examined. `quantization` describes how the candidate's module quantizes, where this is
     known.
     """
 
@@ -192,9 +192,9 @@ class Row:
 
     @property
     def error(self) -> float | None:
-        """Return the PEIR that counts: what remains under a relation that is undone somewhere, else the raw one.
+        """Return the PEIR that counts: the rest under a relation that is undone somewhere, else the raw PEIR.
 
-        What the model itself returns (module "") nobody undoes, but for a layout or a mask's fill.
+        Nothing undoes a relation of the model's own output (module ""), except a layout or a mask's fill.
         """
         undone = self.module != "" or self.relation is None or self.relation.kind in _TAKEN_AS_THEY_ARE
         return self.peir_related if self.peir_related is not None and undone else self.peir
@@ -205,8 +205,8 @@ class Argument:
     """One argument of one call that differs between the sides.
 
     `argument` is the reference's parameter name, with the path inside a nested value ("position_embeddings.0");
-    `caller` is the path of the module whose code made the call. A side that did not pass it has None. Of several
-    samples in which it differs, `samples`, this is the worst one, `sample`.
+    `caller` is the path of the module whose code made the call. A side that did not pass it has None. It differs in
+    `samples` samples; the values are from the worst one, `sample`.
     """
 
     module: str
@@ -228,8 +228,8 @@ class Argument:
 class ValueTrace:
     """One argument or output of one call of one side.
 
-    `name` is the parameter's name or the output path ("" for a single tensor); min and max are in `spec`;
-    `values` is the full tensor as text, where it was asked for.
+    `name` is the parameter's name or the output path ("" for a single tensor); min and max are in `spec`; `values` is
+    the full tensor as text, where it was requested.
     """
 
     name: str
@@ -241,10 +241,10 @@ class ValueTrace:
 
 @dataclass(frozen=True, slots=True)
 class CallTrace:
-    """One call of one side's module, with everything that went in and came out.
+    """One call of one side's module, with all arguments and outputs.
 
-    `side` is "reference" or "candidate", `module` the path in that side's own names, `facts` what the module
-    knows of its quantization ({"obs_act_in.scale": "0.0123"}).
+    `side` is "reference" or "candidate", `module` the path in that side's own names, `facts` the quantization facts
+    that the module holds ({"obs_act_in.scale": "0.0123"}).
     """
 
     side: str
@@ -258,9 +258,9 @@ class CallTrace:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """A candidate module that answers to a reference module.
+    """A candidate module that is aligned with a reference module.
 
-    `rule` made the pair ("exact", "name_attribute", "stripped"), `confidence` is "high" or "low";
+    `rule` is the rule that made the pair ("exact", "name_attribute", "stripped"), `confidence` is "high" or "low";
     `reference_calls` and `candidate_calls` are None where the models were not run.
     """
 
