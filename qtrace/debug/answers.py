@@ -75,7 +75,7 @@ def compared(stop: Stop) -> Iterator[str]:
     if error is not None:
         yield f"nothing is compared: the {error[0]} raised in this call"
     elif empty:
-        yield "nothing is handed over" if stop.event == ENTER else "nothing was returned"
+        yield "nothing is passed" if stop.event == ENTER else "nothing was returned"
 
 
 def rows(stop: Stop) -> Iterator[str]:
@@ -142,7 +142,7 @@ class Handover:
             return []
         rest = len(self.notes) - _MOST_TOLD
         some = "; ".join(self.notes[:_MOST_TOLD]) + (f"; and {rest} more" if rest > 0 else "")
-        return [f"the candidate was handed the reference's {some}: what follows is not its own result"]
+        return [f"the candidate received the reference's {some}: what follows is not its own result"]
 
     def here(self, stop: Stop, *, heals: bool) -> Replacement | None:
         """Return the tensors that the candidate continues with, None where they were written in place.
@@ -160,7 +160,7 @@ class Handover:
         if not handed:
             names = ", ".join(name or "output" for name, *_ in differing)
             raise Refusal(
-                f"nothing could be handed over of {names}: no layout is known in which the candidate would take it"
+                f"nothing of {names} could be passed to the candidate: no layout is known in which it would take them"
             )
         off = [name for name, _, _, pair in differing if name in handed and not stop.agrees(name, pair)]
         self._note(stop, off or handed)
@@ -282,7 +282,7 @@ class Answers:
         if not candidate.has_code:
             raise Refusal("the candidate is a stored trace, which cannot go on with other tensors than those it holds")
         if stop is None or self.has_moved:
-            raise Refusal("tensors are handed over where both stand at a call, and a side was stepped on from there")
+            raise Refusal("tensors are passed where both stand at a call, and a side was stepped on from there")
         error = stop.error()
         if error is not None:
             raise Refusal(f"there is nothing to hand over: the {error[0]} raised in this call")

@@ -15,7 +15,7 @@ from qtrace.engine.lockstep import CANDIDATE, REFERENCE
 GISTS = (
     ("diff EXPR", "a value on both sides: what it is, how far apart, how related"),
     ("ref, cand", "go to the other side"),
-    ("args, out", "what the call here was handed, or has returned, on each side"),
+    ("args, out", "what the call here received, or has returned, on each side"),
     ("row", "all numbers of the call here"),
     ("where2", "both stacks side by side"),
     ("force", "the candidate goes on with the reference's tensors"),
@@ -59,7 +59,7 @@ class Commands(cmd.Cmd):
 
         Evaluate EXPR on both sides, and show what it is, how far apart the two are, and how they are related. A live
         side evaluates it in its selected frame or the nearest one outwards that knows its names, a stored one over
-        the names of what its call was handed, or one that it ran inside. With `vs`, the first expression is the
+        the names of what its call received, or one that it ran inside. With `vs`, the first expression is the
         reference's and the second one the candidate's.
         """
         if not arg.strip():
@@ -84,7 +84,7 @@ class Commands(cmd.Cmd):
     def do_args(self, arg: str) -> None:
         """args
 
-        Show what the call here was handed on each side, and how far apart that is. (pdb's own `args` is `a`.)
+        Show what the call here received on each side, and how far apart that is. (pdb's own `args` is `a`.)
         """
         self._show(self._session.arguments())
 
@@ -165,7 +165,7 @@ class Commands(cmd.Cmd):
         return self.leave(Move.SWITCH)
 
     def _hand_over(self, *, heals: bool) -> bool:
-        self.message(f"handed over: {self._session.hand_over(heals=heals)}")
+        self.message(f"passed to the candidate: {self._session.hand_over(heals=heals)}")
         return self.leave(Move.CONTINUE)
 
     def _show(self, lines: Iterator[str]) -> None:

@@ -67,7 +67,7 @@ class StoredPrompt(Commands):
     def do_a(self, arg: str) -> None:
         """a
 
-        Show what is recorded of the call here: where it was made, what it was handed and what it has returned.
+        Show what is recorded of the call here: where it was made, what it received and what it has returned.
         """
         first, *others = self._here.described()
         self.message(f"> {self.name}, stored: {first}")

@@ -267,13 +267,13 @@ def _next(report: ReportData, view: View, width: int) -> Iterator[RenderableType
         return
     typed = [word for word in view.command if word != WITHOUT_CULPRIT]
     if report.outcome is Outcome.INCONCLUSIVE:
-        yield Text("How names were aligned, and who has no partner:")
+        yield Text("How names were aligned, and which have no partner:")
         yield proposal("modules", typed, width=width) if typed else Text("qtrace modules", style="bold")
     elif typed and report.has_stored_side and WITHOUT_CULPRIT in view.command:
-        yield Text("Who is to blame, by what accumulated:")
+        yield Text("Which module is at fault, by what accumulated:")
         yield proposal("run", typed, width=width)
     elif typed and not _measured(report) and not report.has_stored_side:
-        yield Text("What each module adds, and who is to blame:")
+        yield Text("What each module adds, and which is at fault:")
         yield proposal("run", typed, width=width)
     elif report.outcome is Outcome.DRIFT and not report.has_stored_side:
         return

@@ -101,7 +101,7 @@ def _source_place(site: Any) -> SourceLine | None:
 
 KINDS = {
     "introduces": "introduces an error",
-    "miscalls": "hands on a wrong argument",
+    "miscalls": "passes a wrong argument",
     "non_finite": "makes NaN or Inf",
     "structure": "makes other calls",
     "raises": "raises an exception",
@@ -118,7 +118,7 @@ LABEL_WIDTH = 14
 def headline(finding: Finding) -> str:
     """Return the error in a few words."""
     if finding.kind == "miscalls" and finding.argument:
-        return f"hands on a wrong {finding.argument}"
+        return f"passes a wrong {finding.argument}"
     return KINDS.get(finding.kind, finding.kind.replace("_", " "))
 
 
@@ -202,7 +202,7 @@ def _line(place: dict[str, Any]) -> str:
 def _next(finding: Finding, report: ReportData) -> tuple[str, str, Sequence[str]]:
     """Return the next thing to examine, the command that shows it, and the command's options."""
     if finding.kind == "miscalls" and finding.callee:
-        return "what the callee is handed on each side", "run", ("--inspect", finding.callee)
+        return "what the callee receives on each side", "run", ("--inspect", finding.callee)
     inside = f"{finding.module}." if finding.module else ""
     # A stored side has no operators.
     in_code = finding.kind in OWN_CODE and not report.has_stored_side

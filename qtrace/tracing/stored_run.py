@@ -251,7 +251,7 @@ class StoredRun(Run):
 
     def _not_looked_for(self, why: str) -> None:
         """Judge the outcome as one without a search: an unexplained difference is no drift."""
-        self._warn(f"who is at fault was not found out: {why}; the first leap shows where to look")
+        self._warn(f"which module is at fault was not found out: {why}; the first leap shows where to look")
         self._options = dataclasses.replace(self._options, local=False)
 
     def _missing(self) -> str:

@@ -190,7 +190,8 @@ def test_only_what_traces_can_do_is_proposed(folder: Path, capsys: pytest.Captur
     assert ended.code == 0
     # It is found out by `diff`, but what each module adds is not.
     ended = Ended(capsys, "diff", "a", "b", "--no-local")
-    assert "Who is to blame, by what accumulated: qtrace run --reference trace:a --candidate trace:b" in ended.said
+    command = "qtrace run --reference trace:a --candidate trace:b"
+    assert f"Which module is at fault, by what accumulated: {command}" in ended.said
     ended = Ended(capsys, "diff", "a", "b", "--skip", "layers.1")
     assert "What each module adds" not in ended.out
 

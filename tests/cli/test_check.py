@@ -355,4 +355,4 @@ def test_the_correct_pair_passes_and_the_bug_is_named() -> None:
     bug = process("check", str(CONFIGS / "qwen3_vl_mask_bug.yaml"), *policy)
     assert bug.returncode == 3, bug.stderr
     said = " ".join(bug.stdout.split())
-    assert "Behind it: model.language_model hands on a wrong attention_mask." in said
+    assert "Behind it: model.language_model passes a wrong attention_mask." in said

@@ -81,7 +81,7 @@ def test_the_seeds_bug_is_shown_by_one_command(terminal: Callable[..., Terminal]
     pytest.importorskip("tico")
     prompt = terminal("configs/qwen3_vl_mask_bug.yaml", cwd=ROOT)
     found = prompt.prompted()
-    assert "1. model.language_model hands on a wrong attention_mask" in found
+    assert "1. model.language_model passes a wrong attention_mask" in found
     assert "model.language_model.layers.0 (Qwen3VLTextDecoderLayer) is about to run" in found
     reference, candidate = (line_of_call(file) for file in (MODELING, QUANT_TEXT_MODEL))
     lines = prompt.type("diff attention_mask").splitlines()
@@ -108,7 +108,7 @@ def test_the_seeds_bug_is_shown_by_one_command(terminal: Callable[..., Terminal]
     assert prompt.type("p type(self).__name__") == "'Qwen3VLTextModel'\n"
     prompt.child.sendline("force")
     said, code = prompt.ended()
-    assert "handed over: attention_mask at model.language_model.layers.0:enter" in said
+    assert "passed to the candidate: attention_mask at model.language_model.layers.0:enter" in said
     assert "outcome: clean. The candidate computes what the reference computes." in said
     assert code == 0
 
@@ -175,7 +175,7 @@ def test_without_a_breakpoint_it_stops_at_the_culprit(folder: Path, capsys: pyte
     assert "layers.1.down (Linear) is about to run\nstopped by  a fault" in ended.out
     assert "stopped by  breakpoint layers.1:exit#0" in ended.out
     assert ended.out.rstrip().endswith("outcome: clean. The candidate computes what the reference computes.")
-    assert "the candidate was handed the reference's input at layers.1.down:enter" in ended.err
+    assert "the candidate received the reference's input at layers.1.down:enter" in ended.err
 
 
 def test_a_clean_pair_has_nothing_to_stop_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

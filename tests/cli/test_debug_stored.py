@@ -27,7 +27,7 @@ def test_the_seeds_bug_against_a_stored_reference(terminal: Callable[..., Termin
     )
     prompt = terminal("--reference", f"trace:{trace}", "--candidate", "candidate.py:candidate", cwd=tmp_path)
     found = prompt.prompted()
-    assert "1. model.language_model hands on a wrong attention_mask" in found
+    assert "1. model.language_model passes a wrong attention_mask" in found
     assert "model.language_model.layers.0 (Qwen3VLTextDecoderLayer) is about to run" in found
     reference, candidate = (line_of_call(file) for file in (MODELING, QUANT_TEXT_MODEL))
     lines = prompt.type("diff attention_mask").splitlines()
@@ -41,7 +41,7 @@ def test_the_seeds_bug_against_a_stored_reference(terminal: Callable[..., Termin
     assert prompt.type("p attention_mask.shape") == "torch.Size([1, 1, 84, 84])\n"
     prompt.child.sendline("force")
     said, code = prompt.ended()
-    assert "handed over: attention_mask at model.language_model.layers.0:enter" in said
+    assert "passed to the candidate: attention_mask at model.language_model.layers.0:enter" in said
     assert "outcome: clean. The candidate computes what the reference computes." in said
     assert code == 0
 

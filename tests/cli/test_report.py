@@ -31,8 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_stored_report_reads_as_the_run_did(folder: Path) -> None:
     ended = process("report", "run.json")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "1. model.language_model hands on a wrong attention_mask" in ended.stdout
-    last = "outcome: fault. 1 finding: model.language_model hands on a wrong attention_mask."
+    assert "1. model.language_model passes a wrong attention_mask" in ended.stdout
+    last = "outcome: fault. 1 finding: model.language_model passes a wrong attention_mask."
     assert ended.stdout.splitlines()[-1] == last
     assert max(len(line.rstrip()) for line in ended.stdout.splitlines()) <= 80
     assert "\x1b" not in ended.stdout
@@ -43,7 +43,7 @@ def test_a_name_does_not_steer_the_terminal(folder: Path) -> None:
     (folder / "run.json").write_text(text)
     ended = process("report", "run.json")
     assert ended.returncode == 0
-    assert "model.\\x1b[31mlanguage hands on" in ended.stdout
+    assert "model.\\x1b[31mlanguage passes" in ended.stdout
     assert "\x1b" not in ended.stdout
 
 

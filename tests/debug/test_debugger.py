@@ -47,10 +47,10 @@ def test_force_once_makes_the_rest_agree_also_where_the_tensor_is_handed_on(
     say: Say, masks: tuple[nn.Module, nn.Module]
 ) -> None:
     said, report = say(masks, INPUTS, "force\n", at=("layers.0:enter",))
-    assert "handed over: mask at layers.0:enter" in said
+    assert "passed to the candidate: mask at layers.0:enter" in said
     assert report.outcome is Outcome.CLEAN
     assert report.warnings == (
-        "the candidate was handed the reference's mask at layers.0:enter; mask at layers.1:enter: "
+        "the candidate received the reference's mask at layers.0:enter; mask at layers.1:enter: "
         "what follows is not its own result",
     )
     assert say(masks, INPUTS, "continue\n", at=("layers.0:enter",))[1].outcome is Outcome.FAULT
@@ -263,7 +263,7 @@ def test_a_call_that_the_candidate_passed_earlier_is_looked_at_and_not_forced(sa
     assert "SQNR" in answers(said)["out"]
     assert report.warnings == ()
     said, report = say(pair, torch.randn(2, 4), "force\n", at=("layers.a:exit",))
-    assert "handed over: output at layers.a:exit" in said
+    assert "passed to the candidate: output at layers.a:exit" in said
 
 
 def test_a_file_of_commands_must_be_there(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_value_is_compared_with_what_is_stored_of_the_call(say: Say, stored_re
     assert lines[1].split() == f"candidate {CALL} int64 [1,6] min 1 max 1".split()
     assert lines[2] == "shapes differ; reference is a causal mask (additive), candidate all ones"
     assert "reference  float32  [6,6]  min -3.4e+38 max 0" in told["args"]
-    assert "handed over: mask at layers.0:enter" in told["force"]
+    assert "passed to the candidate: mask at layers.0:enter" in told["force"]
     assert report.outcome is Outcome.CLEAN
 
 
@@ -226,7 +226,7 @@ def test_force_and_heal_work_from_the_stored_references_prompt(say: Say, stored:
     candidate = weights_off(reference, "first.bias")
     pair, x = (stored(reference, torch.ones(2, 8)), candidate), torch.ones(2, 8)
     said, report = say(pair, x, "ref\nheal\n", at=("first:exit",))
-    assert "handed over: output at first:exit\n" in said
+    assert "passed to the candidate: output at first:exit\n" in said
     assert "output at first:exit; output at first:exit#1" in report.warnings[0]
     assert report.outcome is Outcome.CLEAN
 
@@ -355,7 +355,7 @@ def test_without_arguments_outputs_are_all_there_is(say: Say, masks: Pair, store
     assert told["p input"].startswith("*** NameError: the trace holds no input here; ")
     assert "PEIR" in told["out"]
     assert f"*** there is nothing to hand over: {lacking}\n" in said
-    assert "handed over: output at layers.0:exit" in told["force"]
+    assert "passed to the candidate: output at layers.0:exit" in told["force"]
     assert report.row("layers.0").peir is not None
 
 

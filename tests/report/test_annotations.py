@@ -44,7 +44,7 @@ def test_a_finding_is_one_error_however_many_violations_it_explains() -> None:
     found = commands(mask_bug(), gate())
     assert [kind for kind, _, _ in found] == ["error"] * 4 + ["notice"]
     assert found[0][1] == {"title": "qtrace: model.visual.merger: missing"}
-    assert found[1][1] == {"title": "qtrace: model.language_model hands on a wrong attention_mask"}
+    assert found[1][1] == {"title": "qtrace: model.language_model passes a wrong attention_mask"}
     assert "Explains 4 violations" in found[1][2]
     assert found[-1][2] == "The gate failed: 7 violations, 40 rows judged against policy.yaml."
 

@@ -53,19 +53,19 @@ def with_finding(**fields: Any) -> ReportData:
 def test_the_panel_comes_before_the_rows_and_the_outcome_comes_last() -> None:
     text = text_of(list(results(mask_bug(), View(command=TYPED), width=80)), 80)
     assert text.startswith("─ Diagnosis ─")
-    assert text.index("hands on a wrong attention_mask") < text.index("\nmodule ")
+    assert text.index("passes a wrong attention_mask") < text.index("\nmodule ")
 
 
 def test_a_miscall_names_caller_argument_callees_lines_and_the_graft() -> None:
     text = said(mask_bug())
     for words in (
-        "1. model.language_model hands on a wrong attention_mask",
+        "1. model.language_model passes a wrong attention_mask",
         "float32 [1,1,84,84] against int64 [1,84], all 1.",
         "callee model.language_model.layers.0 and 3 more: model.language_model.layers.*",
         "confirmed handing the callee the reference's attention_mask takes the final PEIR from 4.02e-01 to 5.41e-07",
         "reference transformers/models/qwen3_vl/modeling_qwen3_vl.py:849, in forward",
         "candidate tico/quantization/wrapq/quant_text_model.py:212, in forward",
-        "To see what the callee is handed on each side: "
+        "To see what the callee receives on each side: "
         "qtrace run configs/pair.yaml --seed 3 \\ --inspect model.language_model.layers.0",
     ):
         assert words in text, words
@@ -161,7 +161,7 @@ def test_without_a_finding_the_panel_names_the_leap_and_the_argument_before_it()
 def test_where_nobody_looked_for_a_culprit_the_command_that_does_is_given() -> None:
     text = said(blameless(), View(command=("pair.yaml", "--no-local")))
     assert "Which module is to blame was not looked for." in text
-    assert "What each module adds, and who is to blame: qtrace run pair.yaml ─" in text
+    assert "What each module adds, and which is at fault: qtrace run pair.yaml ─" in text
     looked = dataclasses.replace(mask_bug(), findings=())
     assert "No single module stands out as the one to blame." in said(looked)
     assert "--inspect model.language_model.layers.0.self_attn.o_proj" in said(looked)
@@ -216,7 +216,7 @@ def test_a_partial_report_says_why_it_ends() -> None:
 def test_too_little_compared_points_to_the_modules_command() -> None:
     text = said(REPORTS["inconclusive"]())
     assert "Too little was compared to say: 2 of 12 calls (16.6 %)." in text
-    assert "How names were aligned, and who has no partner: qtrace modules configs/pair.yaml --seed 3" in text
+    assert "How names were aligned, and which have no partner: qtrace modules configs/pair.yaml --seed 3" in text
 
 
 @pytest.mark.parametrize("name", [name for name in REPORTS if name not in ("partial", "raised")])

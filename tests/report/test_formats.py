@@ -194,14 +194,14 @@ def test_violations_that_one_finding_explains_are_one_problem() -> None:
     assert [len(one.violations) for one in found] == [1, 4, 1, 1]
     assert [one.finding is not None for one in found] == [False, True, False, False]
     assert found[0].title == "model.visual.merger: missing"
-    assert found[1].title == "model.language_model hands on a wrong attention_mask"
+    assert found[1].title == "model.language_model passes a wrong attention_mask"
     assert "Explains 4 violations, the worst: model.language_model.layers.3: PEIR 5.93e-01, limit" in found[1].text
 
 
 @pytest.mark.parametrize(
     ("report", "titles"),
     [
-        ("mask_bug", ["model.language_model hands on a wrong attention_mask"]),
+        ("mask_bug", ["model.language_model passes a wrong attention_mask"]),
         ("blameless", ["outcome fault"]),
         ("two", ["model.layers.0.mlp introduces an error", "model.layers.2.self_attn.o_proj introduces an error"]),
         ("clean", []),

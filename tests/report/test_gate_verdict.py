@@ -72,7 +72,7 @@ def test_every_violation_is_there_with_its_numbers_rule_and_finding() -> None:
         start = "the run outcome" if one.module is None else one.module
         assert any(line.startswith(start) and observed in line and limit in line for line in lines)
         assert any(line.startswith(f"{one.rule}: ") for line in lines)
-    assert f"1. {TEXT} hands on a wrong attention_mask" in lines
+    assert f"1. {TEXT} passes a wrong attention_mask" in lines
     assert len(verdict.violations) > 20
 
 

@@ -95,7 +95,7 @@ def test_with_a_gate_the_violations_stand_before_the_rows() -> None:
     assert found.tables[1][0][0] == "module"
     assert found.texts["h2"][:3] == ["Diagnosis", "Violations", "Rows, the worst first (40)"]
     assert {"torch was 2.5", "3 rows are new"} <= set(found.texts["li"])
-    assert "1. model.language_model hands on a wrong attention_mask" in found.texts["pre"][0]
+    assert "1. model.language_model passes a wrong attention_mask" in found.texts["pre"][0]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_without_a_gate_a_row_fails_by_its_own_verdict_where_somebody_is_to_blam
     case = next(case for case in cases_of(report) if case.classname == blamed[0])
     assert case.result[0].message == "miscalled: PEIR 5.90e-01, introduced 3.24e-07, received 0"
     assert case.result[0].type == "miscalled"
-    assert "1. model.language_model hands on a wrong attention_mask" in case.system_out
+    assert "1. model.language_model passes a wrong attention_mask" in case.system_out
     assert "quant_text_model.py:212, in forward" in case.system_out
 
 
@@ -105,7 +105,7 @@ def test_with_a_gate_only_violations_fail() -> None:
     message = "PEIR 5.90e-01, limit 1.00e-04: above the limit, by a factor of 5900"
     assert layer.result[0].message == message
     assert f"{TEXT}.layers.0: {message} (max_peir)" in layer.result[0].text
-    assert "hands on a wrong attention_mask" in layer.system_out
+    assert "passes a wrong attention_mask" in layer.system_out
     assert failed(cases_of(mask_bug(), gate(passed=True))) == []
 
 

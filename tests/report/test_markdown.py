@@ -56,7 +56,7 @@ def test_the_diagnosis_comes_first_and_the_violations_follow() -> None:
     kinds = [token.type for token in tokens(text) if token.level == 0 and token.nesting >= 0]
     assert kinds[:4] == ["heading_open", "fence", "paragraph_open", "table_open"]
     fence = next(token for token in tokens(text) if token.type == "fence")
-    assert "1. model.language_model hands on a wrong attention_mask" in fence.content
+    assert "1. model.language_model passes a wrong attention_mask" in fence.content
     violations = tables(text)[0]
     assert violations[0] == ["where", "what", "observed", "limit", "rule", "why"]
     assert len(violations) == 8

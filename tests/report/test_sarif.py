@@ -70,7 +70,7 @@ def test_a_finding_is_a_result_at_its_line_with_the_violations_that_it_explains(
     ]  # fmt: skip
     finding = run["results"][1]
     assert file_of(finding) == ("SITE_PACKAGES", "tico/quantization/wrapq/quant_text_model.py", 212)
-    assert finding["message"]["text"].startswith("model.language_model hands on a wrong attention_mask: receives the")
+    assert finding["message"]["text"].startswith("model.language_model passes a wrong attention_mask: receives the")
     names = [one["fullyQualifiedName"] for one in finding["locations"][0]["logicalLocations"]]
     assert names[:2] == ["model.language_model", "model.language_model.layers.3"]
     assert [one["limit"] for one in finding["properties"]["violations"]] == [1e-4] * 4

@@ -329,7 +329,7 @@ def test_where_nobody_can_be_told_it_is_no_drift(stored: Callable[..., nn.Module
     candidate = weights_off(model, "second.weight", by=0.01)
     found = qtrace.trace(stored(model, X), stored(candidate, X), X)
     assert (found.outcome, found.findings) == (Outcome.FAULT, ())
-    assert any("who is at fault was not found out" in warning for warning in found.warnings)
+    assert any("which module is at fault was not found out" in warning for warning in found.warnings)
     assert found.settings["stored"] == ["reference", "candidate"]
 
 
