@@ -8,21 +8,69 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from bench.faults.rewrite import rewrite
+
 KINDS = ("introduces", "miscalls", "non_finite", "structure", "raises")
+# The kinds of finding that describe a fault of this kind, where a case says no others.
+USUAL_KINDS = {
+    "argument": ("miscalls",),
+    "call": ("miscalls",),
+    "container": ("miscalls", "introduces"),
+    "dtype": ("non_finite",),
+}
 CASES: dict[str, Case] = {}
 
 
 @dataclass(slots=True)
 class Pair:
-    """Two models and what both are called with, as `qtrace.trace` takes them."""
+    """Two models and what both are called with, as `qtrace.trace` takes them.
+
+    `place` is the path of the case's answer, and None where there are several or none. The methods below take it for
+    `at` where that is left out.
+    """
 
     reference: Any
     candidate: Any
     inputs: Any
+    place: str | None = None
+
+    @property
+    def faulty(self) -> Any:
+        """The candidate's module at `place`, which the fault is put into."""
+        return self.at(self._path(None))
 
     def at(self, path: str) -> Any:
         """Return the candidate's module at `path`."""
         return self.candidate.get_submodule(path)
+
+    def unwrapped(self, at: str | None = None) -> Any:
+        """Return the candidate's module for a path of the reference, where wrappers hold modules as `.wrapped`."""
+        module = self.candidate
+        for name in self._path(at).split("."):
+            module = getattr(module, "wrapped", module)
+            module = getattr(module, name) if not name.isdigit() else module[int(name)]
+        return getattr(module, "wrapped", module)
+
+    def both(self, at: str | None = None) -> tuple[Any, Any]:
+        """Return the module of the reference and that of the candidate."""
+        path = self._path(at)
+        return self.reference.get_submodule(path), self.at(path)
+
+    def rewrite(self, old: str, new: str, *, within: str = "forward", at: str | None = None) -> None:
+        """Replace `old` by `new` in the source of one module of the candidate, as `rewrite.rewrite` does."""
+        rewrite(self.at(self._path(at)), old, new, within=within)
+
+    def replace(self, module: Any, *, at: str | None = None) -> None:
+        """Put `module` into the candidate in place of the one that stands there."""
+        self.candidate.set_submodule(self._path(at), module)
+
+    def _path(self, at: str | None) -> str:
+        path = self.place if at is None else at
+        if path is None:
+            raise ValueError("the case has no single answer: say at which path")
+        return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +104,9 @@ Register = Callable[[Change], Change]
 class Suite:
     """Registers cases of one architecture: each is a function that changes a pair of equal models.
 
-    The function receives the pair, changes its candidate (or returns another pair), and its name and docstring are
-    the case's id and reason. Where `candidate` is given, it makes the candidate from a copy of the reference.
+    The function receives the pair and changes its candidate, or returns another pair; it runs under `torch.no_grad`.
+    Its name and docstring are the case's id and reason. Where `candidate` is given, it makes the candidate from a copy
+    of the reference.
     """
 
     def __init__(
@@ -76,15 +125,20 @@ class Suite:
         self,
         fault: str,
         at: str | Sequence[str],
-        kind: str | Sequence[str] = "introduces",
+        kind: str | Sequence[str] | None = None,
         *,
         argument: str | None = None,
         inputs: Callable[[], Any] | None = None,
         model: Callable[[], Any] | None = None,
         call: str = "forward",
     ) -> Register:
-        """Register a case with one fault; `at` lists the module paths that may rightly be named first."""
+        """Register a case with one fault.
+
+        `at` lists the module paths that may rightly be named first, `kind` the kinds of finding that describe it
+        (those that are usual for this fault, unless given).
+        """
         answers = frozenset([at] if isinstance(at, str) else at)
+        kind = USUAL_KINDS.get(fault, "introduces") if kind is None else kind
         return self._register(
             fault,
             answers=answers,
@@ -128,6 +182,8 @@ class Suite:
     ) -> Register:
         def register(change: Change) -> Change:
             name = f"{self._architecture}/{change.__name__}"
+            places = answer.get("answers", ())
+            place = next(iter(places)) if len(places) == 1 else None
             if name in CASES:
                 raise ValueError(f"two cases of the bench are called {name}")
             CASES[name] = Case(
@@ -135,15 +191,16 @@ class Suite:
                 architecture=self._architecture,
                 fault=fault,
                 why=inspect.cleandoc(change.__doc__ or ""),
-                build=lambda: self._build(change, model or self._model, inputs or self._inputs),
+                build=lambda: self._build(change, place, model or self._model, inputs or self._inputs),
                 **answer,
             )
             return change
 
         return register
 
-    def _build(self, change: Change, model: Callable[[], Any], inputs: Callable[[], Any]) -> Pair:
+    def _build(self, change: Change, place: str | None, model: Callable[[], Any], inputs: Callable[[], Any]) -> Pair:
         # The models are built once and shared by all cases, so each case gets copies of its own.
         original = model()
-        pair = Pair(copy.deepcopy(original), self._candidate(copy.deepcopy(original)), inputs())
-        return change(pair) or pair
+        pair = Pair(copy.deepcopy(original), self._candidate(copy.deepcopy(original)), inputs(), place)
+        with torch.no_grad():
+            return change(pair) or pair

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
-from bench.faults.rewrite import rewrite
 
 PROMPT = 8
 
@@ -51,42 +49,35 @@ suite = Suite("decoding", decoding, prompt)
 generation = Suite("generation", models.llama, greedy)
 
 
-@suite.fault("argument", at="model.model", kind="miscalls", argument="position_ids")
+@suite.fault("argument", at="model.model", argument="position_ids")
 def positions_start_anew(pair: Pair) -> None:
     """The model forgets how many tokens are cached when it counts positions: the prompt's call is exact."""
-    rewrite(
-        pair.at("model.model"),
+    pair.rewrite(
         "torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens",
         "torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)",
     )
 
 
-@suite.fault("argument", at="model.model", kind="miscalls", argument="position_ids")
+@suite.fault("argument", at="model.model", argument="position_ids")
 def positions_one_off(pair: Pair) -> None:
     """While decoding, positions are one too high."""
-    rewrite(
-        pair.at("model.model"),
-        "+ past_seen_tokens",
-        "+ past_seen_tokens + (past_seen_tokens > 0)",
-    )
+    pair.rewrite("+ past_seen_tokens", "+ past_seen_tokens + (past_seen_tokens > 0)")
 
 
-@suite.fault("container", at="model.model.layers.1.self_attn", kind=["miscalls", "introduces"])
+@suite.fault("container", at="model.model.layers.1.self_attn")
 def cached_keys_ignored(pair: Pair) -> None:
     """One attention lets the token that it decodes see itself alone: it does not use what the cache returns."""
-    rewrite(
-        pair.at("model.model.layers.1.self_attn"),
+    pair.rewrite(
         "key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)",
         "past_key_values.update(key_states, value_states, self.layer_idx)\n"
         "            attention_mask = None if key_states.shape[2] == 1 else attention_mask",
     )
 
 
-@suite.fault("container", at="model.model.layers.0.self_attn", kind=["miscalls", "introduces"])
+@suite.fault("container", at="model.model.layers.0.self_attn")
 def cache_rounded(pair: Pair) -> None:
     """One attention stores its values in 8 bits: what the prompt's own call returns is exact."""
-    rewrite(
-        pair.at("model.model.layers.0.self_attn"),
+    pair.rewrite(
         "key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)",
         "exact = value_states\n"
         "            step = exact.abs().amax() / 16\n"
@@ -96,18 +87,13 @@ def cache_rounded(pair: Pair) -> None:
     )
 
 
-@generation.fault("argument", at="", kind="miscalls", argument="position_ids", call="generate")
+@generation.fault("argument", at="", argument="position_ids", call="generate")
 def positions_one_off_in_generate(pair: Pair) -> None:
     """Called through `generate`, the root hands its model positions that are one too high while decoding."""
-    rewrite(
-        pair.candidate,
-        "position_ids=position_ids",
-        "position_ids=position_ids + (position_ids.shape[1] == 1)",
-    )
+    pair.rewrite("position_ids=position_ids", "position_ids=position_ids + (position_ids.shape[1] == 1)")
 
 
 @generation.fault("parameter", at="lm_head", call="generate")
 def head_rows_stale_in_generate(pair: Pair) -> None:
     """Called through `generate`, a part of the head's rows is too large, so that other tokens are chosen."""
-    with torch.no_grad():
-        pair.at("lm_head").weight[40:60].mul_(2)
+    pair.faulty.weight[40:60].mul_(2)

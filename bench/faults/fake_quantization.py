@@ -64,6 +64,5 @@ def quantize(model: Any, inputs: dict[str, Any], bits: int = 8) -> Any:
     for hook in hooks:
         hook.remove()
     for name, linear in linears.items():
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, FakeQuantLinear(linear, *ranges[linear], bits))
+        model.set_submodule(name, FakeQuantLinear(linear, *ranges[linear], bits))
     return model

@@ -6,11 +6,8 @@ import copy
 import functools
 from typing import Any
 
-import torch
-
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
-from bench.faults.unwrapped import unwrapped
 from qtrace.engine.samples import as_samples
 from qtrace.toolkits.tico import wrap
 from qtrace.zoo import qwen3_vl
@@ -34,17 +31,17 @@ suite = Suite("qwen3_vl", tiny, qwen3_vl.image_and_text, lambda _: copy.deepcopy
 quantized = Suite("qwen3_vl", tiny, qwen3_vl.image_and_text, lambda _: copy.deepcopy(_wrapped(True)))
 
 
-@suite.fault("argument", at="model.language_model", kind="miscalls", argument="attention_mask")
+@suite.fault("argument", at="model.language_model", argument="attention_mask")
 def padding_mask_handed_down(pair: Pair) -> None:
     """The text model hands its layers the padding mask, which attention adds to its logits as it is (TICO#630)."""
     pair.candidate = qwen3_vl.mask_bug(copy.deepcopy(pair.reference))
 
 
-@suite.fault("argument", at="model.language_model", kind="miscalls", argument="attention_mask")
+@suite.fault("argument", at="model.language_model", argument="attention_mask")
 def causal_mask_one_off(pair: Pair) -> None:
     """The text model's causal mask shows one token of the future, in the helper that slices it."""
     rewrite(
-        unwrapped(pair, "model.language_model"),
+        pair.unwrapped(),
         "self.causal_mask_template[..., row_start:row_end, :kv_len]",
         "self.causal_mask_template[..., row_start + 1 : row_end + 1, :kv_len]",
         within="_slice_causal",
@@ -54,46 +51,42 @@ def causal_mask_one_off(pair: Pair) -> None:
 @suite.fault("container", at="model.visual.merger", kind=["structure", "miscalls"])
 def merger_without_norm(pair: Pair) -> None:
     """The patch merger does not call its norm (TICO#616)."""
-    rewrite(
-        unwrapped(pair, "model.visual.merger"),
-        "self.norm(x).view(-1, self.hidden_size)\n\n",
-        "x.view(-1, self.hidden_size)\n\n",
-    )
+    rewrite(pair.unwrapped(), "self.norm(x).view", "x.view")
 
 
 @suite.fault("leaf", at="model.visual.merger.act_fn")
 def merger_gelu_by_tanh(pair: Pair) -> None:
     """The merger's GELU is the tanh approximation, that of the vision blocks (TICO#734)."""
-    unwrapped(pair, "model.visual.merger").act_fn.wrapped = copy.deepcopy(
-        unwrapped(pair, "model.visual.blocks.0.mlp.act_fn")
+    pair.unwrapped("model.visual.merger").act_fn.wrapped = copy.deepcopy(
+        pair.unwrapped("model.visual.blocks.0.mlp.act_fn")
     )
 
 
-@suite.fault("container", at="model.visual.blocks.1.attn", kind=["miscalls", "introduces"])
+@suite.fault("container", at="model.visual.blocks.1.attn")
 def fused_projection_split_by_head(pair: Pair) -> None:
     """One vision attention splits its fused projection into heads first and into query, key and value second."""
     rewrite(
-        unwrapped(pair, "model.visual.blocks.1.attn"),
+        pair.unwrapped(),
         ".reshape(seq_length, 3, self.num_heads, -1)\n            .permute(1, 0, 2, 3)",
         ".reshape(seq_length, self.num_heads, 3, -1)\n            .permute(2, 0, 1, 3)",
     )
 
 
-@suite.fault("argument", at="model", kind="miscalls", argument="deepstack_visual_embeds")
+@suite.fault("argument", at="model", argument="deepstack_visual_embeds")
 def deepstack_reversed(pair: Pair) -> None:
     """The model hands its text model the deepstack features from last to first."""
     rewrite(
-        unwrapped(pair, "model"),
+        pair.unwrapped(),
         "deepstack_visual_embeds=deepstack_visual_embeds",
         "deepstack_visual_embeds=deepstack_visual_embeds[::-1]",
     )
 
 
-@suite.fault("argument", at="model", kind="miscalls", argument="position_ids")
+@suite.fault("argument", at="model", argument="position_ids")
 def positions_of_text_alone(pair: Pair) -> None:
     """The model hands its text model positions that count all tokens alike, as if there were no image."""
     rewrite(
-        unwrapped(pair, "model"),
+        pair.unwrapped(),
         "position_ids=position_ids,",
         "position_ids=torch.arange(inputs_embeds.shape[1]).expand(3, 1, -1),",
     )
@@ -102,20 +95,19 @@ def positions_of_text_alone(pair: Pair) -> None:
 @suite.fault("parameter", at="model.language_model.layers.1.mlp.gate_proj")
 def row_sign_flipped(pair: Pair) -> None:
     """One row of a wrapped linear layer's weight has the opposite sign."""
-    with torch.no_grad():
-        unwrapped(pair, "model.language_model.layers.1.mlp.gate_proj").module.weight[40:56].neg_()
+    pair.unwrapped().module.weight[40:56].neg_()
 
 
 @suite.fault("leaf", at="model.language_model.layers.0.input_layernorm")
 def eps_default(pair: Pair) -> None:
     """A wrapped RMSNorm has eps 1e-5 in place of 1e-6; the embeddings that it norms are small."""
-    unwrapped(pair, "model.language_model.layers.0.input_layernorm").eps = 1e-5
+    pair.unwrapped().eps = 1e-5
 
 
 @quantized.fault("quantization", at="model.language_model.layers.1.mlp.down_proj")
 def quantized_range_clips(pair: Pair) -> None:
     """Among uint8 layers, the scales of one weight are a fifth of what they should be."""
-    unwrapped(pair, "model.language_model.layers.1.mlp.down_proj").obs_weight._cached_scale.div_(5)
+    pair.unwrapped().obs_weight._cached_scale.div_(5)
 
 
 @suite.correct()

@@ -1,4 +1,4 @@
-"""Recurrent nets: gates, states, directions, and the same recurrence in several shapes."""
+"""Recurrent nets: LSTMs and GRUs in several shapes, and Mamba's state space."""
 
 from __future__ import annotations
 
@@ -7,9 +7,100 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.faults import models
 from bench.faults.case import Pair, Suite
-from bench.faults.more_vision_models import seeded
-from bench.faults.rewrite import rewrite
+from bench.faults.vision_models import trained
+
+mamba = Suite("mamba", models.mamba, models.uncached)
+MIXERS = [f"backbone.layers.{layer}.mixer" for layer in range(2)]
+
+
+@mamba.fault("parameter", at=MIXERS[0])
+def decay_of_one_channel(pair: Pair) -> None:
+    """One channel's decay is another one's: a parameter of the mixer itself."""
+    pair.faulty.A_log[5].add_(1.0)
+
+
+@mamba.fault("parameter", at=MIXERS[1])
+def skip_never_loaded(pair: Pair) -> None:
+    """The mixer's skip D is zero."""
+    pair.faulty.D.zero_()
+
+
+@mamba.fault("parameter", at=[MIXERS[0], f"{MIXERS[0]}.conv1d"])
+def kernel_mirrored(pair: Pair) -> None:
+    """A kernel is mirrored. Its module is never called: the mixer reads its weight, so either may be named."""
+    weight = pair.at(f"{MIXERS[0]}.conv1d").weight
+    weight.copy_(weight.flip(-1))
+
+
+@mamba.fault("parameter", at=[MIXERS[1], f"{MIXERS[1]}.dt_proj"])
+def time_step_bias_lost(pair: Pair) -> None:
+    """The bias of the time step is zero. Its module is never called: the mixer reads its bias."""
+    pair.at(f"{MIXERS[1]}.dt_proj").bias.zero_()
+
+
+@mamba.fault("container", at=MIXERS[1])
+def input_and_output_maps_exchanged(pair: Pair) -> None:
+    """B and C are taken from x_proj in the wrong order."""
+    pair.rewrite("time_step, B, C = torch.split(", "time_step, C, B = torch.split(")
+
+
+@mamba.fault("container", at=MIXERS[0])
+def gate_exchanged(pair: Pair) -> None:
+    """The mixer takes the first half of its projection for the gate."""
+    pair.rewrite("hidden_states_B_C, gate = projected_states", "gate, hidden_states_B_C = projected_states")
+
+
+@mamba.fault("container", at="backbone.layers.0")
+def residual_forgotten(pair: Pair) -> None:
+    """The first block returns its mixer's output alone."""
+    pair.rewrite("hidden_states = residual + hidden_states", "pass")
+
+
+@mamba.fault("leaf", at="backbone.layers.1.norm")
+def norm_eps(pair: Pair) -> None:
+    """A norm has eps 1e-3 and not 1e-5."""
+    pair.faulty.variance_epsilon = 1e-3
+
+
+@mamba.several(f"{MIXERS[0]}.x_proj", f"{MIXERS[1]}.out_proj")
+def two_projections(pair: Pair) -> None:
+    """A row of one projection is zero, and two rows of another one changed places."""
+    pair.at(f"{MIXERS[0]}.x_proj").weight[6].zero_()
+    weight = pair.at(f"{MIXERS[1]}.out_proj").weight
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+@mamba.fault("parameter", at="lm_head")
+def head_tied_by_mistake(pair: Pair) -> None:
+    """The head shares the embedding's weight where it should have one of its own."""
+    pair.faulty.weight = pair.at("backbone.embeddings").weight
+
+
+@mamba.correct()
+def inner_channels_permuted(pair: Pair) -> None:
+    """The inner channels of each mixer are in another order, in all of its tensors."""
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
+    both = torch.cat((order, order + 64))
+    for path in MIXERS:
+        mixer = pair.at(path)
+        mixer.in_proj.weight.copy_(mixer.in_proj.weight[both])
+        for tensor in (mixer.conv1d.weight, mixer.conv1d.bias, mixer.A_log, mixer.D):
+            tensor.copy_(tensor[order])
+        for tensor in (mixer.dt_proj.weight, mixer.dt_proj.bias):
+            tensor.copy_(tensor[order])
+        for linear in (mixer.x_proj, mixer.out_proj):
+            linear.weight.copy_(linear.weight[:, order])
+
+
+@mamba.correct()
+def norms_folded(pair: Pair) -> None:
+    """The norms' weights are in the projections after them."""
+    for block in pair.at("backbone").layers:
+        block.mixer.in_proj.weight.mul_(block.norm.weight)
+        nn.init.ones_(block.norm.weight)
+
 
 WIDTH = 12
 
@@ -58,8 +149,8 @@ class Speech(nn.Module):
         return torch.stack(outputs, dim=1)
 
 
-tagger = seeded(Tagger)
-speech = seeded(Speech)
+tagger = trained(Tagger)
+speech = trained(Speech)
 
 
 def sentences() -> dict[str, Any]:
@@ -86,7 +177,7 @@ def _gates(weight: Tensor, order: tuple[int, ...]) -> None:
 @tags.fault("parameter", at="lstm")
 def gates_in_another_order(pair: Pair) -> None:
     """One direction of the LSTM has its gates in the order input, candidate, forget, output."""
-    lstm = pair.at("lstm")
+    lstm = pair.faulty
     for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
         _gates(getattr(lstm, name), (0, 2, 1, 3))
 
@@ -94,63 +185,56 @@ def gates_in_another_order(pair: Pair) -> None:
 @tags.fault("parameter", at="lstm")
 def directions_exchanged(pair: Pair) -> None:
     """The second layer of the LSTM has the weights of its two directions exchanged."""
-    lstm = pair.at("lstm")
-    with torch.no_grad():
-        for name in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):
-            one, other = getattr(lstm, name), getattr(lstm, f"{name}_reverse")
-            kept = one.clone()
-            one.copy_(other)
-            other.copy_(kept)
+    lstm = pair.faulty
+    for name in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):
+        one, other = getattr(lstm, name), getattr(lstm, f"{name}_reverse")
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
 
 
 @tags.fault("argument", at="", kind=["miscalls", "introduces"])
 def last_state_of_one_direction(pair: Pair) -> None:
     """The root takes the final states of the two directions in the other order before it adds them."""
-    rewrite(pair.candidate, "torch.cat([hidden[-2], hidden[-1]]", "torch.cat([hidden[-1], hidden[-2]]")
+    pair.rewrite("torch.cat([hidden[-2], hidden[-1]]", "torch.cat([hidden[-1], hidden[-2]]")
 
 
 @tags.fault("argument", at="", kind=["miscalls", "introduces"])
 def lengths_ignored(pair: Pair) -> None:
     """The root packs all sentences at full length, padding included."""
-    rewrite(pair.candidate, "pack_padded_sequence(x, lengths,", "pack_padded_sequence(x, torch.full_like(lengths, 9),")
+    pair.rewrite("pack_padded_sequence(x, lengths,", "pack_padded_sequence(x, torch.full_like(lengths, 9),")
 
 
 @tags.fault("leaf", at="gru")
 def batch_first_mistaken(pair: Pair) -> None:
     """The GRU takes its first axis for time."""
-    pair.at("gru").batch_first = False
+    pair.faulty.batch_first = False
 
 
 @tags.fault("parameter", at="gru")
 def reset_gate_bias_merged(pair: Pair) -> None:
     """The GRU's two biases of the new gate are merged into one, which the reset gate does not scale."""
-    gru = pair.at("gru")
-    with torch.no_grad():
-        gru.bias_ih_l0[2 * WIDTH :].add_(gru.bias_hh_l0[2 * WIDTH :])
-        gru.bias_hh_l0[2 * WIDTH :].zero_()
+    gru = pair.faulty
+    gru.bias_ih_l0[2 * WIDTH :].add_(gru.bias_hh_l0[2 * WIDTH :])
+    gru.bias_hh_l0[2 * WIDTH :].zero_()
 
 
-@steps.fault("argument", at="", kind="miscalls", argument="hx")
+@steps.fault("argument", at="", argument="hx")
 def state_not_reset(pair: Pair) -> None:
     """The root starts its second cell from the first cell's state, not from zeros, after the first frame."""
-    rewrite(
-        pair.candidate,
-        "state[place] = cell(x, state[place])",
-        "state[place] = cell(x, state[0] if len(outputs) == 1 else state[place])",
-    )
+    pair.rewrite("cell(x, state[place])", "cell(x, state[0] if len(outputs) == 1 else state[place])")
 
 
-@steps.fault("argument", at="", kind="miscalls", argument="hx")
+@steps.fault("argument", at="", argument="hx")
 def state_never_carried(pair: Pair) -> None:
     """The root hands its second cell zeros at every step."""
-    rewrite(pair.candidate, "cell(x, state[place])", "cell(x, state[place] if place == 0 else (zeros, zeros))")
+    pair.rewrite("cell(x, state[place])", "cell(x, state[place] if place == 0 else (zeros, zeros))")
 
 
 @steps.fault("parameter", at="cells.1")
 def forget_bias_lost(pair: Pair) -> None:
     """The second cell has lost the bias of its forget gate."""
-    with torch.no_grad():
-        pair.at("cells.1").bias_ih[WIDTH : 2 * WIDTH].zero_()
+    pair.faulty.bias_ih[WIDTH : 2 * WIDTH].zero_()
 
 
 @steps.fault("leaf", at="cells.0")
@@ -159,20 +243,19 @@ def hard_sigmoid_in_a_cell(pair: Pair) -> None:
     pair.candidate.cells[0] = _Cell(pair.candidate.cells[0], nn.functional.hardsigmoid)
 
 
-@steps.fault("container", at="", kind=["miscalls", "introduces"])
+@steps.fault("container", at="")
 def frames_stacked_backwards(pair: Pair) -> None:
     """The root stacks its outputs from last to first."""
-    rewrite(pair.candidate, "torch.stack(outputs, dim=1)", "torch.stack(outputs[::-1], dim=1)")
+    pair.rewrite("torch.stack(outputs, dim=1)", "torch.stack(outputs[::-1], dim=1)")
 
 
 @steps.several("", "cells.0", "head")
 def state_gate_and_head(pair: Pair) -> None:
     """Zeros for the second cell's state, two gates exchanged in the first, and a head without its bias."""
-    rewrite(pair.candidate, "cell(x, state[place])", "cell(x, state[place] if place == 0 else (zeros, zeros))")
+    pair.rewrite("cell(x, state[place])", "cell(x, state[place] if place == 0 else (zeros, zeros))", at="")
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         _gates(getattr(pair.at("cells.0"), name), (1, 0, 2, 3))
-    with torch.no_grad():
-        pair.at("head").bias.zero_()
+    pair.at("head").bias.zero_()
 
 
 class _Cell(nn.Module):
@@ -224,10 +307,10 @@ def gru_unrolled(pair: Pair) -> None:
 @steps.correct()
 def frames_projected_at_once(pair: Pair) -> None:
     """The candidate projects all frames in one call before the loop, and normalises all after it."""
-    rewrite(
-        pair.candidate,
+    pair.rewrite(
         "for frame in frames.unbind(1):\n            x = self.project(frame)",
         "for x in self.project(frames).unbind(1):",
+        at="",
     )
 
 
@@ -235,7 +318,6 @@ def frames_projected_at_once(pair: Pair) -> None:
 def bias_of_update_gates_merged(pair: Pair) -> None:
     """The LSTM's two biases per direction are merged into one; the other is zero."""
     lstm = pair.at("lstm")
-    with torch.no_grad():
-        for layer in ("l0", "l1", "l0_reverse", "l1_reverse"):
-            getattr(lstm, f"bias_ih_{layer}").add_(getattr(lstm, f"bias_hh_{layer}"))
-            getattr(lstm, f"bias_hh_{layer}").zero_()
+    for layer in ("l0", "l1", "l0_reverse", "l1_reverse"):
+        getattr(lstm, f"bias_ih_{layer}").add_(getattr(lstm, f"bias_hh_{layer}"))
+        getattr(lstm, f"bias_hh_{layer}").zero_()

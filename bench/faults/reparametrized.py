@@ -6,11 +6,9 @@ handing the candidate tensors in the reference's own terms breaks what was right
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from bench.faults import correct_transformers as correct
-from bench.faults import models
+from bench.faults import correct, decoders, gpt2, models
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
 
@@ -19,23 +17,17 @@ LAYERS = range(2)
 _LAST_RESIDUAL = "hidden_states = self.mlp(hidden_states)\n        hidden_states = residual + hidden_states"
 
 
-def _scale_row(pair: Pair, path: str, row: int = 17) -> None:
-    with torch.no_grad():
-        pair.at(path).weight[row].mul_(1.5)
-
-
 def _drop_mask(pair: Pair) -> None:
-    rewrite(pair.at("model"), "attention_mask=causal_mask", "attention_mask=None")
+    pair.rewrite("attention_mask=causal_mask", "attention_mask=None", at="model")
 
 
 def _interleave(pair: Pair) -> None:
     """Rotary pairs are neighbours and not halves apart, in the rows of the weights as in attention's code."""
     for layer in LAYERS:
         attention = pair.at(f"model.layers.{layer}.self_attn")
-        with torch.no_grad():
-            for linear in (attention.q_proj, attention.k_proj):
-                heads = linear.weight.unflatten(0, (-1, 2, 8))
-                linear.weight.copy_(heads.transpose(1, 2).reshape(linear.weight.shape))
+        for linear in (attention.q_proj, attention.k_proj):
+            heads = linear.weight.unflatten(0, (-1, 2, 8))
+            linear.weight.copy_(heads.transpose(1, 2).reshape(linear.weight.shape))
         rewrite(
             attention,
             "q_embed = (q * cos) + (rotate_half(q) * sin)\n    k_embed = (k * cos) + (rotate_half(k) * sin)",
@@ -56,14 +48,14 @@ def rotary_interleaved(pair: Pair) -> None:
 def rotary_interleaved_value_row_scaled(pair: Pair) -> None:
     """Queries and keys are interleaved, which is right; a row of the values' weight is 1.5 times too large."""
     _interleave(pair)
-    _scale_row(pair, "model.layers.1.self_attn.v_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.0.self_attn.k_proj")
 def rotary_interleaved_key_row_scaled(pair: Pair) -> None:
     """Queries and keys are interleaved, which is right; a row of the keys' weight is 1.5 times too large."""
     _interleave(pair)
-    _scale_row(pair, "model.layers.0.self_attn.k_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.0.self_attn.k_proj")
@@ -74,32 +66,31 @@ def rotary_interleaved_key_row_flipped(pair: Pair) -> None:
     as right as before.
     """
     _interleave(pair)
-    with torch.no_grad():
-        pair.at("model.layers.0.self_attn.k_proj").weight[17].neg_()
+    pair.faulty.weight[17].neg_()
 
 
 @suite.fault("leaf", at="model.layers.1.input_layernorm")
 def scale_folded_and_eps(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right; a norm has the default eps."""
     correct.scale_folded_into_keys(pair)
-    pair.at("model.layers.1.input_layernorm").variance_epsilon = 1e-4
+    pair.faulty.variance_epsilon = 1e-4
 
 
 @suite.fault("parameter", at="model.layers.0.self_attn.q_proj")
 def scale_folded_and_query_row_scaled(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right; a row of the queries' is 1.5 times too large."""
     correct.scale_folded_into_keys(pair)
-    _scale_row(pair, "model.layers.0.self_attn.q_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.0.self_attn.k_proj")
 def scale_folded_and_key_row_scaled(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right, and one row of those is too large."""
     correct.scale_folded_into_keys(pair)
-    _scale_row(pair, "model.layers.0.self_attn.k_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("call", at="model", kind="miscalls", argument="attention_mask")
+@suite.fault("call", at="model", argument="attention_mask")
 def scale_folded_and_no_mask(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right; the model hands its layers no mask."""
     correct.scale_folded_into_keys(pair)
@@ -110,31 +101,31 @@ def scale_folded_and_no_mask(pair: Pair) -> None:
 def norms_smoothed_and_row_scaled(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; a row of an MLP's last weight is too large."""
     correct.norms_smoothed(pair)
-    _scale_row(pair, "model.layers.1.mlp.down_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.0.self_attn.q_proj")
 def norms_smoothed_and_query_row_scaled(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; a row of one of those is too large."""
     correct.norms_smoothed(pair)
-    _scale_row(pair, "model.layers.0.self_attn.q_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("leaf", at="model.layers.1.post_attention_layernorm")
 def norms_smoothed_and_eps(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; one of the norms has another eps as well."""
     correct.norms_smoothed(pair)
-    pair.at("model.layers.1.post_attention_layernorm").variance_epsilon = 1e-3
+    pair.faulty.variance_epsilon = 1e-3
 
 
-@suite.fault("container", at="model.layers.1")
+@suite.fault("container", at="model.layers.1", kind="introduces")
 def norms_smoothed_and_residual_dropped(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; a layer leaves out its last residual."""
     correct.norms_smoothed(pair)
-    rewrite(pair.at("model.layers.1"), _LAST_RESIDUAL, "hidden_states = self.mlp(hidden_states)")
+    pair.rewrite(_LAST_RESIDUAL, "hidden_states = self.mlp(hidden_states)")
 
 
-@suite.fault("call", at="model", kind="miscalls", argument="attention_mask")
+@suite.fault("call", at="model", argument="attention_mask")
 def norms_smoothed_and_no_mask(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; the model hands its layers no mask."""
     correct.norms_smoothed(pair)
@@ -145,53 +136,183 @@ def norms_smoothed_and_no_mask(pair: Pair) -> None:
 def channels_permuted_and_relu(pair: Pair) -> None:
     """Hidden channels are in another order, which is right; the activation is another function."""
     correct.hidden_channels_permuted(pair)
-    pair.at("model.layers.0.mlp").act_fn = nn.ReLU()
+    pair.replace(nn.ReLU())
 
 
 @suite.fault("parameter", at="model.layers.1.mlp.down_proj")
 def channels_permuted_and_row_scaled(pair: Pair) -> None:
     """Hidden channels are in another order, which is right; a row of the weight that takes them is too large."""
     correct.hidden_channels_permuted(pair)
-    _scale_row(pair, "model.layers.1.mlp.down_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.1.mlp.gate_proj")
 def channels_permuted_and_gate_row_scaled(pair: Pair) -> None:
     """Hidden channels are in another order, which is right; a row of the gate's weight is too large."""
     correct.hidden_channels_permuted(pair)
-    _scale_row(pair, "model.layers.1.mlp.gate_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.0.self_attn.o_proj")
 def values_rotated_and_row_scaled(pair: Pair) -> None:
     """Each head's values are rotated, which is right; a row of the output projection is too large."""
     correct.values_rotated_per_head(pair)
-    _scale_row(pair, "model.layers.0.self_attn.o_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.1.self_attn.q_proj")
 def stream_rotated_and_query_row_scaled(pair: Pair) -> None:
     """The residual stream is rotated, which is right; a row of the queries' weight is too large."""
     correct.residual_stream_rotated(pair)
-    _scale_row(pair, "model.layers.1.self_attn.q_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
 @suite.fault("parameter", at="model.layers.1.mlp.down_proj")
 def stream_rotated_and_row_scaled(pair: Pair) -> None:
     """The residual stream is rotated, which is right; a row of a weight that adds to it is too large."""
     correct.residual_stream_rotated(pair)
-    _scale_row(pair, "model.layers.1.mlp.down_proj")
+    pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("container", at="model.layers.1")
+@suite.fault("container", at="model.layers.1", kind="introduces")
 def stream_rotated_and_residual_dropped(pair: Pair) -> None:
     """The residual stream is rotated, which is right; a layer leaves out its last residual."""
     correct.residual_stream_rotated(pair)
-    rewrite(pair.at("model.layers.1"), _LAST_RESIDUAL, "hidden_states = self.mlp(hidden_states)")
+    pair.rewrite(_LAST_RESIDUAL, "hidden_states = self.mlp(hidden_states)")
 
 
-@suite.fault("call", at="model", kind="miscalls", argument="attention_mask")
+@suite.fault("call", at="model", argument="attention_mask")
 def stream_rotated_and_no_mask(pair: Pair) -> None:
     """The residual stream is rotated, which is right; the model hands its layers no mask."""
     correct.residual_stream_rotated(pair)
     _drop_mask(pair)
+
+
+llama = Suite("compensated", models.llama, models.padded_uncached)
+gpt = Suite("compensated", models.gpt2, models.padded_uncached)
+neox = Suite("compensated", models.gpt_neox, models.padded_uncached)
+padded_opt = Suite("compensated", models.opt, models.left_padded)
+
+
+@llama.fault("parameter", at="model.layers.1.self_attn.o_proj")
+def smoothed_and_a_row_flipped(pair: Pair) -> None:
+    """Norms are smoothed as SmoothQuant does, and an output projection has a row of the wrong sign."""
+    correct.norms_smoothed(pair)
+    pair.faulty.weight[5].neg_()
+
+
+@llama.fault("leaf", at="model.layers.0.mlp.act_fn")
+def smoothed_and_another_activation(pair: Pair) -> None:
+    """Norms are smoothed, and one MLP's activation is a GELU: the folded norm before it is in another container."""
+    correct.norms_smoothed(pair)
+    pair.replace(nn.GELU())
+
+
+@llama.fault("container", at="model.layers.0")
+def smoothed_and_a_residual_lost(pair: Pair) -> None:
+    """Norms are smoothed, and one layer forgets the residual after attention."""
+    correct.norms_smoothed(pair)
+    pair.rewrite(
+        "        hidden_states = residual + hidden_states\n\n        # Fully Connected", "        # Fully Connected"
+    )
+
+
+@llama.fault("parameter", at="model.layers.1.mlp.down_proj")
+def channels_permuted_and_a_row_zero(pair: Pair) -> None:
+    """The hidden channels of the MLPs are permuted, and one projection has a row of zeros."""
+    correct.hidden_channels_permuted(pair)
+    pair.faulty.weight[8].zero_()
+
+
+@llama.fault("container", at="model.layers.1.mlp")
+def channels_permuted_and_halves_swapped(pair: Pair) -> None:
+    """The hidden channels of the MLPs are permuted, and one MLP activates the other half."""
+    correct.hidden_channels_permuted(pair)
+    pair.rewrite("self.act_fn(self.gate_proj(x)) * self.up_proj(x)", "self.gate_proj(x) * self.act_fn(self.up_proj(x))")
+
+
+@llama.fault(
+    "parameter", at=["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"]
+)
+def one_of_three_not_permuted(pair: Pair) -> None:
+    """The hidden channels are permuted, and one gate projection was forgotten: it, or the other two, are wrong."""
+    correct.hidden_channels_permuted(pair)
+    original = pair.reference.get_submodule("model.layers.0.mlp.gate_proj")
+    pair.at("model.layers.0.mlp.gate_proj").load_state_dict(original.state_dict())
+
+
+@llama.fault("parameter", at="model.layers.1.self_attn.q_proj")
+def key_scale_folded_and_a_query_row_flipped(pair: Pair) -> None:
+    """The scale of attention is in the key weights, and a row of the queries has the wrong sign."""
+    correct.scale_folded_into_keys(pair)
+    pair.faulty.weight[3].neg_()
+
+
+@llama.fault("parameter", at="model.layers.0.mlp.up_proj")
+def values_rotated_and_a_row_flipped(pair: Pair) -> None:
+    """Values are rotated per head and rotated back, and a row of an MLP has the wrong sign."""
+    correct.values_rotated_per_head(pair)
+    pair.faulty.weight[9].neg_()
+
+
+@llama.fault("container", at="model.layers.0.self_attn")
+def values_rotated_and_another_scale(pair: Pair) -> None:
+    """Values are rotated per head and rotated back, and one attention divides by the root of the hidden size."""
+    correct.values_rotated_per_head(pair)
+    pair.faulty.scaling = 64**-0.5
+
+
+@llama.fault("leaf", at="model.layers.1.mlp.act_fn")
+def stream_rotated_and_another_activation(pair: Pair) -> None:
+    """The residual stream is rotated, and one activation is a GELU: inside an MLP nothing is rotated."""
+    correct.residual_stream_rotated(pair)
+    pair.replace(nn.GELU())
+
+
+@llama.fault("parameter", at="model.layers.0.self_attn.v_proj")
+def stream_rotated_and_a_row_flipped(pair: Pair) -> None:
+    """The residual stream is rotated, and a row of the values has the wrong sign."""
+    correct.residual_stream_rotated(pair)
+    pair.faulty.weight[2].neg_()
+
+
+@llama.fault("argument", at="model", argument="attention_mask")
+def stream_rotated_and_padding_lost(pair: Pair) -> None:
+    """The residual stream is rotated, and the model makes its mask without the padding."""
+    correct.residual_stream_rotated(pair)
+    pair.rewrite("            attention_mask=attention_mask,", "            attention_mask=None,")
+
+
+@gpt.fault("container", at="transformer.h.0")
+def norms_folded_and_a_residual_lost(pair: Pair) -> None:
+    """The norms are folded into the projections after them, and one block forgets its first residual."""
+    gpt2.norms_folded(pair)
+    pair.rewrite("hidden_states = attn_output + residual", "hidden_states = attn_output")
+
+
+@gpt.fault("parameter", at="transformer.h.1.mlp.c_proj")
+def norms_folded_and_a_bias_lost(pair: Pair) -> None:
+    """The norms are folded, and a bias behind an activation is zero."""
+    gpt2.norms_folded(pair)
+    pair.faulty.bias.zero_()
+
+
+@neox.fault("container", at="gpt_neox.layers.1", kind="introduces")
+def norms_folded_and_the_residual_forgotten(pair: Pair) -> None:
+    """The norms are folded, and the last layer forgets its residual."""
+    decoders.norm_weights_folded(pair)
+    pair.rewrite("mlp_output + attn_output + hidden_states", "mlp_output + attn_output")
+
+
+@padded_opt.fault("parameter", at="model.decoder.layers.1.self_attn.out_proj")
+def value_bias_moved_and_a_row_flipped(pair: Pair) -> None:
+    """The values' bias is in the output projection's, and one of its rows has the wrong sign."""
+    decoders.value_bias_moved(pair)
+    pair.faulty.weight[6].neg_()
+
+
+@padded_opt.fault("argument", at="model.decoder.layers.0", argument="attention_mask")
+def scale_folded_and_the_mask_lost(pair: Pair) -> None:
+    """The queries' scale is in their weights, and one layer hands its attention no mask."""
+    decoders.scale_folded_into_queries(pair)
+    pair.rewrite("attention_mask=attention_mask", "attention_mask=None")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from bench.faults.case import Pair, Suite
-from bench.faults.more_vision_models import images, resnet_like
-from bench.faults.rewrite import rewrite
+from bench.faults.vision_models import images, resnet_like, without_norm
 
 suite = Suite("resnet_like", resnet_like, lambda: images(45, 3))
 
@@ -17,55 +14,49 @@ suite = Suite("resnet_like", resnet_like, lambda: images(45, 3))
 @suite.fault("leaf", at="context.0")
 def dilation_lost(pair: Pair) -> None:
     """The dilated depthwise convolution has dilation 1, and the padding that gives the same size."""
-    pair.at("context.0").dilation = (1, 1)
-    pair.at("context.0").padding = (1, 1)
+    pair.faulty.dilation = (1, 1)
+    pair.faulty.padding = (1, 1)
 
 
 @suite.fault("leaf", at="layer2.0.downsample.0", kind=["introduces", "miscalls"])
 def stride_of_odd_pixels(pair: Pair) -> None:
     """The projection of the shortcut takes the odd pixels and not the even ones, in its own code."""
-    rewrite(
-        pair.at("layer2.0.downsample.0"),
-        "self._conv_forward(input, self.weight, self.bias)",
-        "self._conv_forward(input.roll((-1, -1), (2, 3)), self.weight, self.bias)",
-    )
+    pair.rewrite("(input, self.weight, self.bias)", "(input.roll((-1, -1), (2, 3)), self.weight, self.bias)")
 
 
 @suite.fault("parameter", at="layer1.1.conv2")
 def groups_exchanged(pair: Pair) -> None:
     """A grouped convolution has the kernels of its two groups exchanged."""
-    with torch.no_grad():
-        weight = pair.at("layer1.1.conv2").weight
-        weight.copy_(weight.roll(len(weight) // 2, 0))
+    weight = pair.faulty.weight
+    weight.copy_(weight.roll(len(weight) // 2, 0))
 
 
 @suite.fault("leaf", at="context.1")
 def relu_for_relu6(pair: Pair) -> None:
     """The activation does not stop at 6, and few values are beyond."""
-    for model in (pair.reference, pair.candidate):
-        with torch.no_grad():
-            model.context[0].weight.mul_(12)
+    for conv in pair.both("context.0"):
+        conv.weight.mul_(12)
     pair.candidate.context[1] = nn.ReLU()
 
 
 @suite.fault("leaf", at="context.3")
 def padding_counted(pair: Pair) -> None:
     """The mean pooling does not count the zeros of its padding: only the border differs."""
-    pair.at("context.3").count_include_pad = False
+    pair.faulty.count_include_pad = False
 
 
 @suite.fault("leaf", at="maxpool", kind=["introduces", "structure"], inputs=lambda: images(47))
 def pool_rounds_up(pair: Pair) -> None:
     """The pooling, which does not pad, rounds its output's size up: one row and one column more."""
-    for model in (pair.reference, pair.candidate):
-        model.maxpool.padding = 0
-    pair.at("maxpool").ceil_mode = True
+    for pool in pair.both():
+        pool.padding = 0
+    pair.faulty.ceil_mode = True
 
 
 @suite.fault("buffer", at="layer1.0.bn2")
 def mean_and_variance_exchanged(pair: Pair) -> None:
     """A batch norm was loaded with its mean for its variance (made positive) and its variance for its mean."""
-    norm = pair.at("layer1.0.bn2")
+    norm = pair.faulty
     norm.running_mean, norm.running_var = norm.running_var, norm.running_mean.abs()
 
 
@@ -77,20 +68,19 @@ def folded_without_the_mean(pair: Pair) -> None:
     wrong, so that either may be named.
     """
     block = pair.at("layer2.1")
-    block.conv3, block.bn3 = _folded(block.conv3, block.bn3, shift=False), nn.Identity()
+    block.conv3, block.bn3 = without_norm(block.conv3, block.bn3, shift=False), nn.Identity()
 
 
-@suite.fault("container", at="layer2.0", kind=["miscalls", "introduces"])
+@suite.fault("container", at="layer2.0")
 def shortcut_not_projected_from_the_input(pair: Pair) -> None:
     """A block projects its activated input for the shortcut, which its in-place activation has not touched."""
-    rewrite(pair.at("layer2.0"), "identity = self.downsample(x)", "identity = self.downsample(x.clamp(max=0.5))")
+    pair.rewrite("identity = self.downsample(x)", "identity = self.downsample(x.clamp(max=0.5))")
 
 
-@suite.fault("container", at="layer1.1", kind=["miscalls", "introduces"])
+@suite.fault("container", at="layer1.1")
 def activation_before_the_sum(pair: Pair) -> None:
     """A block activates before it adds its shortcut, not after."""
-    rewrite(
-        pair.at("layer1.1"),
+    pair.rewrite(
         "        out += identity\n        activated: Tensor = self.relu(out)",
         "        activated: Tensor = self.relu(out) + identity",
     )
@@ -99,20 +89,19 @@ def activation_before_the_sum(pair: Pair) -> None:
 @suite.fault("mode", at="bn1")
 def stem_in_train_mode(pair: Pair) -> None:
     """The first batch norm is in train mode."""
-    pair.at("bn1").train()
+    pair.faulty.train()
 
 
 @suite.fault("leaf", at="layer2.0.bn2")
 def batch_norm_eps_of_another_framework(pair: Pair) -> None:
     """A batch norm has eps 1e-3 and not 1e-5: half a thousandth on channels of variance 1."""
-    pair.at("layer2.0.bn2").eps = 1e-3
+    pair.faulty.eps = 1e-3
 
 
 @suite.fault("parameter", at="layer1.0.bn3")
 def one_channel_of_a_norm(pair: Pair) -> None:
     """One channel of one batch norm has the bias of its neighbour."""
-    with torch.no_grad():
-        pair.at("layer1.0.bn3").bias[5] = pair.at("layer1.0.bn3").bias[6] + 0.3
+    pair.faulty.bias[5] = pair.faulty.bias[6] + 0.3
 
 
 @suite.fault("argument", at="", kind=["miscalls", "introduces"], argument="input")
@@ -123,38 +112,17 @@ def flattened_channels_last(pair: Pair) -> None:
             torch.manual_seed(1)
             model.avgpool, model.fc = nn.AdaptiveAvgPool2d(2), nn.Linear(128, 7)
     pair.candidate.fc.load_state_dict(pair.reference.fc.state_dict())
-    rewrite(
-        pair.candidate, "torch.flatten(self.avgpool(x), 1)", "torch.flatten(self.avgpool(x).permute(0, 2, 3, 1), 1)"
-    )
+    pair.rewrite("torch.flatten(self.avgpool(x), 1)", "torch.flatten(self.avgpool(x).permute(0, 2, 3, 1), 1)")
 
 
 @suite.several("bn1", "layer1.1", "fc", "layer2.0.downsample.1")
 def four_at_once(pair: Pair) -> None:
     """A batch norm's eps of 0.1, a block without shortcut, a classifier with two rows exchanged, stale statistics."""
     pair.at("bn1").eps = 0.1
-    rewrite(pair.at("layer1.1"), "        out += identity\n", "")
-    with torch.no_grad():
-        weight = pair.at("fc").weight
-        weight.copy_(weight[[1, 0, 2, 3, 4, 5, 6]])
+    pair.rewrite("        out += identity\n", "", at="layer1.1")
+    weight = pair.at("fc").weight
+    weight.copy_(weight[[1, 0, 2, 3, 4, 5, 6]])
     pair.at("layer2.0.downsample.1").reset_running_stats()
-
-
-def _folded(conv: Any, norm: Any, shift: bool = True) -> nn.Conv2d:
-    gain = (norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)).detach()
-    folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    )
-    with torch.no_grad():
-        folded.weight.copy_(conv.weight.double() * gain[:, None, None, None])
-        assert folded.bias is not None
-        folded.bias.copy_(norm.bias.double() - norm.running_mean.double() * gain * shift)
-    return folded
 
 
 @suite.correct()
@@ -164,7 +132,7 @@ def folded(pair: Pair) -> None:
         for number in (1, 2, 3):
             conv, norm = getattr(module, f"conv{number}", None), getattr(module, f"bn{number}", None)
             if conv is not None and norm is not None:
-                setattr(module, f"conv{number}", _folded(conv, norm))
+                setattr(module, f"conv{number}", without_norm(conv, norm))
                 setattr(module, f"bn{number}", nn.Identity())
 
 
@@ -178,7 +146,7 @@ class ConvReLU(nn.Conv2d):
 @suite.correct()
 def convolution_and_activation_fused(pair: Pair) -> None:
     """The stem's convolution, norm and activation are one module; identities stand in their places."""
-    stem = _folded(pair.candidate.conv1, pair.candidate.bn1)
+    stem = without_norm(pair.candidate.conv1, pair.candidate.bn1)
     stem.__class__ = ConvReLU
     pair.candidate.conv1, pair.candidate.bn1, pair.candidate.relu = stem, nn.Identity(), nn.Identity()
 
@@ -194,11 +162,10 @@ def inner_channels_permuted(pair: Pair) -> None:
     pair.candidate.layer1[1].conv2.load_state_dict(pair.reference.layer1[1].conv2.state_dict())
     block = pair.at("layer1.1")
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        block.conv1.weight.copy_(block.conv1.weight[order])
-        for tensor in (block.bn1.weight, block.bn1.bias, block.bn1.running_mean, block.bn1.running_var):
-            tensor.copy_(tensor[order].clone())
-        block.conv2.weight.copy_(block.conv2.weight[:, order])
+    block.conv1.weight.copy_(block.conv1.weight[order])
+    for tensor in (block.bn1.weight, block.bn1.bias, block.bn1.running_mean, block.bn1.running_var):
+        tensor.copy_(tensor[order].clone())
+    block.conv2.weight.copy_(block.conv2.weight[:, order])
 
 
 @suite.correct()
@@ -206,10 +173,9 @@ def depthwise_as_full(pair: Pair) -> None:
     """The depthwise convolution is a full one whose kernel is zero off the diagonal."""
     old = pair.at("context.0")
     full = nn.Conv2d(64, 64, 3, padding=2, dilation=2)
-    with torch.no_grad():
-        full.weight.zero_()
-        full.weight[range(64), range(64)] = old.weight[:, 0]
-        full.bias = old.bias
+    full.weight.zero_()
+    full.weight[range(64), range(64)] = old.weight[:, 0]
+    full.bias = old.bias
     pair.candidate.context[0] = full
 
 
@@ -231,4 +197,4 @@ def stages_flattened(pair: Pair) -> None:
 def cast_to_bfloat16(pair: Pair) -> None:
     """The whole candidate is in bfloat16, and casts the images that it is handed."""
     pair.candidate.to(torch.bfloat16)
-    rewrite(pair.candidate, "self.conv1(x)", "self.conv1(x.bfloat16())")
+    pair.rewrite("self.conv1(x)", "self.conv1(x.bfloat16())", at="")

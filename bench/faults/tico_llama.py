@@ -9,7 +9,6 @@ from typing import Any
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.rewrite import rewrite
-from bench.faults.unwrapped import unwrapped
 from qtrace.engine.samples import as_samples
 from qtrace.toolkits.tico import wrap
 
@@ -49,39 +48,39 @@ def wrapped_and_padded(pair: Pair) -> None:
     """The same on one padded prompt."""
 
 
-@suite.fault("argument", at="model", kind="miscalls", argument="attention_mask")
+@suite.fault("argument", at="model", argument="attention_mask")
 def causal_mask_one_off(pair: Pair) -> None:
     """The model's causal mask shows one token of the future."""
     rewrite(
-        unwrapped(pair, "model"),
+        pair.unwrapped(),
         "self.causal_mask_template[..., past_len : past_len + q_len, :k_len]",
         "self.causal_mask_template[..., past_len + 1 : past_len + q_len + 1, :k_len]",
         within="_slice_causal",
     )
 
 
-@suite.fault("argument", at="model", kind="miscalls", argument="position_embeddings")
+@suite.fault("argument", at="model", argument="position_embeddings")
 def positions_from_one(pair: Pair) -> None:
     """The model takes its sines one position late and its cosines not: the rotations are none any more."""
     rewrite(
-        unwrapped(pair, "model"),
+        pair.unwrapped(),
         "self.rope_sin_template[:, start:end, :]",
         "self.rope_sin_template[:, start + 1 : end + 1, :]",
         within="get_position_embeddings_for",
     )
 
 
-@suite.fault("container", at=f"{LAYER}.mlp", kind=["miscalls", "introduces"])
+@suite.fault("container", at=f"{LAYER}.mlp")
 def up_and_gate_exchanged(pair: Pair) -> None:
     """The wrapped MLP activates the linear half."""
-    rewrite(unwrapped(pair, f"{LAYER}.mlp"), "a = self.act_fn(g)", "a, u = self.act_fn(u), g")
+    rewrite(pair.unwrapped(), "a = self.act_fn(g)", "a, u = self.act_fn(u), g")
 
 
-@suite.fault("container", at="model.layers.0", kind=["miscalls", "introduces"])
+@suite.fault("container", at="model.layers.0")
 def residual_of_the_normed(pair: Pair) -> None:
     """The wrapped layer takes its first residual after the norm."""
     rewrite(
-        unwrapped(pair, "model.layers.0"),
+        pair.unwrapped(),
         "        residual = hidden_states\n        hidden_states = self.input_layernorm(hidden_states)",
         "        hidden_states = self.input_layernorm(hidden_states)\n        residual = hidden_states",
     )
@@ -90,30 +89,25 @@ def residual_of_the_normed(pair: Pair) -> None:
 @suite.fault("leaf", at=f"{LAYER}.mlp.act_fn")
 def silu_without_its_product(pair: Pair) -> None:
     """The wrapped SiLU multiplies by the sigmoid of 1.1 times its input."""
-    rewrite(unwrapped(pair, f"{LAYER}.mlp.act_fn"), "torch.sigmoid(x_q)", "torch.sigmoid(1.1 * x_q)")
+    rewrite(pair.unwrapped(), "torch.sigmoid(x_q)", "torch.sigmoid(1.1 * x_q)")
 
 
-@suite.fault("container", at=f"{LAYER}.mlp", kind=["miscalls", "introduces"], inputs=_one)
+@suite.fault("container", at=f"{LAYER}.mlp", inputs=_one)
 def up_and_gate_exchanged_alone(pair: Pair) -> None:
     """The same on a batch of one."""
     up_and_gate_exchanged(pair)
 
 
-@suite.fault("container", at="model.layers.0", kind=["miscalls", "introduces"], inputs=_one)
+@suite.fault("container", at="model.layers.0", inputs=_one)
 def residual_of_the_normed_alone(pair: Pair) -> None:
     """The wrapped layer's first residual is what its norm returned, on a batch of one."""
     residual_of_the_normed(pair)
 
 
-@suite.fault("container", at=f"{LAYER}.self_attn", kind=["miscalls", "introduces"], inputs=_one)
+@suite.fault("container", at=f"{LAYER}.self_attn", inputs=_one)
 def rotated_halves_exchanged(pair: Pair) -> None:
     """One wrapped attention rotates with its halves the other way round."""
-    rewrite(
-        unwrapped(pair, f"{LAYER}.self_attn"),
-        "torch.cat((first, x1), dim=-1)",
-        "torch.cat((x1, first), dim=-1)",
-        within="_rot",
-    )
+    rewrite(pair.unwrapped(), "((first, x1), dim=-1)", "((x1, first), dim=-1)", within="_rot")
 
 
 @quantized.correct("drift", "clean", inputs=_one)
@@ -134,48 +128,48 @@ def weights_of_four_bits(pair: Pair) -> None:
 @quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj", inputs=_one)
 def weight_scales_too_small(pair: Pair) -> None:
     """The scales of one weight are a third."""
-    unwrapped(pair, f"{LAYER}.mlp.down_proj").obs_weight._cached_scale.div_(3)
+    pair.unwrapped().obs_weight._cached_scale.div_(3)
 
 
 @quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj")
 def weight_scales_too_small_batch(pair: Pair) -> None:
     """The scales of one weight are a third, on a batch of two."""
-    unwrapped(pair, f"{LAYER}.mlp.down_proj").obs_weight._cached_scale.div_(3)
+    pair.unwrapped().obs_weight._cached_scale.div_(3)
 
 
 @quantized.fault("quantization", at="model.layers.0.mlp.act_fn", inputs=_one)
 def sigmoid_range_halved(pair: Pair) -> None:
     """The range of the sigmoid inside of one SiLU ends at a half: it clips."""
-    unwrapped(pair, "model.layers.0.mlp.act_fn").obs_sig._cached_scale.mul_(0.5)
+    pair.unwrapped().obs_sig._cached_scale.mul_(0.5)
 
 
 @quantized.fault("quantization", at="model.layers.0.mlp", kind=["introduces", "miscalls"], inputs=_one)
 def product_clipped(pair: Pair) -> None:
     """The range of the product in an MLP's own code is a fifth of the observed one."""
-    unwrapped(pair, "model.layers.0.mlp").obs_mul._cached_scale.mul_(0.2)
+    pair.unwrapped().obs_mul._cached_scale.mul_(0.2)
 
 
 @quantized.fault("quantization", at="model.layers.0", kind=["introduces", "miscalls"], inputs=_one)
 def residual_clipped(pair: Pair) -> None:
     """The range of the sum that a layer returns is a third of the observed one: its own code."""
-    unwrapped(pair, "model.layers.0").obs_mlp_residual_out._cached_scale.mul_(0.33)
+    pair.unwrapped().obs_mlp_residual_out._cached_scale.mul_(0.33)
 
 
 @quantized.fault("quantization", at=f"{LAYER}.self_attn", kind=["introduces", "miscalls"], inputs=_one)
 def softmax_never_calibrated(pair: Pair) -> None:
     """The scale of attention's weights after softmax is 1 / 8: they are rounded to eighths."""
-    observer = unwrapped(pair, f"{LAYER}.self_attn").obs_softmax
+    observer = pair.unwrapped().obs_softmax
     observer._cached_scale.fill_(0.125)
 
 
 @quantized.fault("quantization", at="model.embed_tokens", inputs=_one)
 def embedding_of_four_bits(pair: Pair) -> None:
     """The embeddings' table is rounded to a grid 24 times too wide."""
-    observer = unwrapped(pair, "model.embed_tokens").weight_obs
+    observer = pair.unwrapped().weight_obs
     observer._cached_scale.mul_(24)
 
 
 @quantized.fault("quantization", at="model.norm", inputs=_one)
 def last_norm_weight_clipped(pair: Pair) -> None:
     """The range of the last norm's weight is two thirds of the real one."""
-    unwrapped(pair, "model.norm").obs_weight._cached_scale.mul_(0.6)
+    pair.unwrapped().obs_weight._cached_scale.mul_(0.6)

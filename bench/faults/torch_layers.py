@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.faults.case import Pair, Suite
-from bench.faults.more_vision_models import seeded
 from bench.faults.rewrite import rewrite
+from bench.faults.vision_models import trained
 
 WIDTH = 16
 
@@ -45,7 +45,7 @@ class Fusion(nn.Module):
         return {"scores": self.pair(sound.mean(1), self.genre(bags, offsets)), "weights": weights}
 
 
-fusion = seeded(Fusion)
+fusion = trained(Fusion)
 
 
 def song() -> dict[str, Any]:
@@ -64,42 +64,37 @@ def song() -> dict[str, Any]:
 suite = Suite("torch_layers", fusion, song)
 
 
-@suite.fault("argument", at="", kind="miscalls", argument="key")
+@suite.fault("argument", at="", argument="key")
 def attends_to_itself(pair: Pair) -> None:
     """The root lets the sound attend to itself where it should attend to the text: keys and values, no mask."""
-    rewrite(
-        pair.candidate,
-        "self.cross(sound, text, text, key_padding_mask=blank)",
-        "self.cross(sound, sound[:, :8], sound[:, :8])",
-    )
+    pair.rewrite("(sound, text, text, key_padding_mask=blank)", "(sound, sound[:, :8], sound[:, :8])")
 
 
-@suite.fault("argument", at="", kind="miscalls", argument="value")
+@suite.fault("argument", at="", argument="value")
 def values_one_place_late(pair: Pair) -> None:
     """The reference hands its attention values rolled by one place; the candidate hands on one tensor thrice."""
     rewrite(pair.reference, "self.own(sound, sound, sound,", "self.own(sound, sound, sound.roll(1, 1),")
 
 
-@suite.fault("argument", at="", kind="miscalls", argument="src_key_padding_mask")
+@suite.fault("argument", at="", argument="src_key_padding_mask")
 def padding_mask_inverted(pair: Pair) -> None:
     """The root hands its text encoder the mask of what to keep for the mask of what to hide."""
-    rewrite(pair.candidate, "src_key_padding_mask=blank", "src_key_padding_mask=~blank")
+    pair.rewrite("src_key_padding_mask=blank", "src_key_padding_mask=~blank")
 
 
-@suite.fault("argument", at="", kind="miscalls", argument="key_padding_mask")
+@suite.fault("argument", at="", argument="key_padding_mask")
 def padding_seen_by_the_sound(pair: Pair) -> None:
     """The root hands its cross-attention no mask: only the padded row differs."""
-    rewrite(pair.candidate, "text, text, key_padding_mask=blank", "text, text")
+    pair.rewrite("text, text, key_padding_mask=blank", "text, text")
 
 
 @suite.fault("parameter", at="own")
 def fused_projection_in_another_order(pair: Pair) -> None:
     """The fused projection of an attention holds keys, queries, values."""
-    attention = pair.at("own")
-    with torch.no_grad():
-        for tensor in (attention.in_proj_weight, attention.in_proj_bias):
-            q, k, v = tensor.detach().clone().chunk(3)
-            tensor.copy_(torch.cat([k, q, v]))
+    attention = pair.faulty
+    for tensor in (attention.in_proj_weight, attention.in_proj_bias):
+        q, k, v = tensor.detach().clone().chunk(3)
+        tensor.copy_(torch.cat([k, q, v]))
 
 
 @suite.fault("parameter", at=["cross", "cross.out_proj"])
@@ -108,21 +103,19 @@ def output_projection_of_attention(pair: Pair) -> None:
 
     Torch reads that module's weight without calling it, so that the attention may be named for it.
     """
-    with torch.no_grad():
-        pair.at("cross").out_proj.weight.copy_(pair.at("cross").out_proj.weight.t().clone())
+    pair.at("cross").out_proj.weight.copy_(pair.at("cross").out_proj.weight.t().clone())
 
 
 @suite.fault("leaf", at="own")
 def heads_of_another_size(pair: Pair) -> None:
     """An attention has two heads and not four, with weights of the same sizes."""
-    pair.at("own").num_heads, pair.at("own").head_dim = 2, WIDTH // 2
+    pair.faulty.num_heads, pair.faulty.head_dim = 2, WIDTH // 2
 
 
 @suite.fault("parameter", at=["text.layers.1.linear1", "text.layers.1"])
 def weight_of_a_transformer_layer(pair: Pair) -> None:
     """A row of the feed-forward's first weight has the opposite sign (torch's fast path calls no module inside)."""
-    with torch.no_grad():
-        pair.at("text.layers.1.linear1").weight[3].neg_()
+    pair.at("text.layers.1.linear1").weight[3].neg_()
 
 
 @suite.fault("leaf", at=["text.layers.0"])
@@ -134,23 +127,19 @@ def norm_after_attention(pair: Pair) -> None:
 @suite.fault("leaf", at="genre")
 def bag_summed(pair: Pair) -> None:
     """The bag of genres is the sum and not the mean: only songs of several genres differ."""
-    pair.at("genre").mode = "sum"
+    pair.faulty.mode = "sum"
 
 
-@suite.fault("argument", at="", kind="miscalls", argument="offsets")
+@suite.fault("argument", at="", argument="offsets")
 def offsets_one_late(pair: Pair) -> None:
     """The root hands its bags offsets of which the second is one late."""
-    rewrite(pair.candidate, "self.genre(bags, offsets)", "self.genre(bags, offsets + torch.tensor([0, 1, 1]))")
+    pair.rewrite("self.genre(bags, offsets)", "self.genre(bags, offsets + torch.tensor([0, 1, 1]))")
 
 
 @suite.fault("argument", at="", kind=["miscalls", "introduces"])
 def bilinear_arguments_exchanged(pair: Pair) -> None:
     """The root hands its bilinear layer the genre first and the sound second: two equal shapes, exchanged."""
-    rewrite(
-        pair.candidate,
-        "self.pair(sound.mean(1), self.genre(bags, offsets))",
-        "self.pair(self.genre(bags, offsets), sound.mean(1))",
-    )
+    pair.rewrite("(sound.mean(1), self.genre(bags, offsets))", "(self.genre(bags, offsets), sound.mean(1))")
 
 
 @suite.several("text.norm", "conv", "pair")
@@ -159,8 +148,7 @@ def norm_convolution_and_bilinear(pair: Pair) -> None:
     pair.at("text.norm").eps = 1.0
     pair.candidate.conv = nn.Conv1d(4, WIDTH, 5, stride=2, padding=2, padding_mode="reflect")
     pair.candidate.conv.load_state_dict(pair.reference.conv.state_dict())
-    with torch.no_grad():
-        pair.at("pair").bias.zero_()
+    pair.at("pair").bias.zero_()
 
 
 class _Written(nn.Module):
@@ -200,19 +188,17 @@ def attention_written_out(pair: Pair) -> None:
     pair.candidate.cross = _Written(pair.candidate.cross)
 
 
-@suite.fault("container", at="cross", kind=["miscalls", "introduces"])
+@suite.fault("container", at="cross")
 def written_out_wrongly(pair: Pair) -> None:
     """The candidate's attentions are written in plain modules, and one scales by the width and not by the head."""
     attention_written_out(pair)
-    rewrite(pair.at("cross"), "heads[0].shape[-1] ** -0.5", "WIDTH ** -0.5")
+    pair.rewrite("heads[0].shape[-1] ** -0.5", "WIDTH ** -0.5")
 
 
 @suite.correct()
 def float_masks(pair: Pair) -> None:
     """The candidate's root hands on float masks (0 and minus infinity) for bool ones."""
-    rewrite(
-        pair.candidate, "blank = tokens == 0", "blank = torch.zeros(tokens.shape).masked_fill(tokens == 0, -torch.inf)"
-    )
+    pair.rewrite("blank = tokens == 0", "blank = torch.zeros(tokens.shape).masked_fill(tokens == 0, -torch.inf)", at="")
 
 
 @suite.correct()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
-from bench.faults.more_vision_models import images, resnet_like, swin
-from bench.faults.rewrite import rewrite
+from bench.faults.vision_models import images, resnet_like, swin
 
 
 class Observed(nn.Module):
@@ -37,11 +35,10 @@ class Observed(nn.Module):
 def _round_leaves(model: Any, depth: int = 1) -> Any:
     leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
     for name, leaf in leaves:
-        parent, _, attribute = name.rpartition(".")
         wrapped: nn.Module = leaf
         for _ in range(depth):
             wrapped = Observed(wrapped)
-        setattr(model.get_submodule(parent), attribute, wrapped)
+        model.set_submodule(name, wrapped)
     return model.eval()
 
 
@@ -52,7 +49,7 @@ def _twice(model: Any) -> Any:
 llama = Suite("wrapped_llama", models.llama, models.padded_uncached, _round_leaves)
 bert = Suite("wrapped_bert", models.bert, models.padded, _twice)
 resnet = Suite("wrapped_resnet", resnet_like, lambda: images(45, 3), _round_leaves)
-windows = Suite("wrapped_swin", swin, lambda: {"pixel_values": images()}, _round_leaves)
+windows = Suite("wrapped_swin", swin, models.image, _round_leaves)
 
 
 @llama.correct()
@@ -63,8 +60,7 @@ def leaves_wrapped(pair: Pair) -> None:
 @llama.fault("parameter", at="model.layers.1.mlp.up_proj")
 def row_of_a_wrapped_leaf(pair: Pair) -> None:
     """A row of a weight inside of a wrapper has the opposite sign."""
-    with torch.no_grad():
-        pair.at("model.layers.1.mlp.up_proj.inner").weight[11].neg_()
+    pair.at("model.layers.1.mlp.up_proj.inner").weight[11].neg_()
 
 
 @llama.fault("leaf", at="model.layers.0.post_attention_layernorm")
@@ -73,32 +69,28 @@ def eps_of_a_wrapped_norm(pair: Pair) -> None:
     pair.at("model.layers.0.post_attention_layernorm.inner").variance_epsilon = 1e-3
 
 
-@llama.fault("container", at="model.layers.0.mlp", kind=["miscalls", "introduces"])
+@llama.fault("container", at="model.layers.0.mlp")
 def activation_of_the_wrong_half(pair: Pair) -> None:
     """Among wrapped leaves, the MLP's code activates the linear half."""
-    rewrite(
-        pair.at("model.layers.0.mlp"),
-        "self.act_fn(self.gate_proj(x)) * self.up_proj(x)",
-        "self.gate_proj(x) * self.act_fn(self.up_proj(x))",
-    )
+    pair.rewrite("self.act_fn(self.gate_proj(x)) * self.up_proj(x)", "self.gate_proj(x) * self.act_fn(self.up_proj(x))")
 
 
-@llama.fault("argument", at="model", kind="miscalls", argument="attention_mask")
+@llama.fault("argument", at="model", argument="attention_mask")
 def mask_lost(pair: Pair) -> None:
     """Among wrapped leaves, the model hands on no mask."""
-    rewrite(pair.at("model"), "attention_mask=causal_mask", "attention_mask=None")
+    pair.rewrite("attention_mask=causal_mask", "attention_mask=None")
 
 
 @llama.fault("leaf", at="model.layers.1.self_attn.v_proj")
 def wrapper_scales(pair: Pair) -> None:
     """One wrapper, and not the module inside, multiplies what it passes on by 1.1."""
-    rewrite(pair.at("model.layers.1.self_attn.v_proj"), "return out", "return out * 1.1")
+    pair.rewrite("return out", "return out * 1.1")
 
 
 @llama.fault("leaf", at="model.layers.0.self_attn.k_proj")
 def wrapper_forgets_the_bias_of_one_row(pair: Pair) -> None:
     """One wrapper zeroes what it passes on in batch row 1."""
-    rewrite(pair.at("model.layers.0.self_attn.k_proj"), "return out", "out[1] = 0; return out")
+    pair.rewrite("return out", "out[1] = 0; return out")
 
 
 @bert.correct()
@@ -109,17 +101,13 @@ def leaves_wrapped_twice(pair: Pair) -> None:
 @bert.fault("leaf", at="bert.encoder.layer.1.intermediate.intermediate_act_fn")
 def gelu_in_two_wrappers(pair: Pair) -> None:
     """The GELU inside of two wrappers is the tanh approximation."""
-    pair.at("bert.encoder.layer.1.intermediate.intermediate_act_fn.inner").inner = nn.GELU(approximate="tanh")
+    pair.replace(nn.GELU(approximate="tanh"), at="bert.encoder.layer.1.intermediate.intermediate_act_fn.inner.inner")
 
 
-@bert.fault("container", at="bert.encoder.layer.0.output", kind=["miscalls", "introduces"])
+@bert.fault("container", at="bert.encoder.layer.0.output")
 def residual_lost_among_wrappers(pair: Pair) -> None:
     """Among wrapped leaves, a feed-forward's output is normed without its residual."""
-    rewrite(
-        pair.at("bert.encoder.layer.0.output"),
-        "self.LayerNorm(hidden_states + input_tensor)",
-        "self.LayerNorm(hidden_states)",
-    )
+    pair.rewrite("self.LayerNorm(hidden_states + input_tensor)", "self.LayerNorm(hidden_states)")
 
 
 @resnet.correct()
@@ -133,13 +121,13 @@ def statistics_inside_a_wrapper(pair: Pair) -> None:
     pair.at("layer2.1.bn1.inner").reset_running_stats()
 
 
-@resnet.fault("container", at="layer1.1", kind=["miscalls", "introduces"])
+@resnet.fault("container", at="layer1.1")
 def shortcut_overwritten(pair: Pair) -> None:
     """A block keeps a reference to what its in-place activation overwrites: the shortcut is the first norm's output.
 
     The pre-activation of the shortcut is taken from the activated tensor.
     """
-    rewrite(pair.at("layer1.1"), "out += identity", "out += identity.relu() - 0.5 * identity")
+    pair.rewrite("out += identity", "out += identity.relu() - 0.5 * identity")
 
 
 @windows.correct()

@@ -7,21 +7,18 @@ import functools
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
-from bench.faults.more_text_models import clip_text, clip_tokens, gpt2, left_padded, opt, qwen2_moe
-from bench.faults.rewrite import rewrite
 
 llama = Suite("hidden", models.llama, models.uncached)
 padded = Suite("hidden", models.llama, models.padded_uncached)
 deep = Suite("hidden", models.llama_deep, models.uncached)
-gpt = Suite("hidden", gpt2, models.padded_uncached)
-clip = Suite("hidden", clip_text, clip_tokens)
-left = Suite("hidden", opt, left_padded)
-moe = Suite("hidden", qwen2_moe, models.uncached)
+gpt = Suite("hidden", models.gpt2, models.padded_uncached)
+clip = Suite("hidden", models.clip_text, models.clip_tokens)
+left = Suite("hidden", models.opt, models.left_padded)
+moe = Suite("hidden", models.qwen2_moe, models.uncached)
 DEEP = range(6)
 
 
@@ -34,40 +31,30 @@ def _labelled() -> dict[str, Any]:
     return {**inputs, "labels": inputs["input_ids"].clone()}
 
 
-@llama.fault("container", at="model.layers.0.self_attn", inputs=_cached, kind=["miscalls", "introduces"])
+@llama.fault("container", at="model.layers.0.self_attn", inputs=_cached)
 def cache_holds_values_of_row_zero(pair: Pair) -> None:
     """One attention stores, and reads, the values of batch row 0 for all rows."""
-    rewrite(
-        pair.at("model.layers.0.self_attn"),
-        "past_key_values.update(key_states, value_states, self.layer_idx)",
-        "past_key_values.update(key_states, value_states[:1].expand_as(value_states), self.layer_idx)",
-    )
+    pair.rewrite("key_states, value_states, self", "key_states, value_states[:1].expand_as(value_states), self")
 
 
-@llama.fault("container", at="", inputs=_labelled)
+@llama.fault("container", at="", kind="introduces", inputs=_labelled)
 def loss_without_shift(pair: Pair) -> None:
     """The root's loss is twice what it should be: its logits are right."""
-    rewrite(
-        pair.candidate,
-        "self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)",
-        "2 * self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)",
-    )
+    pair.rewrite("self.loss_function", "2 * self.loss_function")
 
 
-@padded.fault("argument", at="model", kind=["miscalls", "non_finite"], inputs=left_padded)
+@padded.fault("argument", at="model", kind=["miscalls", "non_finite"], inputs=models.left_padded)
 def mask_of_minus_infinity(pair: Pair) -> None:
     """The model fills its mask with minus infinity: a padded token that sees nobody becomes NaN."""
-    rewrite(
-        pair.at("model"),
-        "attention_mask=causal_mask",
-        "attention_mask=causal_mask.masked_fill(causal_mask < -1, float('-inf'))",
+    pair.rewrite(
+        "attention_mask=causal_mask", "attention_mask=causal_mask.masked_fill(causal_mask < -1, float('-inf'))"
     )
 
 
-@padded.fault("argument", at="model", kind="miscalls", argument="attention_mask")
+@padded.fault("argument", at="model", argument="attention_mask")
 def mask_that_leaks(pair: Pair) -> None:
     """The model fills its mask with -6: masked tokens get a four-hundredth of their weight."""
-    rewrite(pair.at("model"), "attention_mask=causal_mask", "attention_mask=causal_mask.clamp(min=-6)")
+    pair.rewrite("attention_mask=causal_mask", "attention_mask=causal_mask.clamp(min=-6)")
 
 
 class InPlaceNorm(nn.LayerNorm):
@@ -87,17 +74,16 @@ def norm_writes_into_the_residual(pair: Pair) -> None:
 @gpt.several("transformer", "lm_head")
 def position_and_head(pair: Pair) -> None:
     """The model looks up its positions one too far, and a row of the untied head is zero."""
-    rewrite(pair.at("transformer"), "self.wpe(position_ids)", "self.wpe(position_ids + 1)")
+    pair.rewrite("self.wpe(position_ids)", "self.wpe(position_ids + 1)", at="transformer")
     head = pair.at("lm_head")
     head.weight = nn.Parameter(head.weight.detach().clone())
-    with torch.no_grad():
-        head.weight[5].zero_()
+    head.weight[5].zero_()
 
 
 @llama.several("model.layers.0", "model.norm")
 def norm_skipped_and_last_norm(pair: Pair) -> None:
     """One layer does not call its second norm, and the last norm has an eps of 1."""
-    rewrite(pair.at("model.layers.0"), "        hidden_states = self.post_attention_layernorm(hidden_states)\n", "")
+    pair.rewrite("        hidden_states = self.post_attention_layernorm(hidden_states)\n", "", at="model.layers.0")
     pair.at("model.norm").variance_epsilon = 1.0
 
 
@@ -105,37 +91,27 @@ def norm_skipped_and_last_norm(pair: Pair) -> None:
 def attention_and_the_layer_around_it(pair: Pair) -> None:
     """An attention scales wrongly, and the layer around it forgets its last residual."""
     pair.at("model.layers.0.self_attn").scaling = 0.125
-    rewrite(
-        pair.at("model.layers.0"),
-        "        hidden_states = residual + hidden_states\n        return hidden_states",
-        "        return hidden_states",
-    )
+    pair.rewrite("hidden_states = residual + hidden_states\n        return", "return", at="model.layers.0")
 
 
 @llama.several("model.layers.1.input_layernorm", "model.layers.1.self_attn.q_proj", "model.layers.1")
 def three_in_a_row(pair: Pair) -> None:
     """A norm's eps, a query row right behind it, and the layer's own sum after that."""
     pair.at("model.layers.1.input_layernorm").variance_epsilon = 1e-2
-    with torch.no_grad():
-        pair.at("model.layers.1.self_attn.q_proj").weight[3].neg_()
-    rewrite(
-        pair.at("model.layers.1"),
-        "        hidden_states = residual + hidden_states\n        return hidden_states",
-        "        return hidden_states",
-    )
+    pair.at("model.layers.1.self_attn.q_proj").weight[3].neg_()
+    pair.rewrite("hidden_states = residual + hidden_states\n        return", "return", at="model.layers.1")
 
 
 @left.fault("container", at="model.decoder.layers.1", kind=["miscalls", "introduces", "structure"])
 def norms_after_their_blocks_in_the_last_layer(pair: Pair) -> None:
     """The last layer norms after its blocks: several lines of one forward are wrong together."""
-    pair.at("model.decoder.layers.1").do_layer_norm_before = False
+    pair.faulty.do_layer_norm_before = False
 
 
-@gpt.fault("container", at="transformer.h.0", kind=["miscalls", "introduces"])
+@gpt.fault("container", at="transformer.h.0")
 def block_in_parallel(pair: Pair) -> None:
     """One block runs its MLP beside attention: another input for ln_2 and another sum."""
-    rewrite(
-        pair.at("transformer.h.0"),
+    pair.rewrite(
         "        residual = hidden_states\n        hidden_states = self.ln_2(hidden_states)\n",
         "        summed = hidden_states\n        hidden_states = self.ln_2(residual)\n        residual = summed\n",
     )
@@ -144,11 +120,7 @@ def block_in_parallel(pair: Pair) -> None:
 @gpt.fault("container", at="transformer.h.1", kind=["miscalls", "introduces", "structure"])
 def block_normed_afterwards(pair: Pair) -> None:
     """One block calls its norms after its sums, as BERT does."""
-    rewrite(
-        pair.at("transformer.h.1"),
-        "        residual = hidden_states\n        hidden_states = self.ln_1(hidden_states)\n",
-        "        residual = hidden_states\n",
-    )
+    pair.rewrite("        hidden_states = self.ln_1(hidden_states)\n", "")
 
 
 @deep.several(*(f"model.layers.{layer}.input_layernorm" for layer in DEEP))
@@ -162,21 +134,20 @@ def eps_of_six_norms(pair: Pair) -> None:
 def six_rotations_and_a_row(pair: Pair) -> None:
     """All six attentions rotate the wrong way round, and a row of one MLP has the wrong sign."""
     for layer in DEEP:
-        rewrite(
-            pair.at(f"model.layers.{layer}.self_attn"),
+        pair.rewrite(
             "    q_embed = (q * cos) + (rotate_half(q) * sin)\n    k_embed = (k * cos) + (rotate_half(k) * sin)\n",
             "    q_embed = (q * cos) - (rotate_half(q) * sin)\n    k_embed = (k * cos) + (rotate_half(k) * sin)\n",
             within="apply_rotary_pos_emb",
+            at=f"model.layers.{layer}.self_attn",
         )
-    with torch.no_grad():
-        pair.at("model.layers.4.mlp.down_proj").weight[7].neg_()
+    pair.at("model.layers.4.mlp.down_proj").weight[7].neg_()
 
 
 @deep.several(*(f"model.layers.{layer}.mlp.act_fn" for layer in DEEP))
 def six_activations(pair: Pair) -> None:
     """All six MLPs run a GELU for their SiLU: every other leaf is right."""
     for layer in DEEP:
-        pair.at(f"model.layers.{layer}.mlp").act_fn = nn.GELU()
+        pair.replace(nn.GELU(), at=f"model.layers.{layer}.mlp.act_fn")
 
 
 @deep.several(
@@ -192,27 +163,22 @@ def eps_of_twelve_norms(pair: Pair) -> None:
 @deep.fault("container", at="model", kind=["structure", "miscalls"])
 def two_layers_exchanged(pair: Pair) -> None:
     """The model runs its third layer before its second."""
-    rewrite(
-        pair.at("model"),
-        "self.layers[: self.config.num_hidden_layers]",
-        "[self.layers[i] for i in (0, 2, 1, 3, 4, 5)]",
-    )
+    pair.rewrite("self.layers[: self.config.num_hidden_layers]", "[self.layers[i] for i in (0, 2, 1, 3, 4, 5)]")
 
 
 @deep.fault("container", at="model", kind=["structure", "miscalls", "introduces"])
 def one_layer_more(pair: Pair) -> None:
     """The candidate has a seventh layer, a copy of the sixth, and the model runs it."""
-    layers = pair.at("model").layers
+    layers = pair.faulty.layers
     layers.append(type(layers[5])(pair.candidate.config, 6).eval())
     layers[6].load_state_dict(layers[5].state_dict())
-    rewrite(pair.at("model"), "self.layers[: self.config.num_hidden_layers]", "self.layers")
+    pair.rewrite("self.layers[: self.config.num_hidden_layers]", "self.layers")
 
 
 @moe.fault("leaf", at="model.layers.0.mlp.experts", kind=["miscalls", "introduces"])
 def expert_scaled_before_its_activation(pair: Pair) -> None:
     """The experts multiply their input by the routing weight, and not their output."""
-    rewrite(
-        pair.at("model.layers.0.mlp.experts"),
+    pair.rewrite(
         "            current_state = hidden_states[token_idx]\n",
         "            current_state = hidden_states[token_idx] * top_k_weights[token_idx, top_k_pos, None]\n"
         "            top_k_weights = torch.ones_like(top_k_weights)\n",
@@ -231,20 +197,19 @@ coarse = Suite("hidden_bfloat16", _bfloat16_llama, models.padded_uncached)
 @coarse.fault("parameter", at="model.layers.1.self_attn.v_proj")
 def one_row_flipped(pair: Pair) -> None:
     """Both models are in bfloat16, and a row of the values has the wrong sign."""
-    with torch.no_grad():
-        pair.at("model.layers.1.self_attn.v_proj").weight[4].neg_()
+    pair.faulty.weight[4].neg_()
 
 
-@coarse.fault("argument", at="model", kind="miscalls", argument="attention_mask")
+@coarse.fault("argument", at="model", argument="attention_mask")
 def padding_lost(pair: Pair) -> None:
     """Both models are in bfloat16, and the model makes its mask without the padding."""
-    rewrite(pair.at("model"), "            attention_mask=attention_mask,", "            attention_mask=None,")
+    pair.rewrite("            attention_mask=attention_mask,", "            attention_mask=None,")
 
 
 @coarse.fault("leaf", at="model.layers.0.mlp.act_fn")
 def gelu_for_silu(pair: Pair) -> None:
     """Both models are in bfloat16, and one activation is a GELU."""
-    pair.at("model.layers.0.mlp").act_fn = nn.GELU()
+    pair.replace(nn.GELU())
 
 
 @coarse.correct("clean", "drift")
@@ -257,57 +222,3 @@ def fused_attention(pair: Pair) -> None:
 def float32(pair: Pair) -> None:
     """The reference is in bfloat16 and the candidate in float32: it is the more exact one."""
     pair.candidate.float()
-
-
-@models.seeded(2)
-def _albert() -> Any:
-    config = transformers.AlbertConfig(
-        vocab_size=models.VOCABULARY,
-        embedding_size=32,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_hidden_groups=1,
-        inner_group_num=1,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.125,
-        attn_implementation="eager",
-    )
-    return transformers.AlbertForMaskedLM(config)
-
-
-albert = Suite("albert", _albert, models.padded)
-LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0"
-
-
-@albert.fault("leaf", at=f"{LAYER}.activation")
-def other_gelu(pair: Pair) -> None:
-    """The activation of the one layer that runs four times is the exact GELU."""
-    pair.at(LAYER).activation = nn.GELU()
-
-
-@albert.fault("parameter", at=f"{LAYER}.ffn_output")
-def row_of_a_shared_layer(pair: Pair) -> None:
-    """A row of a weight that is used four times has the wrong sign."""
-    with torch.no_grad():
-        pair.at(f"{LAYER}.ffn_output").weight[3].neg_()
-
-
-@albert.fault("container", at="albert.encoder", kind=["structure", "miscalls"])
-def one_pass_less(pair: Pair) -> None:
-    """The encoder runs its shared layer three times and not four."""
-    rewrite(
-        pair.at("albert.encoder"), "range(self.config.num_hidden_layers)", "range(self.config.num_hidden_layers - 1)"
-    )
-
-
-@albert.fault("argument", at="albert.encoder", kind=["miscalls", "introduces"])
-def states_scaled_between_passes(pair: Pair) -> None:
-    """The encoder hands its shared layer, in its third pass alone, half of the states."""
-    rewrite(
-        pair.at("albert.encoder"),
-        "        for i in range(self.config.num_hidden_layers):\n",
-        "        for i in range(self.config.num_hidden_layers):\n"
-        "            hidden_states = hidden_states * 0.5 if i == 2 else hidden_states\n",
-    )

@@ -1,4 +1,4 @@
-"""More faults among fake-quantized layers: of a vision transformer, of a convolutional net, and of int8 weights."""
+"""Faults among the fake-quantized layers of a vision transformer and of a convolutional net."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.fake_quantization import FakeQuantLinear, quantize
-from bench.faults.more_vision_models import images, resnet_like
-from bench.faults.rewrite import rewrite
+from bench.faults.vision_models import images, resnet_like
 
 
 class QuantLayer(nn.Module):
@@ -75,9 +74,8 @@ def _wrapped(model: Any, inputs: Any, kinds: tuple[type[nn.Module], ...], bits: 
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
     wrappers = []
     for name, layer in layers:
-        parent, _, attribute = name.rpartition(".")
         wrappers.append(QuantLayer(layer, bits))
-        setattr(model.get_submodule(parent), attribute, wrappers[-1])
+        model.set_submodule(name, wrappers[-1])
     for calibrates in (True, False):
         for wrapper in wrappers:
             wrapper.calibrates = calibrates
@@ -144,7 +142,7 @@ def weights_of_the_other_layer(pair: Pair) -> None:
 @vit.fault("quantization", at="vit.layers.1.mlp.activation_fn")
 def activation_clipped(pair: Pair) -> None:
     """Among quantized layers, one GELU stops at 1."""
-    pair.at("vit.layers.1.mlp").activation_fn = _Clipped()
+    pair.replace(_Clipped())
 
 
 class _Clipped(nn.Module):
@@ -155,8 +153,7 @@ class _Clipped(nn.Module):
 @vit.fault("quantization", at="vit.layers.0", kind=["miscalls", "introduces"])
 def residual_of_the_quantized(pair: Pair) -> None:
     """Among quantized layers, one layer adds its normed input and not its input."""
-    rewrite(
-        pair.at("vit.layers.0"),
+    pair.rewrite(
         "        residual = hidden_states\n        hidden_states = self.layernorm_before(hidden_states)",
         "        hidden_states = self.layernorm_before(hidden_states)\n        residual = hidden_states",
     )
@@ -218,7 +215,7 @@ def batch_norm_of_old_statistics(pair: Pair) -> None:
 @conv.fault("quantization", at="layer1.1", kind=["miscalls", "introduces"])
 def shortcut_lost(pair: Pair) -> None:
     """Among quantized layers, a block does not add its shortcut."""
-    rewrite(pair.at("layer1.1"), "        out += identity\n", "")
+    pair.rewrite("        out += identity\n", "")
 
 
 @conv.fault("quantization", at="fc")
@@ -228,14 +225,13 @@ def classifier_of_three_bits(pair: Pair) -> None:
     layer.weight_scale = layer.weight_scale * 40
 
 
-@conv.fault("quantization", at="context.0", kind=["introduces"])
+@conv.fault("quantization", at="context.0")
 def depthwise_per_tensor(pair: Pair) -> None:
     """The depthwise kernel has one scale for all channels, whose sizes span a factor of a hundred."""
-    with torch.no_grad():
-        sizes = torch.logspace(-2, 0.3, 64)[:, None, None, None]
-        pair.reference.context[0].weight.mul_(sizes)
-        layer = _layer(pair, "context.0")
-        layer.layer.weight.mul_(sizes)
+    sizes = torch.logspace(-2, 0.3, 64)[:, None, None, None]
+    pair.reference.context[0].weight.mul_(sizes)
+    layer = _layer(pair, "context.0")
+    layer.layer.weight.mul_(sizes)
     layer.weight_scale = (layer.layer.weight.detach().abs().amax() / 15).expand(64, 1, 1, 1)
 
 
@@ -247,81 +243,3 @@ def eight_bits_wrapped(pair: Pair) -> None:
 @coarse.drift()
 def five_bits_wrapped(pair: Pair) -> None:
     """Every convolution, norm and linear layer is wrapped and rounded to 5 bits alike."""
-
-
-class Int8Linear(nn.Module):
-    """A linear layer on int8 weights with a scale per output channel, as torch's weight-only toolkits keep them."""
-
-    weight: Tensor
-    scale: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.register_buffer("weight", torch.round(linear.weight.detach() / scale).to(torch.int8))
-        self.register_buffer("scale", scale)
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
-
-
-def _int8(model: Any) -> Any:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear):
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, Int8Linear(module))
-    return model
-
-
-bert = Suite("int8_bert", models.bert, models.padded, _int8)
-
-
-@bert.correct("drift", "clean")
-def weight_only(pair: Pair) -> None:
-    """Every linear layer keeps its weight in int8: a small error everywhere."""
-
-
-@bert.fault("quantization", at="bert.encoder.layer.0.attention.self.key")
-def scales_shuffled(pair: Pair) -> None:
-    """The scales of one layer's outputs are one channel off."""
-    linear = pair.at("bert.encoder.layer.0.attention.self.key")
-    linear.scale.copy_(linear.scale.roll(1, 0) * 1.0)
-    linear.scale[:16].mul_(1.5)
-
-
-@bert.fault("quantization", at="bert.encoder.layer.1.intermediate.dense")
-def stored_as_unsigned(pair: Pair) -> None:
-    """One layer reads its negative weights as unsigned bytes, 16 rows of it."""
-    linear = pair.at("bert.encoder.layer.1.intermediate.dense")
-    weight = linear.weight.to(torch.int16)
-    weight[:16] = torch.where(weight[:16] < 0, weight[:16] + 256, weight[:16])
-    linear.weight = weight
-
-
-@bert.fault("quantization", at="bert.encoder.layer.1.output.dense")
-def wrapped_round_at_the_end(pair: Pair) -> None:
-    """One layer's largest weights overflowed int8 and turned round: scales were made for 7 bits more."""
-    linear = pair.at("bert.encoder.layer.1.output.dense")
-    linear.scale.mul_(0.8)
-    linear.weight = (linear.weight.to(torch.float32) / 0.8).round().to(torch.int32).to(torch.int8)
-
-
-@bert.fault("quantization", at="bert.encoder.layer.0.output.LayerNorm")
-def norm_in_int8_too(pair: Pair) -> None:
-    """Among layers of int8 weights, one LayerNorm's weight was rounded to steps of a quarter."""
-    with torch.no_grad():
-        weight = pair.at("bert.encoder.layer.0.output.LayerNorm").weight
-        weight.copy_((weight * 4).round() / 4)
-
-
-@bert.fault("quantization", at="bert.encoder.layer.1.attention.self", kind=["miscalls", "introduces"])
-def attention_scaled_twice(pair: Pair) -> None:
-    """Among layers of int8 weights, one attention divides by the root of the head size once more."""
-    pair.at("bert.encoder.layer.1.attention.self").scaling *= 0.5
-
-
-@bert.fault("quantization", at="bert.encoder", kind="miscalls", argument="attention_mask")
-def mask_not_handed_down(pair: Pair) -> None:
-    """Among layers of int8 weights, the encoder hands its layers no mask."""
-    rewrite(pair.at("bert.encoder"), "                attention_mask,\n", "                None,\n")

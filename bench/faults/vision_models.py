@@ -1,4 +1,4 @@
-"""More vision models: residual and U-shaped convolutional nets, an MLP mixer, Swin, Segformer and CLIP's tower."""
+"""Vision models: residual and U-shaped convolutional nets, an MLP mixer, Swin, Segformer and CLIP's tower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bench.faults import models
 
 
-def seeded(build: Callable[[], Any]) -> Callable[[], Any]:
+def trained(build: Callable[[], Any]) -> Callable[[], Any]:
     """Build as `models.seeded` does, with batch statistics as after training."""
 
     @models.seeded()
@@ -152,11 +152,11 @@ class UNet(nn.Module):
         return {"out": self.outc(self.up2(up, x1)), "aux": auxiliary}
 
 
-resnet_like = seeded(ResNetLike)
-unet = seeded(UNet)
+resnet_like = trained(ResNetLike)
+unet = trained(UNet)
 
 
-@seeded
+@trained
 def swin() -> Any:
     """Return a Swin of two stages on 8 x 8 patches, windows of 4, learned positions and lively relative biases."""
     config = transformers.SwinConfig(
@@ -175,7 +175,7 @@ def swin() -> Any:
     return _spread(transformers.SwinForImageClassification(config), "relative_position_bias_table", "position_embed")
 
 
-@seeded
+@trained
 def segformer() -> Any:
     """Return a Segformer of two stages, the first with reduced keys and values."""
     config = transformers.SegformerConfig(
@@ -196,7 +196,7 @@ def segformer() -> Any:
     return transformers.SegformerForSemanticSegmentation(config)
 
 
-@seeded
+@trained
 def clip_vision() -> Any:
     """Return CLIP's vision tower with its projection."""
     config = transformers.CLIPVisionConfig(
@@ -221,6 +221,25 @@ def _spread(model: Any, *names: str) -> Any:
             if any(part in name for part in names):
                 parameter.normal_(std=0.5)
     return model
+
+
+def without_norm(conv: Any, norm: Any, shift: bool = True) -> nn.Conv2d:
+    """Return a convolution with the batch norm after it folded in, without the norm's mean where `shift` is False."""
+    gain = (norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)).detach()
+    folded = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
+    with torch.no_grad():
+        folded.weight.copy_(conv.weight.double() * gain[:, None, None, None])
+        assert folded.bias is not None
+        folded.bias.copy_(norm.bias.double() - norm.running_mean.double() * gain * shift)
+    return folded
 
 
 def images(size: int = 32, batch: int = 2) -> Tensor:
