@@ -70,6 +70,7 @@ def _write(results: list[score.Result], sections: dict[str, list[dict[str, objec
         "transformers": transformers.__version__,
         "cases": len(results),
         "right": sum(result.right for result in results),
+        "overclaims": sum(result.overclaims for result in results),
     }
     RESULTS.mkdir(exist_ok=True)
     head = "# Fault bench\n\n" + "\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n\n"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import EXCHANGED, MISSING, NON_FINITE, ORDER, WEIGHT, ZERO, all_of
 from bench.faults.rewrite import rewrite
 from bench.faults.vision_models import trained
 
@@ -132,13 +133,19 @@ def mask_lost_for_text(pair: Pair) -> None:
     pair.rewrite('mask=batch["mask"]', 'mask=torch.ones_like(batch["mask"])')
 
 
-@suite.fault("argument", at="", kind=["miscalls", "structure", "introduces"], argument="kind")
+@suite.fault(
+    "argument",
+    at="",
+    kind=["miscalls", "structure", "introduces"],
+    argument="kind",
+    reason=rf"{MISSING}|\bkind\b.*\b(text|image)\b",
+)
 def images_through_the_text_path(pair: Pair) -> None:
     """The root does not say that its second call is an image: a plain string among the arguments."""
     pair.rewrite(', kind="image")', ")")
 
 
-@suite.fault("parameter", at="encoder", kind=["introduces", "miscalls"])
+@suite.fault("parameter", at="encoder", kind=["introduces", "miscalls"], reason=all_of(r"\bsteps\b", ORDER))
 def steps_one_off(pair: Pair) -> None:
     """The learned steps are in another order: a parameter of the encoder itself, added between its calls."""
     pair.faulty.steps.copy_(pair.faulty.steps.roll(1, 0))
@@ -156,7 +163,7 @@ def slope_signed(pair: Pair) -> None:
     pair.rewrite("(place[:, None] - place).abs()", "(place[:, None] - place)")
 
 
-@suite.fault("parameter", at="encoder.block.attention", kind=["introduces", "miscalls"])
+@suite.fault("parameter", at="encoder.block.attention", kind=["introduces", "miscalls"], reason=r"\bslope\b")
 def slope_of_one_head(pair: Pair) -> None:
     """The last head's slope is that of the first: a parameter of attention itself."""
     pair.faulty.slope[2] = pair.faulty.slope[0]
@@ -174,20 +181,20 @@ def residual_of_the_feed_forward_missing(pair: Pair) -> None:
     pair.rewrite("x + self.paths[kind](x)", "self.paths[kind](x)")
 
 
-@suite.fault("parameter", at=["encoder.block.norms.0", "encoder.block.norms.1"])
+@suite.fault("parameter", at=["encoder.block.norms.0", "encoder.block.norms.1"], reason=all_of(WEIGHT, EXCHANGED))
 def norms_exchanged(pair: Pair) -> None:
     """The two norms of the block stand in each other's place: either may be named."""
     norms = pair.at("encoder.block.norms")
     norms[0], norms[1] = norms[1], norms[0]
 
 
-@suite.fault("leaf", at="encoder.block.paths.image.1")
+@suite.fault("leaf", at="encoder.block.paths.image.1", reason=r"\bgelu\b")
 def gelu_in_the_image_path(pair: Pair) -> None:
     """The image path has the text path's activation."""
     pair.candidate.encoder.block.paths["image"][1] = nn.GELU()
 
 
-@suite.fault("parameter", at="")
+@suite.fault("parameter", at="", reason=all_of(r"\btemperature\b", rf"{ZERO}|\b0(\.0+)?\b"))
 def temperature_of_the_root(pair: Pair) -> None:
     """The temperature, a parameter of the root, was never loaded: it is 0, and exp(0) is 1."""
     pair.candidate.temperature.zero_()
@@ -217,7 +224,7 @@ def features_of_the_image_twice(pair: Pair) -> None:
     pair.rewrite('"features": [text, image]', '"features": [image, image]')
 
 
-@suite.fault("container", at="encoder.block.attention", kind="non_finite")
+@suite.fault("container", at="encoder.block.attention", kind="non_finite", reason=NON_FINITE)
 def masked_rows_are_nan(pair: Pair) -> None:
     """Attention takes the root of its weights less 0.001, which is below zero for some: NaN."""
     pair.rewrite("weights = logits.softmax(-1)", "weights = (logits.softmax(-1) - 1e-3).sqrt()")

@@ -6,37 +6,40 @@ from torch import nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import ANOTHER_SHAPE, BIAS_ZERO, EPS, EXACT_GELU, MISSING, ROW_NEGATED, TANH, WEIGHT, all_of
 
 bert = Suite("bert", models.bert, models.padded)
 _FIRST = "bert.encoder.layer.0"
 _SECOND = "bert.encoder.layer.1"
 
 
-@bert.fault("leaf", at=f"{_FIRST}.intermediate.intermediate_act_fn")
+@bert.fault("leaf", at=f"{_FIRST}.intermediate.intermediate_act_fn", reason=TANH)
 def gelu_by_tanh(pair: Pair) -> None:
     """One GELU is the tanh approximation: about 5e-4 per activation. The activation is a module of its own."""
     pair.replace(nn.GELU(approximate="tanh"))
 
 
-@bert.fault("leaf", at="bert.embeddings.LayerNorm")
+@bert.fault("leaf", at="bert.embeddings.LayerNorm", reason=EPS)
 def layer_norm_eps(pair: Pair) -> None:
     """The first LayerNorm has the eps of torch's default (1e-5), not of the config (1e-12)."""
     pair.faulty.eps = 1e-5
 
 
-@bert.fault("parameter", at=f"{_SECOND}.output.dense")
+@bert.fault("parameter", at=f"{_SECOND}.output.dense", reason=BIAS_ZERO)
 def bias_zeroed(pair: Pair) -> None:
     """A linear layer lost its bias."""
     pair.faulty.bias.zero_()
 
 
-@bert.fault("parameter", at=f"{_SECOND}.attention.self.query")
+@bert.fault(
+    "parameter", at=f"{_SECOND}.attention.self.query", reason=all_of(WEIGHT, r"\blayer\.0\.attention\.self\.query\b")
+)
 def weight_of_another_layer(pair: Pair) -> None:
     """The second layer's query has the weights of the first layer's."""
     pair.faulty.load_state_dict(pair.at(f"{_FIRST}.attention.self.query").state_dict())
 
 
-@bert.fault("buffer", at="bert.embeddings", kind=["miscalls", "introduces"])
+@bert.fault("buffer", at="bert.embeddings", kind=["miscalls", "introduces"], reason=r"\bposition_ids\b")
 def position_table_one_off(pair: Pair) -> None:
     """The buffer with the positions counts from 1: it belongs to the embeddings, whose code hands it on."""
     pair.faulty.position_ids.add_(1)
@@ -54,7 +57,7 @@ def padding_mask_added_raw(pair: Pair) -> None:
     pair.rewrite("return attention_mask", "return (attention_mask == 0).float()", within="_create_attention_masks")
 
 
-@bert.fault("argument", at="bert.encoder", argument="attention_mask")
+@bert.fault("argument", at="bert.encoder", argument="attention_mask", reason=MISSING)
 def mask_for_the_first_layer_only(pair: Pair) -> None:
     """The encoder hands its second layer None for the mask; only rows with padding show it."""
     pair.rewrite(
@@ -85,7 +88,12 @@ def dropout_alive(pair: Pair) -> None:
     pair.faulty.train()
 
 
-@bert.fault("raises", at="bert.embeddings.position_embeddings", kind=["raises", "introduces"])
+@bert.fault(
+    "raises",
+    at="bert.embeddings.position_embeddings",
+    kind=["raises", "introduces"],
+    reason=rf"{ANOTHER_SHAPE}|\[16\b|\b16 (rows|entries|positions)|out of (range|bounds)",
+)
 def position_table_too_short(pair: Pair) -> None:
     """The table of positions was cut to 16 rows, so looking up the 17th raises in that embedding."""
     table = pair.faulty
@@ -97,7 +105,7 @@ ENCODER = "deberta.encoder"
 ATTENTION = [f"deberta.encoder.layer.{layer}.attention.self" for layer in range(2)]
 
 
-@deberta.fault("parameter", at=["deberta.encoder.rel_embeddings", ENCODER])
+@deberta.fault("parameter", at=["deberta.encoder.rel_embeddings", ENCODER], reason=ROW_NEGATED)
 def relative_embedding_flipped(pair: Pair) -> None:
     """A row of the relative embedding has the opposite sign. It is never called: the encoder reads its weight."""
     pair.at("deberta.encoder.rel_embeddings").weight[7].neg_()
@@ -161,7 +169,9 @@ def one_block_in_train_mode(pair: Pair) -> None:
     pair.at("deberta.encoder.layer.0.output").train()
 
 
-@deberta.fault("buffer", at="deberta.embeddings", kind="raises")
+@deberta.fault(
+    "buffer", at="deberta.embeddings", kind="raises", reason=all_of(r"\bposition_ids\b", rf"{ANOTHER_SHAPE}|\b16\b")
+)
 def positions_too_short(pair: Pair) -> None:
     """The buffer of positions has 16 entries, so the sum of embeddings raises for 24 tokens."""
     embeddings = pair.faulty
@@ -174,7 +184,7 @@ def residual_of_attention_is_its_own(pair: Pair) -> None:
     pair.rewrite("self.output(self_output, query_states)", "self.output(self_output, self_output)")
 
 
-@deberta.fault("leaf", at="deberta.encoder.LayerNorm")
+@deberta.fault("leaf", at="deberta.encoder.LayerNorm", reason=EPS)
 def eps_of_the_relative_norm(pair: Pair) -> None:
     """The norm of the relative embedding has eps 1e-3."""
     pair.faulty.eps = 1e-3
@@ -207,13 +217,13 @@ albert = Suite("albert", models.albert, models.padded)
 SHARED = "albert.encoder.albert_layer_groups.0.albert_layers.0"
 
 
-@albert.fault("leaf", at=f"{SHARED}.activation")
+@albert.fault("leaf", at=f"{SHARED}.activation", reason=EXACT_GELU)
 def other_gelu(pair: Pair) -> None:
     """The activation of the one layer that runs four times is the exact GELU."""
     pair.replace(nn.GELU())
 
 
-@albert.fault("parameter", at=f"{SHARED}.ffn_output")
+@albert.fault("parameter", at=f"{SHARED}.ffn_output", reason=ROW_NEGATED)
 def row_of_a_shared_layer(pair: Pair) -> None:
     """A row of a weight that is used four times has the wrong sign."""
     pair.faulty.weight[3].neg_()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bench.faults.reasons import USUAL_REASONS
 from bench.faults.rewrite import rewrite
 
 KINDS = ("introduces", "miscalls", "non_finite", "structure", "raises")
@@ -80,8 +81,9 @@ class Case:
     `answers` are the reference's module paths that may be named first: empty where any finding is a false alarm.
     `faults` holds a set of rightful paths per fault that must be among the findings; `fault` is the kind of place that
     the fault was put into, `kinds` are the finding kinds that describe it, `argument` the argument that is handed
-    wrongly. `outcomes` are the outcomes that are right. `why` says where the fault was put and why the answer is what
-    it is.
+    wrongly. `reason` is a regular expression, in lower case, for the words that tell why the place is wrong: empty
+    where naming the place (and the argument) says it all. `outcomes` are the outcomes that are right. `why` says where
+    the fault was put and why the answer is what it is.
     """
 
     id: str
@@ -93,6 +95,7 @@ class Case:
     faults: tuple[frozenset[str], ...] = ()
     kinds: frozenset[str] = frozenset()
     argument: str | None = None
+    reason: str = ""
     outcomes: frozenset[str] = frozenset({"fault"})
     call: str = "forward"
 
@@ -128,14 +131,15 @@ class Suite:
         kind: str | Sequence[str] | None = None,
         *,
         argument: str | None = None,
+        reason: str | None = None,
         inputs: Callable[[], Any] | None = None,
         model: Callable[[], Any] | None = None,
         call: str = "forward",
     ) -> Register:
         """Register a case with one fault.
 
-        `at` lists the module paths that may rightly be named first, `kind` the kinds of finding that describe it
-        (those that are usual for this fault, unless given).
+        `at` lists the module paths that may rightly be named first, `kind` the kinds of finding that describe it, and
+        `reason` is the expression for the words that tell it (both as is usual for this fault, unless given).
         """
         answers = frozenset([at] if isinstance(at, str) else at)
         kind = USUAL_KINDS.get(fault, "introduces") if kind is None else kind
@@ -145,6 +149,7 @@ class Suite:
             faults=(answers,),
             kinds=frozenset([kind] if isinstance(kind, str) else kind),
             argument=argument,
+            reason=USUAL_REASONS.get(fault, "") if reason is None else reason,
             inputs=inputs,
             model=model,
             call=call,

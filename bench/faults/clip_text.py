@@ -9,6 +9,7 @@ from torch import nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import MISSING, ROW_ZERO, TRANSPOSED, WEIGHT, all_of, times
 
 suite = Suite("clip_text", models.clip_text, models.clip_tokens)
 # Candidates of other modules or another dtype, which single modules of the reference cannot be exchanged with.
@@ -23,13 +24,13 @@ def gelu_for_quick_gelu(pair: Pair) -> None:
         pair.replace(nn.GELU(), at=f"{layer}.mlp.activation_fn")
 
 
-@suite.fault("argument", at="text_model", argument="attention_mask")
+@suite.fault("argument", at="text_model", argument="attention_mask", reason=MISSING)
 def not_causal(pair: Pair) -> None:
     """The model hands its encoder no mask: every token sees all others, also the padding."""
     pair.rewrite("attention_mask=attention_mask,\n            is_causal", "attention_mask=None,\n            is_causal")
 
 
-@suite.fault("argument", at="text_model.encoder", argument="attention_mask")
+@suite.fault("argument", at="text_model.encoder", argument="attention_mask", reason=MISSING)
 def encoder_keeps_the_mask_to_itself(pair: Pair) -> None:
     """The encoder hands its layers None for the mask."""
     pair.rewrite("                attention_mask,\n", "                None,\n", at="text_model.encoder")
@@ -77,7 +78,7 @@ def weights_of_two_norms_exchanged(pair: Pair) -> None:
     layer.layer_norm2.load_state_dict(saved)
 
 
-@suite.fault("parameter", at="text_projection")
+@suite.fault("parameter", at="text_projection", reason=all_of(WEIGHT, TRANSPOSED))
 def projection_transposed(pair: Pair) -> None:
     """The square text projection is transposed: only the summary is wrong."""
     weight = pair.at("text_projection").weight
@@ -108,7 +109,7 @@ def softmax_before_the_mask(pair: Pair) -> None:
     )
 
 
-@suite.fault("parameter", at="text_model.embeddings.token_embedding")
+@suite.fault("parameter", at="text_model.embeddings.token_embedding", reason=ROW_ZERO)
 def one_token_never_loaded(pair: Pair) -> None:
     """The embedding of the token that ends a text is zero."""
     pair.faulty.weight[-1].zero_()
@@ -142,7 +143,7 @@ def identities_added(pair: Pair) -> None:
         block.layer_norm2 = nn.Sequential(nn.Identity(), block.layer_norm2)
 
 
-@rebuilt.fault("parameter", at=f"{LAYERS[1]}.layer_norm2")
+@rebuilt.fault("parameter", at=f"{LAYERS[1]}.layer_norm2", reason=all_of(WEIGHT, times("1.5")))
 def identities_added_one_norm_scaled(pair: Pair) -> None:
     """The same, and half of one norm's weight is 1.5 times too large."""
     identities_added(pair)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench.faults import vision_models
 from bench.faults.case import Pair, Suite
 from bench.faults.convnet import ConvNet, PreActivation, ResidualBlock, convnet, pixels
+from bench.faults.reasons import EPS, EXCHANGED, ORDER, STATISTICS, TRANSPOSED, WEIGHT, all_of
 from bench.faults.rewrite import rewrite
 from bench.faults.vision_models import UNet, images, without_norm
 
@@ -22,13 +23,13 @@ def batch_norm_in_train_mode(pair: Pair) -> None:
     pair.faulty.train()
 
 
-@conv.fault("buffer", at="blocks.0.bn2")
+@conv.fault("buffer", at="blocks.0.bn2", reason=STATISTICS)
 def statistics_never_loaded(pair: Pair) -> None:
     """A batch norm has mean 0 and variance 1, as when it was made."""
     pair.faulty.reset_running_stats()
 
 
-@conv.fault("buffer", at=["blocks.0.bn1", "blocks.1.bn1"])
+@conv.fault("buffer", at=["blocks.0.bn1", "blocks.1.bn1"], reason=all_of(STATISTICS, EXCHANGED))
 def statistics_exchanged(pair: Pair) -> None:
     """Two batch norms have each other's statistics: both are wrong, either may be named first."""
     first, second = pair.at("blocks.0.bn1"), pair.at("blocks.1.bn1")
@@ -36,13 +37,13 @@ def statistics_exchanged(pair: Pair) -> None:
     first.running_var, second.running_var = second.running_var, first.running_var
 
 
-@conv.fault("leaf", at="mix.bn")
+@conv.fault("leaf", at="mix.bn", reason=EPS)
 def batch_norm_eps(pair: Pair) -> None:
     """A batch norm has eps 1e-3, as in another framework."""
     pair.faulty.eps = 1e-3
 
 
-@conv.fault("leaf", at="mix.conv")
+@conv.fault("leaf", at="mix.conv", reason=r"reflect|padding_mode")
 def border_reflected(pair: Pair) -> None:
     """A convolution pads by reflection and not by zeros: only the border differs."""
     pair.candidate.mix.conv = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
@@ -58,14 +59,14 @@ def padding_on_one_side(pair: Pair) -> None:
     )
 
 
-@conv.fault("parameter", at="blocks.1.depthwise")
+@conv.fault("parameter", at="blocks.1.depthwise", reason=all_of(WEIGHT, ORDER))
 def depthwise_kernel_flipped(pair: Pair) -> None:
     """A depthwise kernel is mirrored: convolution for correlation."""
     weight = pair.faulty.weight
     weight.copy_(weight.flip(2, 3))
 
 
-@conv.fault("parameter", at="upsample")
+@conv.fault("parameter", at="upsample", reason=WEIGHT)
 def transposed_kernel_of_the_wrong_axis(pair: Pair) -> None:
     """The kernel of the transposed convolution is scaled by a vector for its outputs along the input axis."""
     scales = torch.linspace(0.5, 1.5, 16)
@@ -74,13 +75,13 @@ def transposed_kernel_of_the_wrong_axis(pair: Pair) -> None:
     weight.mul_(scales[:, None, None, None])
 
 
-@conv.fault("leaf", at="pool")
+@conv.fault("leaf", at="pool", reason=r"avgpool|average")
 def average_for_maximum(pair: Pair) -> None:
     """The pooling takes the mean."""
     pair.candidate.pool = nn.AvgPool2d(2)
 
 
-@conv.fault("container", at=["mix", "mix.act"])
+@conv.fault("container", at=["mix", "mix.act"], reason=r"in[-_ ]?place")
 def residual_overwritten_in_place(pair: Pair) -> None:
     """The activation writes into its input, which the block adds afterwards.
 
@@ -203,7 +204,7 @@ def concatenated_the_other_way_round(pair: Pair) -> None:
     pair.rewrite("torch.cat([skip, x], dim=1)", "torch.cat([x, skip], dim=1)")
 
 
-@unet.fault("leaf", at="up2.up")
+@unet.fault("leaf", at="up2.up", reason=r"align_corners")
 def corners_not_aligned(pair: Pair) -> None:
     """The upsampling module does not align corners."""
     pair.faulty.align_corners = False
@@ -230,31 +231,31 @@ def padded_at_the_other_side(pair: Pair) -> None:
     )
 
 
-@unet.fault("leaf", at="down1.block.1")
+@unet.fault("leaf", at="down1.block.1", reason=r"\b(num_)?groups\b")
 def group_norm_of_other_groups(pair: Pair) -> None:
     """A group norm has 2 groups and not 4."""
     pair.faulty.num_groups = 2
 
 
-@unet.fault("leaf", at="down2.block.2")
+@unet.fault("leaf", at="down2.block.2", reason=r"hard[-_ ]?swish")
 def silu_as_hard_swish(pair: Pair) -> None:
     """One SiLU is a hard swish, as mobile toolkits put in its place."""
     pair.candidate.down2.block[2] = nn.Hardswish()
 
 
-@unet.fault("parameter", at="up1.up")
+@unet.fault("parameter", at="up1.up", reason=all_of(WEIGHT, ORDER))
 def transposed_kernel_mirrored(pair: Pair) -> None:
     """The kernel of the transposed convolution is mirrored."""
     pair.faulty.weight.copy_(pair.faulty.weight.flip(2, 3))
 
 
-@unet.fault("parameter", at="up1.up")
+@unet.fault("parameter", at="up1.up", reason=all_of(WEIGHT, f"{TRANSPOSED}|{ORDER}"))
 def transposed_kernel_of_swapped_channels(pair: Pair) -> None:
     """The kernel of the square transposed convolution has input and output channels exchanged."""
     pair.faulty.weight.copy_(pair.faulty.weight.transpose(0, 1).clone())
 
 
-@unet.fault("leaf", at="pool")
+@unet.fault("leaf", at="pool", reason=r"avgpool|average")
 def shared_pool_takes_the_mean(pair: Pair) -> None:
     """The pooling, which is called twice, takes the mean."""
     pair.candidate.pool = nn.AvgPool2d(2)

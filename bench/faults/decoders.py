@@ -9,6 +9,18 @@ from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import (
+    BIAS,
+    MISSING,
+    ONE_ROW_MASK,
+    PART,
+    ROW_NEGATED,
+    ROW_ZERO,
+    SCALING,
+    TWICE,
+    WEIGHT,
+    all_of,
+)
 
 gemma2 = Suite("gemma2", models.gemma2, models.uncached)
 
@@ -19,7 +31,7 @@ def final_softcap_missing(pair: Pair) -> None:
     pair.rewrite("            logits = torch.tanh(logits)\n", "")
 
 
-@gemma2.fault("container", at="model.layers.1.self_attn")
+@gemma2.fault("container", at="model.layers.1.self_attn", reason=r"softcap")
 def attention_softcap_missing(pair: Pair) -> None:
     """One attention does not cap its logits: an attribute of it says so."""
     pair.faulty.attn_logit_softcapping = None
@@ -43,7 +55,7 @@ def window_absent(pair: Pair) -> None:
     pair.rewrite("create_sliding_window_causal_mask(**mask_kwargs)", "create_causal_mask(**mask_kwargs)")
 
 
-@gemma2.fault("buffer", at="model.embed_tokens")
+@gemma2.fault("buffer", at="model.embed_tokens", reason=r"\bembed_scale\b")
 def embedding_scale_ignored(pair: Pair) -> None:
     """The embedding's buffer with its scale is 1: it returns embeddings that are 8 times too small."""
     pair.faulty.embed_scale.fill_(1.0)
@@ -65,7 +77,9 @@ def norm_after_the_residual(pair: Pair) -> None:
     )
 
 
-@gemma2.fault("parameter", at="model.layers.1.post_feedforward_layernorm")
+@gemma2.fault(
+    "parameter", at="model.layers.1.post_feedforward_layernorm", reason=all_of(WEIGHT, r"\bpre_feedforward_layernorm\b")
+)
 def norm_weight_of_another(pair: Pair) -> None:
     """A norm was loaded with the weight of its neighbour."""
     layer = pair.at("model.layers.1")
@@ -78,31 +92,38 @@ rebuilt = Suite("rebuilt", models.opt, models.left_padded)
 DECODER = "model.decoder"
 
 
-@opt.fault("leaf", at="model.decoder.embed_positions")
+@opt.fault("leaf", at="model.decoder.embed_positions", reason=r"\boffset\b")
 def position_offset_one_short(pair: Pair) -> None:
     """The table of positions is read with an offset of 1 and not 2."""
     pair.faulty.offset = 1
 
 
-@opt.fault("leaf", at="model.decoder.layers.1.activation_fn")
+@opt.fault("leaf", at="model.decoder.layers.1.activation_fn", reason=r"\bgelu\b")
 def gelu_for_relu(pair: Pair) -> None:
     """The activation is a GELU."""
     pair.replace(nn.GELU())
 
 
-@opt.fault("container", at="model.decoder.layers.0", kind=["miscalls", "introduces", "structure"])
+@opt.fault(
+    "container", at="model.decoder.layers.0", kind=["miscalls", "introduces", "structure"], reason=r"norm_before"
+)
 def norms_after_their_blocks(pair: Pair) -> None:
     """One layer norms after attention and after the MLP, as OPT-350m does: an attribute of the layer."""
     pair.faulty.do_layer_norm_before = False
 
 
-@opt.fault("parameter", at="model.decoder.project_in")
+@opt.fault("parameter", at="model.decoder.project_in", reason=ROW_NEGATED)
 def row_of_the_projection_flipped(pair: Pair) -> None:
     """One row of the projection into the layers has the opposite sign."""
     pair.faulty.weight[3].neg_()
 
 
-@rebuilt.fault("container", at=DECODER, kind=["structure", "miscalls", "introduces"])
+@rebuilt.fault(
+    "container",
+    at=DECODER,
+    kind=["structure", "miscalls", "introduces"],
+    reason=all_of(r"\bfinal_layer_norm\b", rf"{MISSING}|\b(not|never) call|no (module|counterpart)|without"),
+)
 def last_norm_left_out(pair: Pair) -> None:
     """The decoder has no final norm, as old checkpoints of OPT-350m: the module is missing."""
     pair.faulty.final_layer_norm = None
@@ -118,25 +139,25 @@ def padding_counted_in_positions(pair: Pair) -> None:
     )
 
 
-@opt.fault("argument", at=DECODER, argument="attention_mask")
+@opt.fault("argument", at=DECODER, argument="attention_mask", reason=MISSING)
 def mask_for_the_first_layer_alone(pair: Pair) -> None:
     """The decoder hands its second layer None for the mask."""
     pair.rewrite("attention_mask=causal_mask", "attention_mask=causal_mask if idx == 0 else None")
 
 
-@opt.fault("argument", at="model.decoder.layers.1", argument="attention_mask")
+@opt.fault("argument", at="model.decoder.layers.1", argument="attention_mask", reason=ONE_ROW_MASK)
 def mask_of_row_zero_in_one_layer(pair: Pair) -> None:
     """One layer hands its attention the mask of batch row 0 for both rows."""
     pair.rewrite("attention_mask=attention_mask", "attention_mask=attention_mask[:1]")
 
 
-@opt.fault("argument", at="", argument="attention_mask")
+@opt.fault("argument", at="", argument="attention_mask", reason=MISSING)
 def padding_lost_by_the_root(pair: Pair) -> None:
     """The root hands its decoder None for the padding mask: positions and mask are wrong in the padded row."""
     pair.rewrite("attention_mask=attention_mask", "attention_mask=None", at="")
 
 
-@opt.fault("container", at="model.decoder.layers.0.self_attn")
+@opt.fault("container", at="model.decoder.layers.0.self_attn", reason=SCALING)
 def queries_unscaled(pair: Pair) -> None:
     """One attention does not scale its queries."""
     pair.faulty.scaling = 1.0
@@ -148,13 +169,17 @@ def mlp_without_residual(pair: Pair) -> None:
     pair.rewrite("(residual + hidden_states).view", "hidden_states.view")
 
 
-@opt.fault("parameter", at="model.decoder.layers.0.fc2")
+@opt.fault("parameter", at="model.decoder.layers.0.fc2", reason=all_of(BIAS, TWICE))
 def bias_twice(pair: Pair) -> None:
     """A bias is twice as large, as when each of two shards adds it."""
     pair.faulty.bias.mul_(2)
 
 
-@opt.fault("parameter", at="model.decoder.layers.1.self_attn_layer_norm")
+@opt.fault(
+    "parameter",
+    at="model.decoder.layers.1.self_attn_layer_norm",
+    reason=all_of(f"{WEIGHT}|{BIAS}", r"\blayers\.0\.self_attn_layer_norm\b"),
+)
 def norm_of_another_layer(pair: Pair) -> None:
     """One norm has the weights of the first layer's."""
     source = pair.at("model.decoder.layers.0.self_attn_layer_norm")
@@ -199,7 +224,7 @@ def layers_called_by_position(pair: Pair) -> None:
     pair.replace(nn.ModuleList(Positional(layer) for layer in layers), at=f"{DECODER}.layers")
 
 
-@rebuilt.fault("argument", at="model.decoder.layers.1", kind="introduces")
+@rebuilt.fault("argument", at="model.decoder.layers.1", kind="introduces", reason=MISSING)
 def wrapper_forgets_the_mask(pair: Pair) -> None:
     """The same, and one wrapper forgets the mask: the reference's layer that it stands for is the answer."""
     layers = pair.at(DECODER).layers
@@ -208,7 +233,7 @@ def wrapper_forgets_the_mask(pair: Pair) -> None:
     )
 
 
-@rebuilt.fault("parameter", at="model.decoder.layers.0.self_attn.out_proj")
+@rebuilt.fault("parameter", at="model.decoder.layers.0.self_attn.out_proj", reason=ROW_ZERO)
 def layers_called_by_position_one_row_zero(pair: Pair) -> None:
     """Every layer is inside such a wrapper, and one output projection has a row of zeros."""
     layers_called_by_position(pair)
@@ -254,7 +279,7 @@ gpt_neox = Suite("gpt_neox", models.gpt_neox, models.padded_uncached)
 LAYERS = [f"gpt_neox.layers.{layer}" for layer in range(2)]
 
 
-@gpt_neox.fault("container", at=LAYERS[0])
+@gpt_neox.fault("container", at=LAYERS[0], reason=r"parallel")
 def in_series(pair: Pair) -> None:
     """One layer runs its MLP after attention and not beside it: an attribute of the layer."""
     pair.faulty.use_parallel_residual = False
@@ -306,7 +331,7 @@ def softmax_in_bfloat16(pair: Pair) -> None:
     pair.rewrite("dtype=torch.float32", "dtype=torch.bfloat16", within="eager_attention_forward")
 
 
-@gpt_neox.fault("argument", at=LAYERS[1], argument="attention_mask")
+@gpt_neox.fault("argument", at=LAYERS[1], argument="attention_mask", reason=ONE_ROW_MASK)
 def mask_of_row_zero(pair: Pair) -> None:
     """One layer hands its attention the mask of row 0 for both rows."""
     pair.rewrite("attention_mask=attention_mask", "attention_mask=attention_mask[:1]")
@@ -340,13 +365,13 @@ def embeddings_dropped_out(pair: Pair) -> None:
     pair.faulty.train()
 
 
-@gpt_neox.fault("parameter", at=f"{LAYERS[1]}.attention.query_key_value")
+@gpt_neox.fault("parameter", at=f"{LAYERS[1]}.attention.query_key_value", reason=ROW_ZERO)
 def key_of_one_head_never_loaded(pair: Pair) -> None:
     """The rows of one head's keys in a fused projection are zero."""
     pair.faulty.weight[64:80].zero_()
 
 
-@gpt_neox.fault("parameter", at=f"{LAYERS[0]}.mlp.dense_4h_to_h")
+@gpt_neox.fault("parameter", at=f"{LAYERS[0]}.mlp.dense_4h_to_h", reason=all_of(WEIGHT, PART))
 def tiny_error_in_one_entry(pair: Pair) -> None:
     """A single entry of a weight is 0.01 too large: one channel is off by parts in ten thousand."""
     pair.faulty.weight[5, 7] += 0.01

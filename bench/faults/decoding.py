@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import PART, TWICE, WEIGHT, all_of
 
 PROMPT = 8
 
@@ -93,7 +94,7 @@ def positions_one_off_in_generate(pair: Pair) -> None:
     pair.rewrite("position_ids=position_ids", "position_ids=position_ids + (position_ids.shape[1] == 1)")
 
 
-@generation.fault("parameter", at="lm_head", call="generate")
+@generation.fault("parameter", at="lm_head", call="generate", reason=all_of(WEIGHT, PART, TWICE))
 def head_rows_stale_in_generate(pair: Pair) -> None:
     """Called through `generate`, a part of the head's rows is too large, so that other tokens are chosen."""
     pair.faulty.weight[40:60].mul_(2)

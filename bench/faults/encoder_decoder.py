@@ -8,35 +8,48 @@ from torch import nn
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.decoders import HalfLinear
+from bench.faults.reasons import (
+    EXACT_GELU,
+    MISSING,
+    ONE_ROW_MASK,
+    ORDER,
+    ROW_NEGATED,
+    ROW_ZERO,
+    SCALING,
+    TANH,
+    WEIGHT,
+    ZERO,
+    all_of,
+)
 
 t5 = Suite("t5", models.t5, models.translation)
 
 
-@t5.fault("leaf", at="encoder.block.0.layer.1.DenseReluDense.act")
+@t5.fault("leaf", at="encoder.block.0.layer.1.DenseReluDense.act", reason=EXACT_GELU)
 def gelu_by_erf(pair: Pair) -> None:
     """The gate uses the exact GELU where the model was trained with the tanh approximation."""
     pair.replace(nn.GELU())
 
 
-@t5.fault("container", at="encoder.block.1.layer.0.SelfAttention")
+@t5.fault("container", at="encoder.block.1.layer.0.SelfAttention", reason=SCALING)
 def logits_scaled(pair: Pair) -> None:
     """One attention divides its logits by the root of the head size, which T5 does not: an attribute of it."""
     pair.faulty.scaling = 0.25
 
 
-@t5.fault("container", at="decoder.block.0.layer.0.SelfAttention", argument="input")
+@t5.fault("container", at="decoder.block.0.layer.0.SelfAttention", argument="input", reason=r"max_distance")
 def buckets_of_another_width(pair: Pair) -> None:
     """Attention sorts distances into buckets up to 128 and not 16, then looks up its bias by them."""
     pair.faulty.relative_attention_max_distance = 128
 
 
-@t5.fault("argument", at="encoder", argument="position_bias")
+@t5.fault("argument", at="encoder", argument="position_bias", reason=MISSING)
 def position_bias_not_shared(pair: Pair) -> None:
     """The encoder hands its second block None for the bias that the first block computed."""
     pair.rewrite("            position_bias = self_attention_position_bias\n", "")
 
 
-@t5.fault("argument", at="", argument="encoder_attention_mask")
+@t5.fault("argument", at="", argument="encoder_attention_mask", reason=MISSING)
 def encoder_mask_lost(pair: Pair) -> None:
     """The root does not tell its decoder which tokens of the source are padding."""
     pair.rewrite("encoder_attention_mask=attention_mask", "encoder_attention_mask=None")
@@ -79,7 +92,11 @@ def embedding_untied_and_stale(pair: Pair) -> None:
     embedding.weight = nn.Parameter(embedding.weight.detach() + 0.1 * noise)
 
 
-@t5.fault("parameter", at="decoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+@t5.fault(
+    "parameter",
+    at="decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    reason=all_of(WEIGHT, r"\bencoder\.block\.0\.layer\.0\.selfattention\.relative_attention_bias\b"),
+)
 def bias_table_of_the_encoder(pair: Pair) -> None:
     """The decoder's table of relative biases holds the encoder's."""
     source = pair.at("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
@@ -89,19 +106,19 @@ def bias_table_of_the_encoder(pair: Pair) -> None:
 bart = Suite("bart", models.bart, models.translation)
 
 
-@bart.fault("leaf", at="model.encoder.embed_positions")
+@bart.fault("leaf", at="model.encoder.embed_positions", reason=r"\boffset\b")
 def position_offset_missing(pair: Pair) -> None:
     """The learned positions start at row 0 of their table and not at row 2: an attribute of that embedding."""
     pair.faulty.offset = 0
 
 
-@bart.fault("leaf", at="model.decoder.layers.1.activation_fn")
+@bart.fault("leaf", at="model.decoder.layers.1.activation_fn", reason=TANH)
 def gelu_by_tanh(pair: Pair) -> None:
     """The decoder's last GELU is the tanh approximation."""
     pair.replace(nn.GELU(approximate="tanh"))
 
 
-@bart.fault("argument", at="model.decoder.layers.0", argument="attention_mask")
+@bart.fault("argument", at="model.decoder.layers.0", argument="attention_mask", reason=MISSING)
 def cross_attention_without_mask(pair: Pair) -> None:
     """One decoder layer hands its cross-attention None for the mask over the source's padding."""
     pair.rewrite("attention_mask=encoder_attention_mask", "attention_mask=None")
@@ -126,7 +143,7 @@ def norm_before_attention(pair: Pair) -> None:
     )
 
 
-@bart.fault("buffer", at="")
+@bart.fault("buffer", at="", reason=all_of(r"\bfinal_logits_bias\b", ZERO))
 def final_bias_lost(pair: Pair) -> None:
     """The reference adds a bias to its logits from a buffer of the root, which the candidate never loaded."""
     pair.reference.final_logits_bias.normal_()
@@ -135,19 +152,19 @@ def final_bias_lost(pair: Pair) -> None:
 electra_to_gpt2 = Suite("electra_to_gpt2", models.electra_to_gpt2, models.translation)
 
 
-@electra_to_gpt2.fault("argument", at="", argument="encoder_attention_mask")
+@electra_to_gpt2.fault("argument", at="", argument="encoder_attention_mask", reason=MISSING)
 def source_padding_forgotten(pair: Pair) -> None:
     """The root does not tell its decoder which tokens of the source are padding: None against a tensor."""
     pair.rewrite("encoder_attention_mask=attention_mask", "encoder_attention_mask=None", at="")
 
 
-@electra_to_gpt2.fault("argument", at="decoder.transformer", argument="encoder_attention_mask")
+@electra_to_gpt2.fault("argument", at="decoder.transformer", argument="encoder_attention_mask", reason=ONE_ROW_MASK)
 def source_padding_of_row_zero(pair: Pair) -> None:
     """The decoder's model hands its blocks the source's mask of row 0, which has no padding."""
     pair.rewrite("encoder_attention_mask=encoder_attention_mask", "encoder_attention_mask=encoder_attention_mask[:1]")
 
 
-@electra_to_gpt2.fault("argument", at="decoder.transformer.h.1", argument="encoder_attention_mask")
+@electra_to_gpt2.fault("argument", at="decoder.transformer.h.1", argument="encoder_attention_mask", reason=MISSING)
 def one_block_forgets_the_source_padding(pair: Pair) -> None:
     """One block hands its cross-attention None for the source's mask."""
     pair.rewrite("encoder_attention_mask=encoder_attention_mask", "encoder_attention_mask=None")
@@ -162,13 +179,13 @@ def keys_and_values_exchanged(pair: Pair) -> None:
     )
 
 
-@electra_to_gpt2.fault("parameter", at="encoder.embeddings_project")
+@electra_to_gpt2.fault("parameter", at="encoder.embeddings_project", reason=ROW_ZERO)
 def projection_of_the_embeddings_stale(pair: Pair) -> None:
     """A column of the projection from the narrow embedding is zero."""
     pair.faulty.weight[:, 3].zero_()
 
 
-@electra_to_gpt2.fault("argument", at="encoder", argument="attention_mask")
+@electra_to_gpt2.fault("argument", at="encoder", argument="attention_mask", reason=MISSING)
 def encoder_without_mask(pair: Pair) -> None:
     """The encoder's model hands its layers no mask."""
     pair.rewrite("attention_mask,\n            encoder_hidden", "None,\n            encoder_hidden")
@@ -193,7 +210,7 @@ def keys_without_their_bias(pair: Pair) -> None:
 whisper = Suite("whisper", models.whisper, models.speech)
 
 
-@whisper.fault("parameter", at="model.encoder.embed_positions")
+@whisper.fault("parameter", at="model.encoder.embed_positions", reason=all_of(WEIGHT, ORDER))
 def cosines_before_sines(pair: Pair) -> None:
     """The halves of the encoder's sinusoidal positions changed places."""
     weight = pair.faulty.weight
@@ -206,7 +223,7 @@ def gelu_by_tanh_after_the_first_convolution(pair: Pair) -> None:
     pair.rewrite("(self.conv1(input_features))", '(self.conv1(input_features), approximate="tanh")')
 
 
-@whisper.fault("leaf", at="model.encoder.conv1")
+@whisper.fault("leaf", at="model.encoder.conv1", reason=r"circular|padding_mode")
 def border_wraps_around(pair: Pair) -> None:
     """The first convolution pads with the other end of the sound: only the border differs."""
     conv = pair.faulty
@@ -248,7 +265,7 @@ def cross_attention_of_the_first_row(pair: Pair) -> None:
     )
 
 
-@whisper.fault("argument", at="model.decoder", argument="attention_mask")
+@whisper.fault("argument", at="model.decoder", argument="attention_mask", reason=MISSING)
 def decoder_not_causal(pair: Pair) -> None:
     """The decoder hands its layers None for the causal mask, by position."""
     pair.rewrite("                causal_mask,\n", "                None,\n")
@@ -287,7 +304,7 @@ def head_untied_and_stale(pair: Pair) -> None:
     head.weight = nn.Parameter(head.weight.detach() + 0.05 * noise)
 
 
-@whisper.fault("parameter", at=["model.decoder.embed_tokens", "proj_out"])
+@whisper.fault("parameter", at=["model.decoder.embed_tokens", "proj_out"], reason=ROW_NEGATED)
 def tied_row_flipped(pair: Pair) -> None:
     """A row of the weight that embedding and head share has the opposite sign: one tensor, in both of them."""
     pair.at("model.decoder.embed_tokens").weight[models.speech()["decoder_input_ids"][0, 0]].neg_()

@@ -8,6 +8,7 @@ from torch import nn
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.correct import Wrapped
+from bench.faults.reasons import ANOTHER_SHAPE, BIAS_ZERO, HALVED, ORDER, PART, ROUNDED, WEIGHT, ZERO, all_of
 
 mixtral = Suite("mixtral", models.mixtral, models.uncached)
 
@@ -18,7 +19,9 @@ def routing_weights_not_normalised(pair: Pair) -> None:
     pair.rewrite("router_top_value /= router_top_value.sum(dim=-1, keepdim=True)", "pass")
 
 
-@mixtral.fault("leaf", at="model.layers.1.mlp.gate", kind=["introduces", "structure"])
+@mixtral.fault(
+    "leaf", at="model.layers.1.mlp.gate", kind=["introduces", "structure"], reason=rf"\btop_k\b|{ANOTHER_SHAPE}"
+)
 def one_expert_for_two(pair: Pair) -> None:
     """The router picks one expert per token: its attribute top_k is wrong, and its outputs have another shape."""
     pair.faulty.top_k = 1
@@ -30,13 +33,13 @@ def gate_and_up_swapped(pair: Pair) -> None:
     pair.rewrite("gate, up = nn.functional", "up, gate = nn.functional")
 
 
-@mixtral.fault("parameter", at="model.layers.0.mlp.experts")
+@mixtral.fault("parameter", at="model.layers.0.mlp.experts", reason=all_of(r"\bdown_proj\b", ZERO))
 def one_expert_never_loaded(pair: Pair) -> None:
     """The down projection of expert 2 is zero; the other experts are right, so only its tokens differ."""
     pair.faulty.down_proj[2].zero_()
 
 
-@mixtral.fault("parameter", at="model.layers.1.mlp.gate")
+@mixtral.fault("parameter", at="model.layers.1.mlp.gate", reason=all_of(WEIGHT, ORDER))
 def router_rows_exchanged(pair: Pair) -> None:
     """Two rows of the router's weight changed places, and the experts did not."""
     weight = pair.faulty.weight
@@ -80,13 +83,13 @@ def softmax_over_tokens(pair: Pair) -> None:
     pair.rewrite("dtype=torch.float, dim=-1", "dtype=torch.float, dim=0")
 
 
-@qwen2_moe.fault("leaf", at="model.layers.0.mlp.gate")
+@qwen2_moe.fault("leaf", at="model.layers.0.mlp.gate", reason=ROUNDED)
 def router_in_bfloat16(pair: Pair) -> None:
     """One router computes its logits in bfloat16: a little off, and here and there another expert."""
     pair.rewrite("(hidden_states, self.weight)", "(hidden_states.bfloat16(), self.weight.bfloat16()).float()")
 
 
-@qwen2_moe.fault("parameter", at="model.layers.1.mlp.experts")
+@qwen2_moe.fault("parameter", at="model.layers.1.mlp.experts", reason=all_of(r"\b(gate_up|down)_proj\b", ORDER))
 def experts_in_another_order(pair: Pair) -> None:
     """The experts are in another order than the router's rows."""
     experts = pair.faulty
@@ -94,7 +97,7 @@ def experts_in_another_order(pair: Pair) -> None:
         weight.copy_(weight[[1, 2, 3, 0]])
 
 
-@qwen2_moe.fault("parameter", at="model.layers.0.mlp.experts")
+@qwen2_moe.fault("parameter", at="model.layers.0.mlp.experts", reason=all_of(r"\bdown_proj\b", rf"{PART}|\b3\b"))
 def one_down_projection_from_another_expert(pair: Pair) -> None:
     """Expert 3 has the down projection of expert 0."""
     down = pair.faulty.down_proj
@@ -123,13 +126,13 @@ def routing_weights_squared(pair: Pair) -> None:
     pair.rewrite("selected_experts, routing_weights)", "selected_experts, routing_weights * routing_weights)")
 
 
-@qwen2_moe.fault("parameter", at="model.layers.0.self_attn.q_proj")
+@qwen2_moe.fault("parameter", at="model.layers.0.self_attn.q_proj", reason=BIAS_ZERO)
 def query_bias_lost(pair: Pair) -> None:
     """A bias was never loaded."""
     pair.faulty.bias.zero_()
 
 
-@qwen2_moe.fault("argument", at="model", argument="attention_mask")
+@qwen2_moe.fault("argument", at="model", argument="attention_mask", reason=r"\bsliding_window\b|\bwindow\b")
 def window_one_off(pair: Pair) -> None:
     """The window holds one token more: only the first layer's mask, and only from the seventh token on."""
     pair.candidate.config.sliding_window = 7
@@ -147,7 +150,7 @@ def late_positions_clamped(pair: Pair) -> None:
     pair.rewrite("(hidden_states, position_ids)", "(hidden_states, position_ids.clamp(max=16))")
 
 
-@qwen2_moe.fault("buffer", at="model.rotary_emb")
+@qwen2_moe.fault("buffer", at="model.rotary_emb", reason=r"\binv_freq\b")
 def rotary_base_of_another_model(pair: Pair) -> None:
     """The rotary frequencies come from the base 1e6."""
     rotary = pair.faulty
@@ -200,7 +203,7 @@ def experts_of_equal_rank_permuted(pair: Pair) -> None:
             weight.copy_(weight.flip(0))
 
 
-@folded.fault("parameter", at=["model.layers.0.mlp.experts", "model.layers.0.mlp.gate"])
+@folded.fault("parameter", at=["model.layers.0.mlp.experts", "model.layers.0.mlp.gate"], reason=ORDER)
 def experts_permuted_without_their_router(pair: Pair) -> None:
     """Both layers' experts are in reverse order, one router is not: it or its experts may be called wrong."""
     experts_of_equal_rank_permuted(pair)
@@ -220,7 +223,7 @@ def every_linear_wrapped(pair: Pair) -> None:
     _wrap_linears(pair)
 
 
-@qwen2_moe.fault("parameter", at="model.layers.1.mlp.shared_expert.down_proj")
+@qwen2_moe.fault("parameter", at="model.layers.1.mlp.shared_expert.down_proj", reason=all_of(WEIGHT, PART, HALVED))
 def every_linear_wrapped_one_row_stale(pair: Pair) -> None:
     """The same, and one row inside a wrapper is half as large as it should be."""
     _wrap_linears(pair)

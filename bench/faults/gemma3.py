@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import EPS, ROW_NEGATED, SCALING
 
 suite = Suite("gemma3", models.gemma3, models.padded_uncached)
 # Candidates of other modules or another dtype, which single modules of the reference cannot be exchanged with.
 rebuilt = Suite("rebuilt", models.gemma3, models.padded_uncached)
 
 
-@suite.fault("leaf", at="model.embed_tokens")
+@suite.fault("leaf", at="model.embed_tokens", reason=r"\bembed_scale\b")
 def embeddings_unscaled(pair: Pair) -> None:
     """The embeddings are not multiplied by the root of the hidden size: a buffer of theirs."""
     pair.at("model.embed_tokens").embed_scale.fill_(1.0)
@@ -27,7 +28,7 @@ def norm_without_one(pair: Pair) -> None:
     pair.rewrite("(1.0 + self.weight.float())", "self.weight.float()")
 
 
-@suite.fault("leaf", at="model.layers.1.self_attn.q_norm")
+@suite.fault("leaf", at="model.layers.1.self_attn.q_norm", reason=EPS)
 def eps_of_the_query_norm(pair: Pair) -> None:
     """The norm of the queries has eps 1e-4 and not 1e-6."""
     pair.faulty.eps = 1e-4
@@ -73,7 +74,7 @@ def one_rotary_base_for_all(pair: Pair) -> None:
     pair.rewrite("position_embeddings[self.config.layer_types[i]]", 'position_embeddings["full_attention"]')
 
 
-@suite.fault("argument", at="model", argument="attention_mask")
+@suite.fault("argument", at="model", argument="attention_mask", reason=r"\bsliding_window\b|\bwindow\b")
 def window_one_short(pair: Pair) -> None:
     """The window of the first layer holds one token less."""
     pair.candidate.config.sliding_window = 5
@@ -85,13 +86,13 @@ def softcap_missing(pair: Pair) -> None:
     pair.rewrite("if self.config.final_logit_softcapping is not None:", "if False:", at="")
 
 
-@suite.fault("container", at="", kind="introduces")
+@suite.fault("container", at="", kind="introduces", reason=r"softcap")
 def softcap_of_another_size(pair: Pair) -> None:
     """The root caps its logits at 3.3 and not at 3."""
     pair.candidate.config.final_logit_softcapping = 3.3
 
 
-@suite.fault("container", at="model.layers.0.self_attn")
+@suite.fault("container", at="model.layers.0.self_attn", reason=SCALING)
 def scale_of_another_size(pair: Pair) -> None:
     """One attention divides by the root of the hidden size."""
     pair.faulty.scaling = 64**-0.5
@@ -160,14 +161,14 @@ def cast_to_bfloat16(pair: Pair) -> None:
     pair.candidate.to(torch.bfloat16)
 
 
-@rebuilt.fault("parameter", at="model.layers.0.self_attn.v_proj")
+@rebuilt.fault("parameter", at="model.layers.0.self_attn.v_proj", reason=ROW_NEGATED)
 def cast_to_bfloat16_one_row_flipped(pair: Pair) -> None:
     """The candidate is in bfloat16, and one row of a weight has the opposite sign."""
     pair.candidate.to(torch.bfloat16)
     pair.faulty.weight[5].neg_()
 
 
-@rebuilt.fault("container", at="model.layers.1.self_attn")
+@rebuilt.fault("container", at="model.layers.1.self_attn", reason=SCALING)
 def cast_to_bfloat16_wrong_scale(pair: Pair) -> None:
     """The candidate is in bfloat16, and one attention scales by half of what it should."""
     pair.candidate.to(torch.bfloat16)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.decoding import PROMPT, Decoding, prompt
+from bench.faults.reasons import BIAS, BIAS_ZERO, EXACT_GELU, MISSING, ROW_NEGATED, ROW_ZERO, TRANSPOSED, WEIGHT, all_of
 
 suite = Suite("gpt2", models.gpt2, models.padded_uncached)
 NORMS = [*(f"transformer.h.{layer}.ln_{norm}" for layer in range(2) for norm in (1, 2)), "transformer.ln_f"]
 
 
-@suite.fault("leaf", at="transformer.h.0.mlp.act")
+@suite.fault("leaf", at="transformer.h.0.mlp.act", reason=EXACT_GELU)
 def gelu_by_erf(pair: Pair) -> None:
     """The exact GELU runs where the model has the tanh approximation."""
     pair.replace(nn.GELU())
@@ -30,14 +31,14 @@ def eps_of_all_norms(pair: Pair) -> None:
         pair.at(path).eps = 1e-3
 
 
-@suite.fault("parameter", at="transformer.h.1.attn.c_proj")
+@suite.fault("parameter", at="transformer.h.1.attn.c_proj", reason=all_of(WEIGHT, TRANSPOSED))
 def square_weight_transposed(pair: Pair) -> None:
     """The square output projection is stored [out, in], as a linear layer would have it."""
     weight = pair.faulty.weight
     weight.copy_(weight.t().clone())
 
 
-@suite.fault("parameter", at="transformer.h.0.attn.c_attn")
+@suite.fault("parameter", at="transformer.h.0.attn.c_attn", reason=BIAS_ZERO)
 def value_bias_lost(pair: Pair) -> None:
     """The last third of a fused bias was never loaded."""
     pair.faulty.bias[128:].zero_()
@@ -109,7 +110,7 @@ def padding_lost_by_the_model(pair: Pair) -> None:
     pair.rewrite("            attention_mask=attention_mask,\n", "            attention_mask=None,\n")
 
 
-@suite.fault("argument", at="", argument="token_type_ids", inputs=models.typed)
+@suite.fault("argument", at="", argument="token_type_ids", inputs=models.typed, reason=MISSING)
 def token_types_lost(pair: Pair) -> None:
     """The root hands its model None for the token types."""
     pair.rewrite("token_type_ids=token_type_ids", "token_type_ids=None")
@@ -192,7 +193,7 @@ def linear_layers(pair: Pair) -> None:
     _as_linear_layers(pair)
 
 
-@suite.fault("parameter", at="transformer.h.0.attn.c_proj")
+@suite.fault("parameter", at="transformer.h.0.attn.c_proj", reason=all_of(WEIGHT, TRANSPOSED))
 def linear_layers_one_not_transposed(pair: Pair) -> None:
     """The same, and the porter forgot to transpose one square weight."""
     _as_linear_layers(pair)
@@ -207,7 +208,7 @@ def projections_split(pair: Pair) -> None:
         pair.at(f"{block}.attn").c_attn = Split(pair.at(f"{block}.attn.c_attn"))
 
 
-@suite.fault("parameter", at="transformer.h.1.attn.c_attn")
+@suite.fault("parameter", at="transformer.h.1.attn.c_attn", reason=BIAS_ZERO)
 def projections_split_one_bias_lost(pair: Pair) -> None:
     """The same, and the value's bias of one of them was lost: its reference module is the fused projection."""
     projections_split(pair)
@@ -227,7 +228,7 @@ def norms_folded(pair: Pair) -> None:
             shift.zero_()
 
 
-@folded.fault("parameter", at=["transformer.h.1.attn.c_attn", "transformer.h.1.ln_1"])
+@folded.fault("parameter", at=["transformer.h.1.attn.c_attn", "transformer.h.1.ln_1"], reason=BIAS)
 def norms_folded_one_shift_forgotten(pair: Pair) -> None:
     """The same, but one norm's bias was dropped without going into the projection: either of the two lacks it."""
     norms_folded(pair)
@@ -263,7 +264,7 @@ def everything_wrapped(pair: Pair) -> None:
     _wrap(pair)
 
 
-@suite.fault("parameter", at="transformer.h.1.mlp.c_fc")
+@suite.fault("parameter", at="transformer.h.1.mlp.c_fc", reason=ROW_NEGATED)
 def everything_wrapped_one_row_flipped(pair: Pair) -> None:
     """The same, and one channel of a wrapped projection has the opposite sign."""
     _wrap(pair)
@@ -300,7 +301,7 @@ def positions_wrong_in_one_step(pair: Pair) -> None:
     )
 
 
-@decoding.fault("container", at="model.transformer.h.1.attn", kind="raises")
+@decoding.fault("container", at="model.transformer.h.1.attn", kind="raises", reason=r"\blayer_idx\b")
 def cache_of_another_layer(pair: Pair) -> None:
     """One attention stores its keys under the number of the layer before it, and reads twice too many of them."""
     pair.faulty.layer_idx = 0
@@ -317,7 +318,7 @@ def oldest_key_forgotten(pair: Pair) -> None:
     )
 
 
-@decoding.fault("parameter", at="model.transformer.wpe")
+@decoding.fault("parameter", at="model.transformer.wpe", reason=ROW_ZERO)
 def late_positions_never_loaded(pair: Pair) -> None:
     """The rows of the position table beyond 10 are zero, so only the last steps are wrong."""
     pair.faulty.weight[10:].zero_()

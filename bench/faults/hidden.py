@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import NON_FINITE, ROW_NEGATED
 
 llama = Suite("hidden", models.llama, models.uncached)
 padded = Suite("hidden", models.llama, models.padded_uncached)
@@ -43,7 +44,7 @@ def loss_without_shift(pair: Pair) -> None:
     pair.rewrite("self.loss_function", "2 * self.loss_function")
 
 
-@padded.fault("argument", at="model", kind=["miscalls", "non_finite"], inputs=models.left_padded)
+@padded.fault("argument", at="model", kind=["miscalls", "non_finite"], inputs=models.left_padded, reason=NON_FINITE)
 def mask_of_minus_infinity(pair: Pair) -> None:
     """The model fills its mask with minus infinity: a padded token that sees nobody becomes NaN."""
     pair.rewrite(
@@ -65,7 +66,11 @@ class InPlaceNorm(nn.LayerNorm):
         return input * self.weight + self.bias
 
 
-@clip.fault("leaf", at=["text_model.encoder.layers.1.layer_norm2", "text_model.encoder.layers.1"])
+@clip.fault(
+    "leaf",
+    at=["text_model.encoder.layers.1.layer_norm2", "text_model.encoder.layers.1"],
+    reason=r"in[-_ ]?place|overwr|\bwr(ites|itten|ote)\b",
+)
 def norm_writes_into_the_residual(pair: Pair) -> None:
     """One norm returns the right tensor but has written into its input, which the layer adds afterwards."""
     pair.at("text_model.encoder.layers.1.layer_norm2").__class__ = InPlaceNorm
@@ -102,7 +107,9 @@ def three_in_a_row(pair: Pair) -> None:
     pair.rewrite("hidden_states = residual + hidden_states\n        return", "return", at="model.layers.1")
 
 
-@left.fault("container", at="model.decoder.layers.1", kind=["miscalls", "introduces", "structure"])
+@left.fault(
+    "container", at="model.decoder.layers.1", kind=["miscalls", "introduces", "structure"], reason=r"norm_before"
+)
 def norms_after_their_blocks_in_the_last_layer(pair: Pair) -> None:
     """The last layer norms after its blocks: several lines of one forward are wrong together."""
     pair.faulty.do_layer_norm_before = False
@@ -166,7 +173,12 @@ def two_layers_exchanged(pair: Pair) -> None:
     pair.rewrite("self.layers[: self.config.num_hidden_layers]", "[self.layers[i] for i in (0, 2, 1, 3, 4, 5)]")
 
 
-@deep.fault("container", at="model", kind=["structure", "miscalls", "introduces"])
+@deep.fault(
+    "container",
+    at="model",
+    kind=["structure", "miscalls", "introduces"],
+    reason=r"layers\.6\b|\bseven(th)?\b|\b7 (layers|modules)\b|\b(extra|additional|one more)\b",
+)
 def one_layer_more(pair: Pair) -> None:
     """The candidate has a seventh layer, a copy of the sixth, and the model runs it."""
     layers = pair.faulty.layers
@@ -194,7 +206,7 @@ def _bfloat16_llama() -> Any:
 coarse = Suite("hidden_bfloat16", _bfloat16_llama, models.padded_uncached)
 
 
-@coarse.fault("parameter", at="model.layers.1.self_attn.v_proj")
+@coarse.fault("parameter", at="model.layers.1.self_attn.v_proj", reason=ROW_NEGATED)
 def one_row_flipped(pair: Pair) -> None:
     """Both models are in bfloat16, and a row of the values has the wrong sign."""
     pair.faulty.weight[4].neg_()
@@ -206,7 +218,7 @@ def padding_lost(pair: Pair) -> None:
     pair.rewrite("            attention_mask=attention_mask,", "            attention_mask=None,")
 
 
-@coarse.fault("leaf", at="model.layers.0.mlp.act_fn")
+@coarse.fault("leaf", at="model.layers.0.mlp.act_fn", reason=r"\bgelu\b")
 def gelu_for_silu(pair: Pair) -> None:
     """Both models are in bfloat16, and one activation is a GELU."""
     pair.replace(nn.GELU())

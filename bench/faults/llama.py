@@ -7,6 +7,22 @@ from torch import nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import (
+    ANOTHER_SHAPE,
+    EPS,
+    EXCHANGED,
+    HALVED,
+    MISSING,
+    ORDER,
+    ROUNDED,
+    ROW_NEGATED,
+    ROW_SCALED,
+    TRANSPOSED,
+    TWICE,
+    WEIGHT,
+    all_of,
+    times,
+)
 
 suite = Suite("llama", models.llama, models.uncached)
 
@@ -16,19 +32,19 @@ def long() -> dict[str, object]:
     return {**models.tokens(length=400, batch=1), "use_cache": False}
 
 
-@suite.fault("leaf", at="model.layers.0.input_layernorm")
+@suite.fault("leaf", at="model.layers.0.input_layernorm", reason=EPS)
 def eps_default(pair: Pair) -> None:
     """The first norm has eps 1e-5 where the config says 1e-6: its own output is off by about 5e-4."""
     pair.faulty.variance_epsilon = 1e-5
 
 
-@suite.fault("leaf", at="model.norm")
+@suite.fault("leaf", at="model.norm", reason=EPS)
 def eps_of_a_large_input(pair: Pair) -> None:
     """The last norm has eps 1e-4: on its large input that is 100 roundings of float32, and no more."""
     pair.faulty.variance_epsilon = 1e-4
 
 
-@suite.fault("leaf", at="model.layers.1.mlp.act_fn")
+@suite.fault("leaf", at="model.layers.1.mlp.act_fn", reason=r"\brelu\b")
 def relu_for_silu(pair: Pair) -> None:
     """The activation is another function. It is a module of its own, called by the MLP as before."""
     pair.replace(nn.ReLU())
@@ -43,40 +59,43 @@ def norm_centred(pair: Pair) -> None:
     )
 
 
-@suite.fault("parameter", at="model.layers.1.mlp.down_proj")
+@suite.fault("parameter", at="model.layers.1.mlp.down_proj", reason=ROW_NEGATED)
 def row_sign_flipped(pair: Pair) -> None:
     """One row of a weight has the opposite sign: one output channel of that linear layer is wrong."""
     pair.faulty.weight[17].neg_()
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.v_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.v_proj", reason=ROW_SCALED)
 def row_scaled(pair: Pair) -> None:
     """One row of a weight is 1.5 times too large. Nothing undoes it."""
     pair.faulty.weight[5].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.o_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.o_proj", reason=all_of(WEIGHT, TRANSPOSED))
 def square_weight_transposed(pair: Pair) -> None:
     """A square weight was loaded transposed."""
     linear = pair.faulty
     linear.weight = nn.Parameter(linear.weight.detach().t().contiguous())
 
 
-@suite.fault("parameter", at="model.layers.1.mlp.gate_proj")
+@suite.fault("parameter", at="model.layers.1.mlp.gate_proj", reason=WEIGHT)
 def weight_never_loaded(pair: Pair) -> None:
     """A weight kept random initial values of the right size."""
     weight = pair.faulty.weight
     weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)) * weight.std())
 
 
-@suite.fault("parameter", at="model.embed_tokens")
+@suite.fault("parameter", at="model.embed_tokens", reason=all_of(WEIGHT, times("1.25")))
 def embeddings_scaled(pair: Pair) -> None:
     """The embeddings are 1.25 times too large: a gain, and nothing downstream undoes it in the residual stream."""
     pair.faulty.weight.mul_(1.25)
 
 
 @suite.fault(
-    "parameter", at=["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"], model=models.llama_square
+    "parameter",
+    at=["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"],
+    model=models.llama_square,
+    reason=all_of(WEIGHT, EXCHANGED),
 )
 def query_and_key_swapped(pair: Pair) -> None:
     """The weights of two square projections changed places: both are wrong, and either may be named first."""
@@ -84,7 +103,7 @@ def query_and_key_swapped(pair: Pair) -> None:
     attention.q_proj.weight, attention.k_proj.weight = attention.k_proj.weight, attention.q_proj.weight
 
 
-@suite.fault("parameter", at="lm_head")
+@suite.fault("parameter", at="lm_head", reason=all_of(WEIGHT, ORDER))
 def vocabulary_shifted(pair: Pair) -> None:
     """The rows of the head are one token off."""
     pair.faulty.weight.copy_(pair.faulty.weight.roll(1, dims=0))
@@ -98,14 +117,14 @@ def head_untied_and_stale(pair: Pair) -> None:
     head.weight = nn.Parameter(head.weight.detach() + 0.02 * noise)
 
 
-@suite.fault("buffer", at="model.rotary_emb", inputs=long)
+@suite.fault("buffer", at="model.rotary_emb", inputs=long, reason=all_of("inv_freq", ROUNDED))
 def frequencies_in_bfloat16(pair: Pair) -> None:
     """The rotary frequencies went through bfloat16: exact at position 0, and worse the longer the text."""
     rotary = pair.faulty
     rotary.inv_freq = rotary.inv_freq.bfloat16().float()
 
 
-@suite.fault("buffer", at="model.rotary_emb", inputs=long)
+@suite.fault("buffer", at="model.rotary_emb", inputs=long, reason=all_of("inv_freq", f"{TWICE}|{HALVED}"))
 def frequency_scaling_ignored(pair: Pair) -> None:
     """The candidate's rotary embedding ignores a linear scaling of the positions by 2 that the reference has."""
     pair.reference.get_submodule("model.rotary_emb").inv_freq.div_(2)
@@ -208,13 +227,19 @@ def key_rotation_missing(pair: Pair) -> None:
 _MASK = "attention_mask=causal_mask"
 
 
-@suite.fault("argument", at="model", argument="attention_mask", inputs=models.padded_uncached)
+@suite.fault(
+    "argument",
+    at="model",
+    argument="attention_mask",
+    inputs=models.padded_uncached,
+    reason=rf"\bint64\b|\bdtypes?\b|{ANOTHER_SHAPE}|\b2, ?1, ?1, ?24\b",
+)
 def padding_mask_added_raw(pair: Pair) -> None:
     """The model hands its layers the int64 padding mask of ones and zeros, shaped to be added as it is."""
     pair.rewrite(_MASK, "attention_mask=attention_mask[:, None, None, :]")
 
 
-@suite.fault("argument", at="model", argument="attention_mask")
+@suite.fault("argument", at="model", argument="attention_mask", reason=MISSING)
 def causal_mask_missing(pair: Pair) -> None:
     """The model hands its layers None for the causal mask: every token sees the future."""
     pair.rewrite(_MASK, "attention_mask=None")
@@ -238,7 +263,7 @@ def padding_ignored(pair: Pair) -> None:
     pair.rewrite("            attention_mask=attention_mask,", "            attention_mask=None,")
 
 
-@suite.fault("argument", at="", argument="attention_mask", inputs=models.padded_uncached)
+@suite.fault("argument", at="", argument="attention_mask", inputs=models.padded_uncached, reason=MISSING)
 def padding_mask_lost_by_the_root(pair: Pair) -> None:
     """The root model does not pass the padding mask on: the call that loses it is its own."""
     pair.rewrite("attention_mask=attention_mask", "attention_mask=None")

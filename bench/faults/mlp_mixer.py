@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import BIAS, EXCHANGED, NON_FINITE, PART, WEIGHT, all_of
 from bench.faults.rewrite import rewrite
 from bench.faults.vision_models import images, trained
 
@@ -97,7 +98,7 @@ def log_of_another_base(pair: Pair) -> None:
     pair.rewrite("torch.log1p(energy)", "torch.log2(1 + energy)")
 
 
-@suite.fault("leaf", at="blocks.1.norm1", kind="non_finite")
+@suite.fault("leaf", at="blocks.1.norm1", kind="non_finite", reason=NON_FINITE)
 def log_of_a_negative(pair: Pair) -> None:
     """One norm takes the logarithm without adding 1, whose root is NaN for tokens of little energy."""
     pair.rewrite("torch.log1p(energy)", "torch.log(energy)")
@@ -112,7 +113,7 @@ def half_overflows_in_one_channel(pair: Pair) -> None:
     pair.rewrite("(input, self.weight, self.bias)", "(input.half(), self.weight.half(), self.bias.half()).float()")
 
 
-@suite.fault("parameter", at="blocks.0.tokens.0")
+@suite.fault("parameter", at="blocks.0.tokens.0", reason=all_of(WEIGHT, PART))
 def uninitialised_rows(pair: Pair) -> None:
     """Two rows of a weight hold what was in memory: very small numbers and one large one."""
     weight = pair.faulty.weight
@@ -123,6 +124,7 @@ def uninitialised_rows(pair: Pair) -> None:
 @suite.fault(
     "parameter",
     at=["blocks.1", "blocks.2"] + [f"blocks.{b}.{m}" for b in (1, 2) for m in ("tokens", "tokens.0", "tokens.2")],
+    reason=all_of(f"{WEIGHT}|{BIAS}", EXCHANGED),
 )
 def two_mlps_exchanged(pair: Pair) -> None:
     """Two blocks have each other's token mixing: each module of both is wrong, so any may be named first."""

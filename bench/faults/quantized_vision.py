@@ -12,6 +12,20 @@ from torch.nn import functional as F
 from bench.faults import models
 from bench.faults.case import Pair, Suite
 from bench.faults.fake_quantization import FakeQuantLinear, quantize
+from bench.faults.reasons import (
+    BIAS_ZERO,
+    CLIPS,
+    COARSE,
+    EXCHANGED,
+    INPUT_CLIPS,
+    NON_FINITE,
+    SCALES_AXIS,
+    STATISTICS,
+    UNCALIBRATED,
+    WEIGHT,
+    ZERO,
+    all_of,
+)
 from bench.faults.vision_models import images, resnet_like
 
 
@@ -104,7 +118,7 @@ def _layer(pair: Pair, path: str) -> Any:
     return module
 
 
-@vit.fault("quantization", at="vit.layers.0.mlp.fc1")
+@vit.fault("quantization", at="vit.layers.0.mlp.fc1", reason=all_of(r"\bweight", COARSE))
 def four_bits_among_eight(pair: Pair) -> None:
     """One layer's weight is rounded to 4 bits where all others have 8."""
     linear = _layer(pair, "vit.layers.0.mlp.fc1")
@@ -112,13 +126,13 @@ def four_bits_among_eight(pair: Pair) -> None:
     linear.weight_zero_point.div_(16).round_()
 
 
-@vit.fault("quantization", at="vit.layers.1.mlp.fc2")
+@vit.fault("quantization", at="vit.layers.1.mlp.fc2", reason=all_of(r"\binput", rf"zero[-_ ]?point|negative|{CLIPS}"))
 def zero_point_dropped(pair: Pair) -> None:
     """One layer's input, which is asymmetric after GELU, is quantized without its zero point: negatives are cut."""
     _layer(pair, "vit.layers.1.mlp.fc2").input_zero_point.zero_()
 
 
-@vit.fault("quantization", at="vit.layers.1.attention.q_proj")
+@vit.fault("quantization", at="vit.layers.1.attention.q_proj", reason=all_of(r"\binput", rf"zero[-_ ]?point|{CLIPS}"))
 def range_without_zero(pair: Pair) -> None:
     """One layer's observed input range starts at 0.2 and its zero point lies outside of the grid, clamped to 0."""
     linear = _layer(pair, "vit.layers.1.attention.q_proj")
@@ -126,20 +140,24 @@ def range_without_zero(pair: Pair) -> None:
     linear.input_zero_point.fill_(20)
 
 
-@vit.fault("quantization", at="vit.layers.0.attention.v_proj")
+@vit.fault("quantization", at="vit.layers.0.attention.v_proj", reason=BIAS_ZERO)
 def bias_quantized_away(pair: Pair) -> None:
     """One layer's bias was rounded to steps of 1, which leaves nothing of it."""
     _layer(pair, "vit.layers.0.attention.v_proj").bias = nn.Parameter(torch.zeros(64))
 
 
-@vit.fault("quantization", at=["vit.layers.0.attention.o_proj", "vit.layers.1.attention.o_proj"])
+@vit.fault(
+    "quantization",
+    at=["vit.layers.0.attention.o_proj", "vit.layers.1.attention.o_proj"],
+    reason=all_of(WEIGHT, EXCHANGED),
+)
 def weights_of_the_other_layer(pair: Pair) -> None:
     """The optimised weights of two layers were written to each other's place; both are wrong, either may be first."""
     first, second = _layer(pair, "vit.layers.0.attention.o_proj"), _layer(pair, "vit.layers.1.attention.o_proj")
     first.weight, second.weight = second.weight, first.weight
 
 
-@vit.fault("quantization", at="vit.layers.1.mlp.activation_fn")
+@vit.fault("quantization", at="vit.layers.1.mlp.activation_fn", reason=CLIPS)
 def activation_clipped(pair: Pair) -> None:
     """Among quantized layers, one GELU stops at 1."""
     pair.replace(_Clipped())
@@ -159,7 +177,7 @@ def residual_of_the_quantized(pair: Pair) -> None:
     )
 
 
-@vit.fault("quantization", at="classifier")
+@vit.fault("quantization", at="classifier", reason=INPUT_CLIPS)
 def last_layer_badly_scaled(pair: Pair) -> None:
     """The classifier's input scale is half: the largest values are clipped."""
     _layer(pair, "classifier").input_scale.mul_(0.35)
@@ -179,7 +197,7 @@ def eight_bits(pair: Pair) -> None:
     """All linear layers of the vision transformer are rounded to 8 bits alike."""
 
 
-@conv.fault("quantization", at="layer1.1.conv3")
+@conv.fault("quantization", at="layer1.1.conv3", reason=CLIPS)
 def range_of_one_output(pair: Pair) -> None:
     """One convolution's output range is a third of the observed one."""
     layer = _layer(pair, "layer1.1.conv3")
@@ -187,7 +205,7 @@ def range_of_one_output(pair: Pair) -> None:
     layer.high.div_(3)
 
 
-@conv.fault("quantization", at="layer2.0.conv2")
+@conv.fault("quantization", at="layer2.0.conv2", reason=f"{SCALES_AXIS}|{CLIPS}")
 def per_channel_along_the_inputs(pair: Pair) -> None:
     """One kernel's scales were taken per input channel, then applied per output channel: some are clipped."""
     layer = _layer(pair, "layer2.0.conv2")
@@ -195,7 +213,12 @@ def per_channel_along_the_inputs(pair: Pair) -> None:
     layer.weight_scale = scales.reshape(-1).repeat(2)[: len(layer.layer.weight)].reshape(-1, 1, 1, 1) * 0.5
 
 
-@conv.fault("quantization", at="layer2.1.conv1", kind=["introduces", "non_finite"])
+@conv.fault(
+    "quantization",
+    at="layer2.1.conv1",
+    kind=["introduces", "non_finite"],
+    reason=rf"{NON_FINITE}|{ZERO}|{UNCALIBRATED}",
+)
 def scale_never_set(pair: Pair) -> None:
     """One kernel's scales are uninitialised memory: a zero gives 0 / 0 in one channel."""
     layer = _layer(pair, "layer2.1.conv1")
@@ -203,7 +226,7 @@ def scale_never_set(pair: Pair) -> None:
     layer.weight_scale[4] = 0.0
 
 
-@conv.fault("quantization", at="layer1.0.bn2")
+@conv.fault("quantization", at="layer1.0.bn2", reason=STATISTICS)
 def batch_norm_of_old_statistics(pair: Pair) -> None:
     """Among quantized layers, one batch norm has its initial statistics; its range fits what it returns."""
     layer = _layer(pair, "layer1.0.bn2")
@@ -218,14 +241,14 @@ def shortcut_lost(pair: Pair) -> None:
     pair.rewrite("        out += identity\n", "")
 
 
-@conv.fault("quantization", at="fc")
+@conv.fault("quantization", at="fc", reason=all_of(r"\bweight", COARSE))
 def classifier_of_three_bits(pair: Pair) -> None:
     """The classifier's weight has 3 bits."""
     layer = _layer(pair, "fc")
     layer.weight_scale = layer.weight_scale * 40
 
 
-@conv.fault("quantization", at="context.0")
+@conv.fault("quantization", at="context.0", reason=rf"{COARSE}|(one|a single) scale")
 def depthwise_per_tensor(pair: Pair) -> None:
     """The depthwise kernel has one scale for all channels, whose sizes span a factor of a hundred."""
     sizes = torch.logspace(-2, 0.3, 64)[:, None, None, None]

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import EPS, ROW_NEGATED, TANH, WEIGHT_CLIPS
 from bench.faults.rewrite import rewrite
 from qtrace.engine.samples import as_samples
 from qtrace.toolkits.tico import wrap
@@ -54,7 +55,7 @@ def merger_without_norm(pair: Pair) -> None:
     rewrite(pair.unwrapped(), "self.norm(x).view", "x.view")
 
 
-@suite.fault("leaf", at="model.visual.merger.act_fn")
+@suite.fault("leaf", at="model.visual.merger.act_fn", reason=TANH)
 def merger_gelu_by_tanh(pair: Pair) -> None:
     """The merger's GELU is the tanh approximation, that of the vision blocks (TICO#734)."""
     pair.unwrapped("model.visual.merger").act_fn.wrapped = copy.deepcopy(
@@ -92,19 +93,19 @@ def positions_of_text_alone(pair: Pair) -> None:
     )
 
 
-@suite.fault("parameter", at="model.language_model.layers.1.mlp.gate_proj")
+@suite.fault("parameter", at="model.language_model.layers.1.mlp.gate_proj", reason=ROW_NEGATED)
 def row_sign_flipped(pair: Pair) -> None:
     """One row of a wrapped linear layer's weight has the opposite sign."""
     pair.unwrapped().module.weight[40:56].neg_()
 
 
-@suite.fault("leaf", at="model.language_model.layers.0.input_layernorm")
+@suite.fault("leaf", at="model.language_model.layers.0.input_layernorm", reason=EPS)
 def eps_default(pair: Pair) -> None:
     """A wrapped RMSNorm has eps 1e-5 in place of 1e-6; the embeddings that it norms are small."""
     pair.unwrapped().eps = 1e-5
 
 
-@quantized.fault("quantization", at="model.language_model.layers.1.mlp.down_proj")
+@quantized.fault("quantization", at="model.language_model.layers.1.mlp.down_proj", reason=WEIGHT_CLIPS)
 def quantized_range_clips(pair: Pair) -> None:
     """Among uint8 layers, the scales of one weight are a fifth of what they should be."""
     pair.unwrapped().obs_weight._cached_scale.div_(5)

@@ -9,32 +9,33 @@ from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import BIAS_ZERO, EPS, EXCHANGED, ORDER, PART, TIED, WEIGHT, ZERO, all_of
 from bench.faults.vision_models import trained
 
 mamba = Suite("mamba", models.mamba, models.uncached)
 MIXERS = [f"backbone.layers.{layer}.mixer" for layer in range(2)]
 
 
-@mamba.fault("parameter", at=MIXERS[0])
+@mamba.fault("parameter", at=MIXERS[0], reason=all_of(r"\ba_log\b", rf"{PART}|\b5\b"))
 def decay_of_one_channel(pair: Pair) -> None:
     """One channel's decay is another one's: a parameter of the mixer itself."""
     pair.faulty.A_log[5].add_(1.0)
 
 
-@mamba.fault("parameter", at=MIXERS[1])
+@mamba.fault("parameter", at=MIXERS[1], reason=all_of(r"\bd\b", ZERO))
 def skip_never_loaded(pair: Pair) -> None:
     """The mixer's skip D is zero."""
     pair.faulty.D.zero_()
 
 
-@mamba.fault("parameter", at=[MIXERS[0], f"{MIXERS[0]}.conv1d"])
+@mamba.fault("parameter", at=[MIXERS[0], f"{MIXERS[0]}.conv1d"], reason=all_of(WEIGHT, ORDER))
 def kernel_mirrored(pair: Pair) -> None:
     """A kernel is mirrored. Its module is never called: the mixer reads its weight, so either may be named."""
     weight = pair.at(f"{MIXERS[0]}.conv1d").weight
     weight.copy_(weight.flip(-1))
 
 
-@mamba.fault("parameter", at=[MIXERS[1], f"{MIXERS[1]}.dt_proj"])
+@mamba.fault("parameter", at=[MIXERS[1], f"{MIXERS[1]}.dt_proj"], reason=BIAS_ZERO)
 def time_step_bias_lost(pair: Pair) -> None:
     """The bias of the time step is zero. Its module is never called: the mixer reads its bias."""
     pair.at(f"{MIXERS[1]}.dt_proj").bias.zero_()
@@ -58,7 +59,7 @@ def residual_forgotten(pair: Pair) -> None:
     pair.rewrite("hidden_states = residual + hidden_states", "pass")
 
 
-@mamba.fault("leaf", at="backbone.layers.1.norm")
+@mamba.fault("leaf", at="backbone.layers.1.norm", reason=EPS)
 def norm_eps(pair: Pair) -> None:
     """A norm has eps 1e-3 and not 1e-5."""
     pair.faulty.variance_epsilon = 1e-3
@@ -72,7 +73,7 @@ def two_projections(pair: Pair) -> None:
     weight[[0, 1]] = weight[[1, 0]]
 
 
-@mamba.fault("parameter", at="lm_head")
+@mamba.fault("parameter", at="lm_head", reason=all_of(WEIGHT, rf"{TIED}|{EXCHANGED}|\bembeddings\b"))
 def head_tied_by_mistake(pair: Pair) -> None:
     """The head shares the embedding's weight where it should have one of its own."""
     pair.faulty.weight = pair.at("backbone.embeddings").weight
@@ -174,7 +175,7 @@ def _gates(weight: Tensor, order: tuple[int, ...]) -> None:
         weight.copy_(torch.cat([parts[i] for i in order]))
 
 
-@tags.fault("parameter", at="lstm")
+@tags.fault("parameter", at="lstm", reason=all_of(r"\b(weight|bias)_[ih]h_l0\b", ORDER))
 def gates_in_another_order(pair: Pair) -> None:
     """One direction of the LSTM has its gates in the order input, candidate, forget, output."""
     lstm = pair.faulty
@@ -182,7 +183,7 @@ def gates_in_another_order(pair: Pair) -> None:
         _gates(getattr(lstm, name), (0, 2, 1, 3))
 
 
-@tags.fault("parameter", at="lstm")
+@tags.fault("parameter", at="lstm", reason=all_of(r"\b(weight|bias)_[ih]h_l1\b", EXCHANGED))
 def directions_exchanged(pair: Pair) -> None:
     """The second layer of the LSTM has the weights of its two directions exchanged."""
     lstm = pair.faulty
@@ -205,13 +206,13 @@ def lengths_ignored(pair: Pair) -> None:
     pair.rewrite("pack_padded_sequence(x, lengths,", "pack_padded_sequence(x, torch.full_like(lengths, 9),")
 
 
-@tags.fault("leaf", at="gru")
+@tags.fault("leaf", at="gru", reason=r"batch_first")
 def batch_first_mistaken(pair: Pair) -> None:
     """The GRU takes its first axis for time."""
     pair.faulty.batch_first = False
 
 
-@tags.fault("parameter", at="gru")
+@tags.fault("parameter", at="gru", reason=r"\bbias_[ih]h_l0\b")
 def reset_gate_bias_merged(pair: Pair) -> None:
     """The GRU's two biases of the new gate are merged into one, which the reset gate does not scale."""
     gru = pair.faulty
@@ -231,13 +232,13 @@ def state_never_carried(pair: Pair) -> None:
     pair.rewrite("cell(x, state[place])", "cell(x, state[place] if place == 0 else (zeros, zeros))")
 
 
-@steps.fault("parameter", at="cells.1")
+@steps.fault("parameter", at="cells.1", reason=all_of(r"\bbias_ih\b", ZERO))
 def forget_bias_lost(pair: Pair) -> None:
     """The second cell has lost the bias of its forget gate."""
     pair.faulty.bias_ih[WIDTH : 2 * WIDTH].zero_()
 
 
-@steps.fault("leaf", at="cells.0")
+@steps.fault("leaf", at="cells.0", reason=r"hard_?sigmoid|\boutput_gate\b|\b_cell\b")
 def hard_sigmoid_in_a_cell(pair: Pair) -> None:
     """The first cell computes its gates itself, with a hard sigmoid for the output gate."""
     pair.candidate.cells[0] = _Cell(pair.candidate.cells[0], nn.functional.hardsigmoid)

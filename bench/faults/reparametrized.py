@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.faults import correct, decoders, gpt2, models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import BIAS_ZERO, EPS, MISSING, ORDER, ROW_NEGATED, ROW_SCALED, ROW_ZERO, SCALING, WEIGHT
 from bench.faults.rewrite import rewrite
 
 suite = Suite("reparametrized", models.llama, models.uncached)
@@ -44,21 +45,21 @@ def rotary_interleaved(pair: Pair) -> None:
     _interleave(pair)
 
 
-@suite.fault("parameter", at="model.layers.1.self_attn.v_proj")
+@suite.fault("parameter", at="model.layers.1.self_attn.v_proj", reason=ROW_SCALED)
 def rotary_interleaved_value_row_scaled(pair: Pair) -> None:
     """Queries and keys are interleaved, which is right; a row of the values' weight is 1.5 times too large."""
     _interleave(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.k_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.k_proj", reason=WEIGHT)
 def rotary_interleaved_key_row_scaled(pair: Pair) -> None:
     """Queries and keys are interleaved, which is right; a row of the keys' weight is 1.5 times too large."""
     _interleave(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.k_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.k_proj", reason=WEIGHT)
 def rotary_interleaved_key_row_flipped(pair: Pair) -> None:
     """Queries and keys are interleaved, which is right; a row of the keys' weight has the opposite sign.
 
@@ -69,49 +70,49 @@ def rotary_interleaved_key_row_flipped(pair: Pair) -> None:
     pair.faulty.weight[17].neg_()
 
 
-@suite.fault("leaf", at="model.layers.1.input_layernorm")
+@suite.fault("leaf", at="model.layers.1.input_layernorm", reason=EPS)
 def scale_folded_and_eps(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right; a norm has the default eps."""
     correct.scale_folded_into_keys(pair)
     pair.faulty.variance_epsilon = 1e-4
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.q_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.q_proj", reason=ROW_SCALED)
 def scale_folded_and_query_row_scaled(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right; a row of the queries' is 1.5 times too large."""
     correct.scale_folded_into_keys(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.k_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.k_proj", reason=WEIGHT)
 def scale_folded_and_key_row_scaled(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right, and one row of those is too large."""
     correct.scale_folded_into_keys(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("call", at="model", argument="attention_mask")
+@suite.fault("call", at="model", argument="attention_mask", reason=MISSING)
 def scale_folded_and_no_mask(pair: Pair) -> None:
     """Attention's scale is in the keys' weights, which is right; the model hands its layers no mask."""
     correct.scale_folded_into_keys(pair)
     _drop_mask(pair)
 
 
-@suite.fault("parameter", at="model.layers.1.mlp.down_proj")
+@suite.fault("parameter", at="model.layers.1.mlp.down_proj", reason=ROW_SCALED)
 def norms_smoothed_and_row_scaled(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; a row of an MLP's last weight is too large."""
     correct.norms_smoothed(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.q_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.q_proj", reason=WEIGHT)
 def norms_smoothed_and_query_row_scaled(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; a row of one of those is too large."""
     correct.norms_smoothed(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("leaf", at="model.layers.1.post_attention_layernorm")
+@suite.fault("leaf", at="model.layers.1.post_attention_layernorm", reason=EPS)
 def norms_smoothed_and_eps(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; one of the norms has another eps as well."""
     correct.norms_smoothed(pair)
@@ -125,49 +126,49 @@ def norms_smoothed_and_residual_dropped(pair: Pair) -> None:
     pair.rewrite(_LAST_RESIDUAL, "hidden_states = self.mlp(hidden_states)")
 
 
-@suite.fault("call", at="model", argument="attention_mask")
+@suite.fault("call", at="model", argument="attention_mask", reason=MISSING)
 def norms_smoothed_and_no_mask(pair: Pair) -> None:
     """Norms and the layers after them are smoothed, which is right; the model hands its layers no mask."""
     correct.norms_smoothed(pair)
     _drop_mask(pair)
 
 
-@suite.fault("leaf", at="model.layers.0.mlp.act_fn")
+@suite.fault("leaf", at="model.layers.0.mlp.act_fn", reason=r"\brelu\b")
 def channels_permuted_and_relu(pair: Pair) -> None:
     """Hidden channels are in another order, which is right; the activation is another function."""
     correct.hidden_channels_permuted(pair)
     pair.replace(nn.ReLU())
 
 
-@suite.fault("parameter", at="model.layers.1.mlp.down_proj")
+@suite.fault("parameter", at="model.layers.1.mlp.down_proj", reason=WEIGHT)
 def channels_permuted_and_row_scaled(pair: Pair) -> None:
     """Hidden channels are in another order, which is right; a row of the weight that takes them is too large."""
     correct.hidden_channels_permuted(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.1.mlp.gate_proj")
+@suite.fault("parameter", at="model.layers.1.mlp.gate_proj", reason=WEIGHT)
 def channels_permuted_and_gate_row_scaled(pair: Pair) -> None:
     """Hidden channels are in another order, which is right; a row of the gate's weight is too large."""
     correct.hidden_channels_permuted(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.0.self_attn.o_proj")
+@suite.fault("parameter", at="model.layers.0.self_attn.o_proj", reason=WEIGHT)
 def values_rotated_and_row_scaled(pair: Pair) -> None:
     """Each head's values are rotated, which is right; a row of the output projection is too large."""
     correct.values_rotated_per_head(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.1.self_attn.q_proj")
+@suite.fault("parameter", at="model.layers.1.self_attn.q_proj", reason=WEIGHT)
 def stream_rotated_and_query_row_scaled(pair: Pair) -> None:
     """The residual stream is rotated, which is right; a row of the queries' weight is too large."""
     correct.residual_stream_rotated(pair)
     pair.faulty.weight[17].mul_(1.5)
 
 
-@suite.fault("parameter", at="model.layers.1.mlp.down_proj")
+@suite.fault("parameter", at="model.layers.1.mlp.down_proj", reason=WEIGHT)
 def stream_rotated_and_row_scaled(pair: Pair) -> None:
     """The residual stream is rotated, which is right; a row of a weight that adds to it is too large."""
     correct.residual_stream_rotated(pair)
@@ -181,7 +182,7 @@ def stream_rotated_and_residual_dropped(pair: Pair) -> None:
     pair.rewrite(_LAST_RESIDUAL, "hidden_states = self.mlp(hidden_states)")
 
 
-@suite.fault("call", at="model", argument="attention_mask")
+@suite.fault("call", at="model", argument="attention_mask", reason=MISSING)
 def stream_rotated_and_no_mask(pair: Pair) -> None:
     """The residual stream is rotated, which is right; the model hands its layers no mask."""
     correct.residual_stream_rotated(pair)
@@ -194,14 +195,14 @@ neox = Suite("compensated", models.gpt_neox, models.padded_uncached)
 padded_opt = Suite("compensated", models.opt, models.left_padded)
 
 
-@llama.fault("parameter", at="model.layers.1.self_attn.o_proj")
+@llama.fault("parameter", at="model.layers.1.self_attn.o_proj", reason=ROW_NEGATED)
 def smoothed_and_a_row_flipped(pair: Pair) -> None:
     """Norms are smoothed as SmoothQuant does, and an output projection has a row of the wrong sign."""
     correct.norms_smoothed(pair)
     pair.faulty.weight[5].neg_()
 
 
-@llama.fault("leaf", at="model.layers.0.mlp.act_fn")
+@llama.fault("leaf", at="model.layers.0.mlp.act_fn", reason=r"\bgelu\b")
 def smoothed_and_another_activation(pair: Pair) -> None:
     """Norms are smoothed, and one MLP's activation is a GELU: the folded norm before it is in another container."""
     correct.norms_smoothed(pair)
@@ -217,7 +218,7 @@ def smoothed_and_a_residual_lost(pair: Pair) -> None:
     )
 
 
-@llama.fault("parameter", at="model.layers.1.mlp.down_proj")
+@llama.fault("parameter", at="model.layers.1.mlp.down_proj", reason=ROW_ZERO)
 def channels_permuted_and_a_row_zero(pair: Pair) -> None:
     """The hidden channels of the MLPs are permuted, and one projection has a row of zeros."""
     correct.hidden_channels_permuted(pair)
@@ -232,7 +233,9 @@ def channels_permuted_and_halves_swapped(pair: Pair) -> None:
 
 
 @llama.fault(
-    "parameter", at=["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"]
+    "parameter",
+    at=["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"],
+    reason=ORDER,
 )
 def one_of_three_not_permuted(pair: Pair) -> None:
     """The hidden channels are permuted, and one gate projection was forgotten: it, or the other two, are wrong."""
@@ -241,35 +244,35 @@ def one_of_three_not_permuted(pair: Pair) -> None:
     pair.at("model.layers.0.mlp.gate_proj").load_state_dict(original.state_dict())
 
 
-@llama.fault("parameter", at="model.layers.1.self_attn.q_proj")
+@llama.fault("parameter", at="model.layers.1.self_attn.q_proj", reason=ROW_NEGATED)
 def key_scale_folded_and_a_query_row_flipped(pair: Pair) -> None:
     """The scale of attention is in the key weights, and a row of the queries has the wrong sign."""
     correct.scale_folded_into_keys(pair)
     pair.faulty.weight[3].neg_()
 
 
-@llama.fault("parameter", at="model.layers.0.mlp.up_proj")
+@llama.fault("parameter", at="model.layers.0.mlp.up_proj", reason=ROW_NEGATED)
 def values_rotated_and_a_row_flipped(pair: Pair) -> None:
     """Values are rotated per head and rotated back, and a row of an MLP has the wrong sign."""
     correct.values_rotated_per_head(pair)
     pair.faulty.weight[9].neg_()
 
 
-@llama.fault("container", at="model.layers.0.self_attn")
+@llama.fault("container", at="model.layers.0.self_attn", reason=SCALING)
 def values_rotated_and_another_scale(pair: Pair) -> None:
     """Values are rotated per head and rotated back, and one attention divides by the root of the hidden size."""
     correct.values_rotated_per_head(pair)
     pair.faulty.scaling = 64**-0.5
 
 
-@llama.fault("leaf", at="model.layers.1.mlp.act_fn")
+@llama.fault("leaf", at="model.layers.1.mlp.act_fn", reason=r"\bgelu\b")
 def stream_rotated_and_another_activation(pair: Pair) -> None:
     """The residual stream is rotated, and one activation is a GELU: inside an MLP nothing is rotated."""
     correct.residual_stream_rotated(pair)
     pair.replace(nn.GELU())
 
 
-@llama.fault("parameter", at="model.layers.0.self_attn.v_proj")
+@llama.fault("parameter", at="model.layers.0.self_attn.v_proj", reason=WEIGHT)
 def stream_rotated_and_a_row_flipped(pair: Pair) -> None:
     """The residual stream is rotated, and a row of the values has the wrong sign."""
     correct.residual_stream_rotated(pair)
@@ -290,7 +293,7 @@ def norms_folded_and_a_residual_lost(pair: Pair) -> None:
     pair.rewrite("hidden_states = attn_output + residual", "hidden_states = attn_output")
 
 
-@gpt.fault("parameter", at="transformer.h.1.mlp.c_proj")
+@gpt.fault("parameter", at="transformer.h.1.mlp.c_proj", reason=BIAS_ZERO)
 def norms_folded_and_a_bias_lost(pair: Pair) -> None:
     """The norms are folded, and a bias behind an activation is zero."""
     gpt2.norms_folded(pair)
@@ -304,14 +307,14 @@ def norms_folded_and_the_residual_forgotten(pair: Pair) -> None:
     pair.rewrite("mlp_output + attn_output + hidden_states", "mlp_output + attn_output")
 
 
-@padded_opt.fault("parameter", at="model.decoder.layers.1.self_attn.out_proj")
+@padded_opt.fault("parameter", at="model.decoder.layers.1.self_attn.out_proj", reason=ROW_NEGATED)
 def value_bias_moved_and_a_row_flipped(pair: Pair) -> None:
     """The values' bias is in the output projection's, and one of its rows has the wrong sign."""
     decoders.value_bias_moved(pair)
     pair.faulty.weight[6].neg_()
 
 
-@padded_opt.fault("argument", at="model.decoder.layers.0", argument="attention_mask")
+@padded_opt.fault("argument", at="model.decoder.layers.0", argument="attention_mask", reason=MISSING)
 def scale_folded_and_the_mask_lost(pair: Pair) -> None:
     """The queries' scale is in their weights, and one layer hands its attention no mask."""
     decoders.scale_folded_into_queries(pair)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import BIAS, EPS, ORDER, PART, STATISTICS, WEIGHT, all_of
 from bench.faults.vision_models import images, resnet_like, without_norm
 
 suite = Suite("resnet_like", resnet_like, lambda: images(45, 3))
 
 
-@suite.fault("leaf", at="context.0")
+@suite.fault("leaf", at="context.0", reason=r"dilation")
 def dilation_lost(pair: Pair) -> None:
     """The dilated depthwise convolution has dilation 1, and the padding that gives the same size."""
     pair.faulty.dilation = (1, 1)
@@ -24,14 +25,14 @@ def stride_of_odd_pixels(pair: Pair) -> None:
     pair.rewrite("(input, self.weight, self.bias)", "(input.roll((-1, -1), (2, 3)), self.weight, self.bias)")
 
 
-@suite.fault("parameter", at="layer1.1.conv2")
+@suite.fault("parameter", at="layer1.1.conv2", reason=all_of(WEIGHT, ORDER))
 def groups_exchanged(pair: Pair) -> None:
     """A grouped convolution has the kernels of its two groups exchanged."""
     weight = pair.faulty.weight
     weight.copy_(weight.roll(len(weight) // 2, 0))
 
 
-@suite.fault("leaf", at="context.1")
+@suite.fault("leaf", at="context.1", reason=all_of(r"\brelu6\b", r"\brelu\b"))
 def relu_for_relu6(pair: Pair) -> None:
     """The activation does not stop at 6, and few values are beyond."""
     for conv in pair.both("context.0"):
@@ -39,13 +40,13 @@ def relu_for_relu6(pair: Pair) -> None:
     pair.candidate.context[1] = nn.ReLU()
 
 
-@suite.fault("leaf", at="context.3")
+@suite.fault("leaf", at="context.3", reason=r"count_include_pad")
 def padding_counted(pair: Pair) -> None:
     """The mean pooling does not count the zeros of its padding: only the border differs."""
     pair.faulty.count_include_pad = False
 
 
-@suite.fault("leaf", at="maxpool", kind=["introduces", "structure"], inputs=lambda: images(47))
+@suite.fault("leaf", at="maxpool", kind=["introduces", "structure"], inputs=lambda: images(47), reason=r"ceil_mode")
 def pool_rounds_up(pair: Pair) -> None:
     """The pooling, which does not pad, rounds its output's size up: one row and one column more."""
     for pool in pair.both():
@@ -53,7 +54,7 @@ def pool_rounds_up(pair: Pair) -> None:
     pair.faulty.ceil_mode = True
 
 
-@suite.fault("buffer", at="layer1.0.bn2")
+@suite.fault("buffer", at="layer1.0.bn2", reason=STATISTICS)
 def mean_and_variance_exchanged(pair: Pair) -> None:
     """A batch norm was loaded with its mean for its variance (made positive) and its variance for its mean."""
     norm = pair.faulty
@@ -92,13 +93,13 @@ def stem_in_train_mode(pair: Pair) -> None:
     pair.faulty.train()
 
 
-@suite.fault("leaf", at="layer2.0.bn2")
+@suite.fault("leaf", at="layer2.0.bn2", reason=EPS)
 def batch_norm_eps_of_another_framework(pair: Pair) -> None:
     """A batch norm has eps 1e-3 and not 1e-5: half a thousandth on channels of variance 1."""
     pair.faulty.eps = 1e-3
 
 
-@suite.fault("parameter", at="layer1.0.bn3")
+@suite.fault("parameter", at="layer1.0.bn3", reason=all_of(BIAS, rf"{PART}|\b5\b"))
 def one_channel_of_a_norm(pair: Pair) -> None:
     """One channel of one batch norm has the bias of its neighbour."""
     pair.faulty.bias[5] = pair.faulty.bias[6] + 0.3

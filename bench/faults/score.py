@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,23 +12,27 @@ from typing import Any
 import qtrace
 from bench.faults.case import Case, Pair
 from bench.faults.catalogue import cases
+from bench.faults.claims import overclaims
 from bench.faults.heuristics import HEURISTICS
 from bench.faults.rewrite import changes_in
 from qtrace.report.records import Finding, ReportData
 
 RIGHT = Path(__file__).parent / "right.txt"
 TOP = 3
+_FILE = re.compile(r"\S+\.py(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What one case came to.
 
-    `named` are the modules of the findings, best first. `first`, `top`, `found_all`, `kind` and `argument` are None
-    where the case has no fault (`kind` and `argument` also where the answer leaves them open or the first name is
-    wrong). `spurious` counts findings that are at no fault of the case. `heuristics` says for each rule whether the
-    module that it named is an answer. `line` says whether the first finding, being right, points at a line that was
-    changed; None where no source was. `error` is set where `trace` failed in a way that it does not promise.
+    `named` are the modules of the findings, best first. `first`, `top`, `found_all`, `kind`, `argument` and `reason`
+    are None where the case has no fault (the last three also where the answer leaves them open or the first name is
+    wrong). `reason` says whether the words that the case demands are told where an answer is named. `spurious` counts
+    findings that are at no fault of the case, and `overclaims` those whose words go beyond their numbers. `heuristics`
+    says for each rule whether the module that it named is an answer. `line` says whether the first finding, being
+    right, points at a line that was changed; None where no source was. `error` is set where `trace` failed in a way
+    that it does not promise.
     """
 
     id: str
@@ -42,7 +47,9 @@ class Result:
     found_all: bool | None = None
     kind: bool | None = None
     argument: bool | None = None
+    reason: bool | None = None
     spurious: int = 0
+    overclaims: int = 0
     heuristics: dict[str, bool] = field(default_factory=dict)
     line: bool | None = None
     seconds: float = 0.0
@@ -115,9 +122,12 @@ def judge(case: Case, report: ReportData, seconds: float) -> Result:
         "outcome": outcome,
         "outcome_right": outcome in case.outcomes,
         "spurious": sum(not _modules(finding) & case.answers for finding in report.findings),
+        "overclaims": sum(map(overclaims, report.findings)),
     }
     if case.answers:
         judged |= _judge_fault(case, report.findings)
+        if judged["first"] and case.reason:
+            judged["reason"] = re.search(case.reason, _words(case, report)) is not None
         judged["heuristics"] = {name: rule(report.rows) in case.answers for name, rule in HEURISTICS.items()}
     return _result(case, seconds, **judged)
 
@@ -136,6 +146,17 @@ def _judge_fault(case: Case, findings: Sequence[Finding]) -> dict[str, Any]:
         "kind": findings[0].kind in case.kinds if first and case.kinds else None,
         "argument": right_argument,
     }
+
+
+def _words(case: Case, report: ReportData) -> str:
+    """Return what the report tells of the case's answers, in lower case and without the names of files."""
+    lines = list(report.static)
+    for finding in report.findings:
+        if _modules(finding) & case.answers:
+            lines += [finding.module, finding.summary, finding.argument or "", finding.callee or "", *finding.callees]
+            # That a module quantizes is true of its peers too, and no fault.
+            lines += [line for line in finding.evidence if not line.startswith("it quantizes")]
+    return _FILE.sub("", "\n".join(lines).lower())
 
 
 def _modules(finding: Finding) -> set[str]:

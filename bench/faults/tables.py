@@ -34,6 +34,7 @@ def with_fault(results: Sequence[Result]) -> list[dict[str, Any]]:
             "all": _share(result.found_all for result in group),
             "kind": _share(result.kind for result in group),
             "arg": _share(result.argument for result in group),
+            "reason": _share(result.reason for result in group),
             "line": _share(result.line for result in group),
             "outcome": _share(result.outcome_right for result in group),
             "other": sum(result.spurious for result in group),

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import CLIPS, COARSE, UNCALIBRATED, WEIGHT_CLIPS, all_of
 from bench.faults.rewrite import rewrite
 from qtrace.engine.samples import as_samples
 from qtrace.toolkits.tico import wrap
@@ -125,51 +126,65 @@ def weights_of_four_bits(pair: Pair) -> None:
     """Activations are rounded to 8 bits and all weights to 4."""
 
 
-@quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj", inputs=_one)
+@quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj", inputs=_one, reason=WEIGHT_CLIPS)
 def weight_scales_too_small(pair: Pair) -> None:
     """The scales of one weight are a third."""
     pair.unwrapped().obs_weight._cached_scale.div_(3)
 
 
-@quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj")
+@quantized.fault("quantization", at=f"{LAYER}.mlp.down_proj", reason=WEIGHT_CLIPS)
 def weight_scales_too_small_batch(pair: Pair) -> None:
     """The scales of one weight are a third, on a batch of two."""
     pair.unwrapped().obs_weight._cached_scale.div_(3)
 
 
-@quantized.fault("quantization", at="model.layers.0.mlp.act_fn", inputs=_one)
+@quantized.fault("quantization", at="model.layers.0.mlp.act_fn", inputs=_one, reason=all_of(r"obs_sig|sigmoid", CLIPS))
 def sigmoid_range_halved(pair: Pair) -> None:
     """The range of the sigmoid inside of one SiLU ends at a half: it clips."""
     pair.unwrapped().obs_sig._cached_scale.mul_(0.5)
 
 
-@quantized.fault("quantization", at="model.layers.0.mlp", kind=["introduces", "miscalls"], inputs=_one)
+@quantized.fault(
+    "quantization",
+    at="model.layers.0.mlp",
+    kind=["introduces", "miscalls"],
+    inputs=_one,
+    reason=all_of(r"obs_mul|product", CLIPS),
+)
 def product_clipped(pair: Pair) -> None:
     """The range of the product in an MLP's own code is a fifth of the observed one."""
     pair.unwrapped().obs_mul._cached_scale.mul_(0.2)
 
 
-@quantized.fault("quantization", at="model.layers.0", kind=["introduces", "miscalls"], inputs=_one)
+@quantized.fault(
+    "quantization", at="model.layers.0", kind=["introduces", "miscalls"], inputs=_one, reason=all_of(r"residual", CLIPS)
+)
 def residual_clipped(pair: Pair) -> None:
     """The range of the sum that a layer returns is a third of the observed one: its own code."""
     pair.unwrapped().obs_mlp_residual_out._cached_scale.mul_(0.33)
 
 
-@quantized.fault("quantization", at=f"{LAYER}.self_attn", kind=["introduces", "miscalls"], inputs=_one)
+@quantized.fault(
+    "quantization",
+    at=f"{LAYER}.self_attn",
+    kind=["introduces", "miscalls"],
+    inputs=_one,
+    reason=all_of(r"softmax", rf"{COARSE}|{UNCALIBRATED}|\beighths?\b|\b0\.1250*\b"),
+)
 def softmax_never_calibrated(pair: Pair) -> None:
     """The scale of attention's weights after softmax is 1 / 8: they are rounded to eighths."""
     observer = pair.unwrapped().obs_softmax
     observer._cached_scale.fill_(0.125)
 
 
-@quantized.fault("quantization", at="model.embed_tokens", inputs=_one)
+@quantized.fault("quantization", at="model.embed_tokens", inputs=_one, reason=COARSE)
 def embedding_of_four_bits(pair: Pair) -> None:
     """The embeddings' table is rounded to a grid 24 times too wide."""
     observer = pair.unwrapped().weight_obs
     observer._cached_scale.mul_(24)
 
 
-@quantized.fault("quantization", at="model.norm", inputs=_one)
+@quantized.fault("quantization", at="model.norm", inputs=_one, reason=WEIGHT_CLIPS)
 def last_norm_weight_clipped(pair: Pair) -> None:
     """The range of the last norm's weight is two thirds of the real one."""
     pair.unwrapped().obs_weight._cached_scale.mul_(0.6)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import MISSING, ORDER, ROW_NEGATED, TRANSPOSED, WEIGHT, all_of
 from bench.faults.rewrite import rewrite
 from bench.faults.vision_models import trained
 
@@ -82,13 +83,13 @@ def padding_mask_inverted(pair: Pair) -> None:
     pair.rewrite("src_key_padding_mask=blank", "src_key_padding_mask=~blank")
 
 
-@suite.fault("argument", at="", argument="key_padding_mask")
+@suite.fault("argument", at="", argument="key_padding_mask", reason=MISSING)
 def padding_seen_by_the_sound(pair: Pair) -> None:
     """The root hands its cross-attention no mask: only the padded row differs."""
     pair.rewrite("text, text, key_padding_mask=blank", "text, text")
 
 
-@suite.fault("parameter", at="own")
+@suite.fault("parameter", at="own", reason=all_of(r"\bin_proj_(weight|bias)\b", ORDER))
 def fused_projection_in_another_order(pair: Pair) -> None:
     """The fused projection of an attention holds keys, queries, values."""
     attention = pair.faulty
@@ -97,7 +98,7 @@ def fused_projection_in_another_order(pair: Pair) -> None:
         tensor.copy_(torch.cat([k, q, v]))
 
 
-@suite.fault("parameter", at=["cross", "cross.out_proj"])
+@suite.fault("parameter", at=["cross", "cross.out_proj"], reason=all_of(WEIGHT, TRANSPOSED))
 def output_projection_of_attention(pair: Pair) -> None:
     """The output projection of an attention is transposed.
 
@@ -106,25 +107,25 @@ def output_projection_of_attention(pair: Pair) -> None:
     pair.at("cross").out_proj.weight.copy_(pair.at("cross").out_proj.weight.t().clone())
 
 
-@suite.fault("leaf", at="own")
+@suite.fault("leaf", at="own", reason=r"\bnum_heads\b|\bhead_dim\b|\bheads\b")
 def heads_of_another_size(pair: Pair) -> None:
     """An attention has two heads and not four, with weights of the same sizes."""
     pair.faulty.num_heads, pair.faulty.head_dim = 2, WIDTH // 2
 
 
-@suite.fault("parameter", at=["text.layers.1.linear1", "text.layers.1"])
+@suite.fault("parameter", at=["text.layers.1.linear1", "text.layers.1"], reason=ROW_NEGATED)
 def weight_of_a_transformer_layer(pair: Pair) -> None:
     """A row of the feed-forward's first weight has the opposite sign (torch's fast path calls no module inside)."""
     pair.at("text.layers.1.linear1").weight[3].neg_()
 
 
-@suite.fault("leaf", at=["text.layers.0"])
+@suite.fault("leaf", at=["text.layers.0"], reason=r"norm_first")
 def norm_after_attention(pair: Pair) -> None:
     """One layer of the encoder norms after attention: an attribute of the layer."""
     pair.at("text.layers.0").norm_first = False
 
 
-@suite.fault("leaf", at="genre")
+@suite.fault("leaf", at="genre", reason=r"\bmode\b|\bsum\b")
 def bag_summed(pair: Pair) -> None:
     """The bag of genres is the sum and not the mean: only songs of several genres differ."""
     pair.faulty.mode = "sum"

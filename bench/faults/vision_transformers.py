@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.faults import models, vision_models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import EPS, EXACT_GELU, HALVED, MISSING, ORDER, PART, STATISTICS, TRANSPOSED, WEIGHT, all_of
 from bench.faults.rewrite import rewrite
 from bench.faults.vision_models import images
 
@@ -22,14 +23,14 @@ def larger_image() -> dict[str, Any]:
     return {"pixel_values": pixels, "interpolate_pos_encoding": True}
 
 
-@vit.fault("parameter", at="vit.embeddings")
+@vit.fault("parameter", at="vit.embeddings", reason=all_of(r"\bposition_embeddings\b", ORDER))
 def positions_one_off(pair: Pair) -> None:
     """The learned positions are one patch off; the parameter belongs to the embeddings themselves."""
     positions = pair.faulty.position_embeddings
     positions.copy_(positions.roll(1, dims=1))
 
 
-@vit.fault("parameter", at="vit.embeddings.patch_embeddings.projection")
+@vit.fault("parameter", at="vit.embeddings.patch_embeddings.projection", reason=all_of(WEIGHT, ORDER))
 def red_and_blue_exchanged(pair: Pair) -> None:
     """The kernel of the patch projection reads BGR for RGB."""
     weight = pair.faulty.weight
@@ -60,13 +61,13 @@ def mean_for_class_token(pair: Pair) -> None:
     pair.rewrite("sequence_output[:, 0, :]", "sequence_output.mean(dim=1)")
 
 
-@vit.fault("leaf", at="vit.layers.1.layernorm_after")
+@vit.fault("leaf", at="vit.layers.1.layernorm_after", reason=EPS)
 def layer_norm_eps(pair: Pair) -> None:
     """One LayerNorm has eps 1e-4 and not 1e-12: on its large input some parts in 100 000."""
     pair.faulty.eps = 1e-4
 
 
-@vit.fault("leaf", at="vit.layers.0.mlp.activation_fn")
+@vit.fault("leaf", at="vit.layers.0.mlp.activation_fn", reason=r"quick_?gelu")
 def quick_gelu(pair: Pair) -> None:
     """The activation is x sigmoid(1.702 x), as in CLIP."""
     from transformers.activations import ACT2FN
@@ -87,7 +88,7 @@ swin = Suite("swin", vision_models.swin, models.image)
 LAYER = "swin.encoder.layers.0.blocks.1"
 
 
-@swin.fault("leaf", at=LAYER, kind=["miscalls", "introduces"])
+@swin.fault("leaf", at=LAYER, kind=["miscalls", "introduces"], reason=r"\bshift_size\b")
 def window_not_shifted(pair: Pair) -> None:
     """A layer that should shift its windows does not: an attribute of the layer."""
     pair.faulty.shift_size = 0
@@ -99,7 +100,7 @@ def shifted_the_other_way(pair: Pair) -> None:
     pair.rewrite("direction = 1 if reverse else -1", "direction = -1 if reverse else 1", within="cyclic_shift")
 
 
-@swin.fault("argument", at=LAYER, argument="attention_mask")
+@swin.fault("argument", at=LAYER, argument="attention_mask", reason=MISSING)
 def windows_see_across_the_border(pair: Pair) -> None:
     """A shifted layer hands its attention no mask."""
     pair.rewrite("self.attention(hidden_states_windows, attn_mask,", "self.attention(hidden_states_windows, None,")
@@ -117,14 +118,22 @@ def never_shifted_back(pair: Pair) -> None:
     pair.rewrite("reverse=True\n        )", "reverse=True\n        ).roll((-2, -2), (1, 2))")
 
 
-@swin.fault("buffer", at=f"{LAYER}.attention.relative_position_bias")
+@swin.fault(
+    "buffer",
+    at=f"{LAYER}.attention.relative_position_bias",
+    reason=all_of(r"\brelative_position_index\b", f"{TRANSPOSED}|{ORDER}"),
+)
 def relative_index_transposed(pair: Pair) -> None:
     """The index into one table of relative biases is transposed: keys for queries."""
     bias = pair.faulty
     bias.relative_position_index = bias.relative_position_index.view(16, 16).t().reshape(-1).clone()
 
 
-@swin.fault("parameter", at="swin.encoder.layers.1.blocks.0.attention.relative_position_bias")
+@swin.fault(
+    "parameter",
+    at="swin.encoder.layers.1.blocks.0.attention.relative_position_bias",
+    reason=all_of(r"\brelative_position_bias_table\b", f"{TRANSPOSED}|{ORDER}"),
+)
 def relative_table_of_rows_and_columns(pair: Pair) -> None:
     """A table of relative biases is stored column by column."""
     table = pair.faulty.relative_position_bias_table
@@ -152,13 +161,13 @@ def pooled_before_the_norm(pair: Pair) -> None:
     pair.rewrite("(sequence_output.transpose(1, 2))", "(encoder_outputs.last_hidden_state.transpose(1, 2))")
 
 
-@swin.fault("leaf", at="swin.encoder.layers.0.blocks.0.layernorm_before")
+@swin.fault("leaf", at="swin.encoder.layers.0.blocks.0.layernorm_before", reason=EPS)
 def eps_of_the_default(pair: Pair) -> None:
     """One LayerNorm has eps 1e-3."""
     pair.faulty.eps = 1e-3
 
 
-@swin.fault("parameter", at="swin.encoder.layers.1.blocks.0.attention.q_proj")
+@swin.fault("parameter", at="swin.encoder.layers.1.blocks.0.attention.q_proj", reason=all_of(WEIGHT, ORDER))
 def one_head_rotated(pair: Pair) -> None:
     """The query weights of one head hold their halves exchanged."""
     weight = pair.faulty.weight
@@ -268,7 +277,7 @@ def attention_of_the_unnormed(pair: Pair) -> None:
     pair.rewrite("self.attention(hidden_states, height", "self.attention(residual, height")
 
 
-@segmentation.fault("buffer", at="decode_head.batch_norm")
+@segmentation.fault("buffer", at="decode_head.batch_norm", reason=STATISTICS)
 def statistics_of_one_channel(pair: Pair) -> None:
     """One channel of the decoder's batch norm has variance 1 and mean 0."""
     norm = pair.faulty
@@ -311,7 +320,7 @@ def class_token_last(pair: Pair) -> None:
     pair.rewrite("torch.cat([class_embeds, patch_embeds]", "torch.cat([patch_embeds, class_embeds]")
 
 
-@clip.fault("parameter", at="vision_model.embeddings")
+@clip.fault("parameter", at="vision_model.embeddings", reason=all_of(r"\bclass_embedding\b", HALVED))
 def class_token_halved(pair: Pair) -> None:
     """The class token, a parameter of the embeddings themselves, is half as large."""
     pair.faulty.class_embedding.mul_(0.5)
@@ -323,7 +332,7 @@ def positions_interpolated_with_corners(pair: Pair) -> None:
     pair.rewrite("align_corners=False", "align_corners=True", within="interpolate_pos_encoding")
 
 
-@clip.fault("leaf", at="vision_model.encoder.layers.0.mlp.activation_fn")
+@clip.fault("leaf", at="vision_model.encoder.layers.0.mlp.activation_fn", reason=EXACT_GELU)
 def gelu_for_quick_gelu(pair: Pair) -> None:
     """One activation is the exact GELU and not CLIP's quick one."""
     pair.replace(nn.GELU())
@@ -351,7 +360,7 @@ def heads_not_merged_back(pair: Pair) -> None:
     pair.rewrite("attn_output.reshape(*input_shape, -1)", "attn_output.transpose(2, 3).reshape(*input_shape, -1)")
 
 
-@clip.fault("parameter", at="visual_projection")
+@clip.fault("parameter", at="visual_projection", reason=all_of(WEIGHT, rf"{TRANSPOSED}|{PART}"))
 def projection_transposed_in_part(pair: Pair) -> None:
     """The first 24 columns of the projection are transposed."""
     weight = pair.faulty.weight

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bench.faults import models
 from bench.faults.case import Pair, Suite
+from bench.faults.reasons import EPS, MISSING, ORDER, ROW_NEGATED, STATISTICS, TANH, TRANSPOSED, all_of
 from bench.faults.vision_models import images, resnet_like, swin
 
 
@@ -57,13 +58,13 @@ def leaves_wrapped(pair: Pair) -> None:
     """Every leaf stands in a wrapper, and nothing else is changed."""
 
 
-@llama.fault("parameter", at="model.layers.1.mlp.up_proj")
+@llama.fault("parameter", at="model.layers.1.mlp.up_proj", reason=ROW_NEGATED)
 def row_of_a_wrapped_leaf(pair: Pair) -> None:
     """A row of a weight inside of a wrapper has the opposite sign."""
     pair.at("model.layers.1.mlp.up_proj.inner").weight[11].neg_()
 
 
-@llama.fault("leaf", at="model.layers.0.post_attention_layernorm")
+@llama.fault("leaf", at="model.layers.0.post_attention_layernorm", reason=EPS)
 def eps_of_a_wrapped_norm(pair: Pair) -> None:
     """A norm inside of a wrapper has eps 1e-3."""
     pair.at("model.layers.0.post_attention_layernorm.inner").variance_epsilon = 1e-3
@@ -75,7 +76,7 @@ def activation_of_the_wrong_half(pair: Pair) -> None:
     pair.rewrite("self.act_fn(self.gate_proj(x)) * self.up_proj(x)", "self.gate_proj(x) * self.act_fn(self.up_proj(x))")
 
 
-@llama.fault("argument", at="model", argument="attention_mask")
+@llama.fault("argument", at="model", argument="attention_mask", reason=MISSING)
 def mask_lost(pair: Pair) -> None:
     """Among wrapped leaves, the model hands on no mask."""
     pair.rewrite("attention_mask=causal_mask", "attention_mask=None")
@@ -98,7 +99,7 @@ def leaves_wrapped_twice(pair: Pair) -> None:
     """Every leaf stands in two wrappers."""
 
 
-@bert.fault("leaf", at="bert.encoder.layer.1.intermediate.intermediate_act_fn")
+@bert.fault("leaf", at="bert.encoder.layer.1.intermediate.intermediate_act_fn", reason=TANH)
 def gelu_in_two_wrappers(pair: Pair) -> None:
     """The GELU inside of two wrappers is the tanh approximation."""
     pair.replace(nn.GELU(approximate="tanh"), at="bert.encoder.layer.1.intermediate.intermediate_act_fn.inner.inner")
@@ -115,7 +116,7 @@ def in_place_leaves_wrapped(pair: Pair) -> None:
     """Every leaf of the residual net stands in a wrapper, in-place activations too."""
 
 
-@resnet.fault("buffer", at="layer2.1.bn1")
+@resnet.fault("buffer", at="layer2.1.bn1", reason=STATISTICS)
 def statistics_inside_a_wrapper(pair: Pair) -> None:
     """A batch norm inside of a wrapper has its initial statistics."""
     pair.at("layer2.1.bn1.inner").reset_running_stats()
@@ -135,7 +136,11 @@ def windows_wrapped(pair: Pair) -> None:
     """Every leaf of the Swin stands in a wrapper; its relative biases are leaves without arguments."""
 
 
-@windows.fault("buffer", at="swin.encoder.layers.0.blocks.0.attention.relative_position_bias")
+@windows.fault(
+    "buffer",
+    at="swin.encoder.layers.0.blocks.0.attention.relative_position_bias",
+    reason=all_of(r"\brelative_position_index\b", f"{TRANSPOSED}|{ORDER}"),
+)
 def index_inside_a_wrapper(pair: Pair) -> None:
     """The index into a table of relative biases, inside of a wrapper, is transposed."""
     bias = pair.at("swin.encoder.layers.0.blocks.0.attention.relative_position_bias.inner")
