@@ -248,6 +248,11 @@ class Answers:
             yield from (f"*** {one}" for one in wrong)
             return
         reference, candidate = (one for one in found if isinstance(one, FoundValue))
+        passed = self._passed(expression.strip())
+        sides = zip(self.parties, (reference, candidate), passed or (), strict=False)
+        if passed is not None and any(party.has_code and one.value is not given for party, one, given in sides):
+            yield f"the call receives another {expression.strip()} than the local of that name; what it receives:"
+            reference, candidate = (FoundValue(value, "as passed") for value in passed)
         comparer = type(self._comparison.comparer)()
         yield from difference(reference, candidate, comparer, agrees=self._agrees, tolerance=self._tolerance)
 
@@ -309,6 +314,14 @@ class Answers:
                 yield f"nothing is compared here: {' and '.join(lacking)}"
             else:
                 yield from compared(self.stop)
+
+    def _passed(self, name: str) -> tuple[Any, Any] | None:
+        """Return both sides' values of an argument of the call that is about to run; None for any other name."""
+        stop = self.stop
+        if stop is None or not (isinstance(stop.reference, Enter) and isinstance(stop.candidate, Enter)):
+            return None
+        mine, theirs = stop.reference.arguments.values, stop.candidate.arguments.values
+        return (mine[name], theirs[name]) if name in mine and name in theirs else None
 
     def _find(self, side: int, expression: str) -> FoundValue | str:
         """Return the value of an expression on a side, or the reason why there is none."""

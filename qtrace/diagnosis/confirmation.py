@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.runner import RELIEVED, Runner
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.engine.events import Bound, Call
 from qtrace.numerics.tolerance import coarsest_eps, rounding_tolerance
@@ -112,7 +112,7 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
     factor. Suspects whose effects cancel are no fault: a scale folded in at one and out at another. `repeated` are the
     modules that are called more than once.
     """
-    found = sorted(found, key=lambda suspect: suspect.order)
+    found = _without_excused(runner, sorted(found, key=lambda suspect: suspect.order))
     if runner.is_coarse:
         found = [suspect for suspect in found if not _may_be_rounding(suspect)]
         if not found:
@@ -130,6 +130,11 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
         # Between two dtypes a visible step may be unlucky rounding; it is a fault only if healing it cures the output.
         return []
     errors = [runner.before, *(runner.final_after(found[:count]) for count in range(1, len(found))), healed]
+    enough = next((count for count in range(1, len(found)) if _is_right(errors[count], runner.floor)), len(found))
+    if not any(module in repeated for one in found[:enough] for module in one.modules):
+        # All is right with these healed, and nothing that comes after them was: the later ones change nothing.
+        found, errors = found[:enough], errors[: enough + 1]
+        healed = errors[-1]
     cancelled = _cancelled(errors, runner.floor)
     together = {place for place in cancelled if _is_of_one_call(found, place, cancelled)}
     gains = _gains(errors, found, together)
@@ -146,7 +151,17 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
         if is_right and not any(module in repeated for other in found[:place] for module in other.modules):
             continue
         is_cause = runner.is_healed(healed) and (has_effect or len(found) == 1)
-        grafts.append(Graft(suspect, before, after, is_cause, gains[place]))
+        if is_cause and not is_improved(before, after):
+            # Behind larger errors its own step is no improvement; without it, the others must leave one. Those that
+            # come later may hide it, though: only what may need no fault is left out then.
+            without = runner.final_after([one for one in found if one is not suspect])
+            is_worse = before is not None and after is not None and after >= before
+            is_needless = without is not None and healed is not None and without <= healed + runner.floor
+            if is_worse and is_needless and _is_convention(suspect):
+                continue
+            if not is_needless:
+                before, after = without, healed
+        grafts.append(Graft(suspect, before, after, is_cause and _proves(runner, suspect, before, after), gains[place]))
     if not grafts:
         grafts.append(Graft(found[0], runner.before, healed, False))
     return sorted(grafts, key=lambda graft: (-graft.gain, graft.suspect.order))
@@ -166,6 +181,21 @@ def outliers_that_matter(runner: Runner, found: Sequence[Suspect]) -> list[Graft
             kept.append(Graft(suspect, reached, after, runner.is_healed(after), _fallen(reached, after)))
             reached = after
     return sorted(kept, key=lambda graft: (-graft.gain, graft.suspect.order))
+
+
+def is_improved(before: float | None, after: float | None) -> bool:
+    """Return whether a graft lowers the final error: by a tenth at least, or from no number at all to one."""
+    if before is None or after is None or math.isinf(after):
+        return False
+    return math.isinf(before) or after < RELIEVED * before
+
+
+def _proves(runner: Runner, suspect: Suspect, before: float | None, after: float | None) -> bool:
+    """Return whether a graft that heals says that this is the place.
+
+    It must lower the final error, and its boundary must not be the whole model's: that heals whatever is wrong inside.
+    """
+    return is_improved(before, after) and (bool(suspect.entries) or not runner.is_whole(suspect.module))
 
 
 def _fallen(before: float | None, after: float | None) -> float:
@@ -189,6 +219,34 @@ def _mended(runner: Runner, found: list[Suspect], healed: float | None) -> tuple
         if runner.is_healed(after):
             return whole, after
     return found, healed
+
+
+def _without_excused(runner: Runner, found: list[Suspect]) -> list[Suspect]:
+    """Return the suspects without containers whose own code is right once one child in them is healed.
+
+    What a container's own code makes of its children's outputs looks wrong in a pass that forces these outputs, if the
+    candidate keeps some of them in a convention of its own. A child that is wrong on right arguments counts against its
+    container, and against the other suspects beside it, where healing it alone makes the container come out right.
+    """
+    kept = list(found)
+    for container in [one for one in found if one.has_children]:
+        children = [one for one in kept if _is_around(container, one) and not one.has_children]
+        for child in children if container in kept else ():
+            if runner.comes_out_right(container, child):
+                excused = [container, *(one for one in children if one is not child)]
+                kept = [one for one in kept if one not in excused]
+                break
+    # A container whose own code is wrong on an argument in a form of the candidate's own may be right, and the argument
+    # wrong in that form: the module that passes it is named.
+    misled = [one for one in kept if one.has_children and _takes(one, runner.doubtful)]
+    if misled and runner.aside:
+        kept = sorted([*runner.aside, *(one for one in kept if one not in misled)], key=lambda one: one.order)
+    return kept
+
+
+def _takes(suspect: Suspect, arguments: Collection[tuple[str, str]]) -> bool:
+    call = suspect.call
+    return any((call.type, value.name) in arguments and not value.agrees for value in call.arguments)
 
 
 def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:
@@ -268,6 +326,10 @@ def _is_of_one_call(found: Sequence[Suspect], place: int, cancelled: Collection[
     )
 
 
+def _is_right(error: float | None, floor: float) -> bool:
+    return error is not None and error <= floor
+
+
 def _is_same(one: float | None, other: float | None, floor: float) -> bool:
     if one is None or other is None:
         return one is other
@@ -283,8 +345,11 @@ def _may_be_rounding(suspect: Suspect) -> bool:
 
 
 def _is_explained(suspect: Suspect) -> bool:
-    """Return whether the difference needs no fault: a factor may be undone, an argument may be unused."""
-    return _is_convention(suspect) or suspect.kind in ("miscalls", "structure")
+    """Return whether what was seen there needs no fault, if healing it changes nothing.
+
+    A factor may be undone, an argument not looked at, and a container's own code seem wrong for what was forced in it.
+    """
+    return _is_convention(suspect) or suspect.kind in ("miscalls", "structure") or suspect.has_children
 
 
 def _is_convention(suspect: Suspect) -> bool:

@@ -51,7 +51,8 @@ class Investigation:
         self._isolation = Isolation(self._runner, self._first)
         self._warnings: list[str] = []
         self._runner.kept = kept_in(first)
-        self._runner.before = self._first.final_error if before is None else before
+        self._runner.read = self._first.read_outputs()
+        self._runner.before = self._first.final_error(self._runner.read) if before is None else before
         self._runner.computes_in(coarse_dtypes(self._first))
 
     @property

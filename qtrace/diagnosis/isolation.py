@@ -9,7 +9,7 @@ run again by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from qtrace.diagnosis.outliers import is_noisy, outliers
@@ -18,15 +18,18 @@ from qtrace.diagnosis.runner import Runner, as_trial
 from qtrace.diagnosis.suspects import (
     Suspect,
     containers_to_open,
+    doubtful_arguments,
     error_inside,
     innocents,
     rewritten_inside,
     suspects,
     unaccounted,
     wrong_inside,
+    wrongness,
 )
 from qtrace.diagnosis.trial import Trial, Value, spliced
 from qtrace.engine.forcing import Forcing
+from qtrace.engine.lockstep import CANDIDATE, REFERENCE
 from qtrace.engine.lockstep_pass import Pass
 from qtrace.errors import first_line
 from qtrace.numerics.relations import DELIBERATE
@@ -68,14 +71,86 @@ class Isolation:
         self._runner = runner
         self._first = first
         self._converted: frozenset[str] = frozenset()
+        # How often the candidate called each of its modules, by its own paths.
+        self._called: Mapping[str, int] = {}
+        self._ran = {call.module for call in first.calls if call.side != "candidate"}
 
     def suspects(self) -> tuple[list[Suspect], bool]:
         """Return the suspects, and whether differing is the rule, so that they only stand out."""
+        found, is_noise = self._suspects()
+        return [self._in_reference_terms(self._exchanged(suspect)) for suspect in found], is_noise
+
+    def _in_reference_terms(self, suspect: Suspect) -> Suspect:
+        """Return the suspect at the reference's module that makes the argument, where the candidate has none like it.
+
+        The code that a port writes out in a container may stand in a module of its own in the reference.
+        """
+        if suspect.kind != "miscalls" or suspect.callee is None or self._runner.answering(suspect.module) == []:
+            return suspect
+        caller = suspect.callee.module.rpartition(".")[0]
+        while caller and not (caller in self._ran and not self._runner.answering(caller)):
+            if self._runner.answering(caller):
+                return suspect
+            caller = caller.rpartition(".")[0]
+        is_inside = (
+            caller and caller != suspect.module and (not suspect.module or caller.startswith(f"{suspect.module}."))
+        )
+        return replace(suspect, module=caller) if is_inside and not suspect.members else suspect
+
+    def _exchanged(self, suspect: Suspect) -> Suspect:
+        """Return the suspect at the module that the candidate has replaced by others, where that is what is wrong.
+
+        A container that does not make one of the reference's calls leaves it out, or has modules of another kind in its
+        place, as a cell that is called step by step for a whole GRU.
+        """
+        runner = self._runner
+        lone = suspect.callees[0] if suspect.kind == "structure" and suspect.callee is not None else None
+        if lone is None or suspect.callee is None or lone not in runner.models[REFERENCE].modules:
+            return suspect
+        alignment = runner.plan.alignment
+        if lone in alignment.fused or lone in alignment.split:
+            # It is computed in one with others, so the container leaves nothing out.
+            return replace(suspect, kind="miscalls", callees=[suspect.callee.module])
+        if runner.answering(lone):
+            return suspect
+        around = set(runner.answering(suspect.module))
+        theirs = [
+            path
+            for path in self._between(suspect)
+            if path.rpartition(".")[0] in around and path and path not in alignment.pairs
+        ]
+        if not theirs:
+            return suspect
+        made = next((call for call in suspect.call.children if call.module == lone), suspect.call)
+        return replace(
+            suspect, module=lone, call=made, callees=[suspect.callee.module], has_children=False, instead=tuple(theirs)
+        )
+
+    def _between(self, suspect: Suspect) -> list[str]:
+        """Return the candidate's modules first called between the call before a suspect's callee and that callee."""
+        both = [call for call in suspect.call.children if call.side is None]
+        if suspect.callee not in both:
+            return []
+        place = both.index(suspect.callee)
+        called = list(self._called)
+        ends = [both[place - 1].module if place else None, suspect.callee.module]
+        places = [
+            next((called.index(path) for path in self._runner.answering(end) if path in self._called), None)
+            if end is not None
+            else -1
+            for end in ends
+        ]
+        first, last = places
+        return called[first + 1 : last] if first is not None and last is not None else []
+
+    def _suspects(self) -> tuple[list[Suspect], bool]:
         first, everywhere = self._first, self.everywhere()
         if not everywhere.roots:
             return [], True
         if is_noisy(everywhere):
             return outliers(self._everywhere_in_right_terms(everywhere)), True
+        everywhere = self._with_own_arguments(everywhere)
+        first = self._first
         rewritten = rewritten_inside(everywhere, {call.module for call in everywhere.calls})
         open_paths = containers_to_open(first)
         doubtful = unaccounted(everywhere, first, open_paths)
@@ -99,6 +174,28 @@ class Isolation:
         """Force the reference's tensors at every boundary: each call shows its own error."""
         forced = frozenset(self._runner.plan.reference_keys)
         return self._shown(self._pass(forced, frozenset(), self._runner.run), frozenset())
+
+    def _with_own_arguments(self, everywhere: Trial) -> Trial:
+        """Leave the candidate its own arguments where the reference's are what makes it wrong; note these as harmless.
+
+        An argument that differs is evidence only if less is wrong with the reference's in its place.
+        """
+        open_paths = {call.module for call in everywhere.calls if call.children}
+        found = suspects(everywhere, open_paths)
+        doubtful = doubtful_arguments(found, self._first) - self._first.harmless
+        if not doubtful:
+            return everywhere
+        before = self._first
+        self._first = replace(before, known=before.known | doubtful)
+        forced = frozenset(self._runner.plan.reference_keys)
+        other = self._pass(forced, frozenset(), self._runner.run)
+        if other.roots and wrongness(other, doubtful) <= wrongness(everywhere, doubtful):
+            self._runner.harmless = self._first.harmless
+            self._runner.doubtful = doubtful
+            self._runner.aside = [s for s in found if s.callee is not None and _hands_on(s, doubtful)]
+            return self._shown(other, frozenset())
+        self._first = before
+        return everywhere
 
     def _everywhere_in_right_terms(self, everywhere: Trial) -> Trial:
         """Force every boundary again, in the candidate's convention inside containers where that leaves less error.
@@ -183,6 +280,8 @@ class Isolation:
             why = f"the candidate does not take the reference's tensors ({said})"
             self.warnings.append(f"a look inside failed: {why}")
             return Trial(())
+        if done.calls(CANDIDATE) and forced >= frozenset(self._runner.plan.reference_keys):
+            self._called = done.calls(CANDIDATE)
         return self._trial(done)
 
     def _trial(self, done: Pass) -> Trial:
@@ -220,6 +319,12 @@ def _local_errors(trial: Trial) -> dict[Key, Local]:
 def _is_undone(value: Value) -> bool:
     """Return whether the own error is the rest under the relation: of a factor, or in a convention that holds."""
     return value.is_gain or (value.agrees and value.deliberate and value.related is not None)
+
+
+def _hands_on(suspect: Suspect, arguments: Collection[tuple[str, str]]) -> bool:
+    """Return whether a suspect passes one of these arguments, by (class of the callee, name), to its callee."""
+    name = suspect.value.name if suspect.value is not None else suspect.argument
+    return suspect.callee is not None and (suspect.callee.type, name) in arguments
 
 
 def _is_forced_wrong(suspect: Suspect, innocent: Collection[tuple[str, int]]) -> bool:

@@ -10,14 +10,23 @@ import torch
 
 from qtrace.diagnosis.confirmation import Graft
 from qtrace.diagnosis.operators.code import Lines, called_elsewhere, forward_of, line_of, source_of
+from qtrace.diagnosis.projections import faulty_projection, projection_evidence
 from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.runner import Runner
-from qtrace.diagnosis.static_differences import attribute_differences, static_differences, tensor_differences
+from qtrace.diagnosis.static_differences import (
+    attribute_differences,
+    config_differences,
+    static_differences,
+    tensor_differences,
+)
 from qtrace.diagnosis.suspects import Suspect
-from qtrace.diagnosis.trial import Value
+from qtrace.diagnosis.trial import CallRecord, Value
 from qtrace.report.records import Finding, Status, TensorSpec
 
 # So many findings are reported in full.
+_MOST_REORDERED = 6
+# Of a class with its settings so many characters are shown.
+_LONGEST = 120
 _MOST_PINPOINTED = 3
 
 
@@ -59,7 +68,12 @@ def summary(suspect: Suspect, static: Sequence[str]) -> str:
         shown = f": {_contrast(value)}" if value is not None else ""
         return (
             f"receives the same arguments on both sides, but calls {callees[0]}{more} "
-            f"with another {suspect.argument}{shown}"
+            f"with another {suspect.argument}{shown}{_padding(value)}"
+        )
+    if suspect.instead:
+        return (
+            f"has no partner: the candidate calls {', '.join(suspect.instead[:3])} in its place, "
+            f"and passes {suspect.callees[0]} another {suspect.argument}{_padding(suspect.value)}"
         )
     if suspect.kind == "structure":
         return f"makes other calls: {', '.join(suspect.callees[:3])} ran on one side only"
@@ -67,11 +81,20 @@ def summary(suspect: Suspect, static: Sequence[str]) -> str:
         return "makes non-finite values out of the same arguments"
     why = f": {'; '.join(static[:2])}" if static else ""
     what = "its own code computes" if suspect.has_children else "computes"
-    return f"{what} something else from the same arguments{why}"
+    return f"{what} something else from the same arguments{why}{_padding(suspect.value)}"
+
+
+def _padding(value: Value | None) -> str:
+    """Return the words for a value that differs only at positions that the mask hides; else nothing."""
+    relation = value.relation if value is not None else None
+    return f"; {relation}" if relation is not None and relation.kind == "masked_positions" else ""
 
 
 def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
-    """Yield the evidence for a finding, one sentence each."""
+    """Yield what supports a finding, one sentence each."""
+    reordered = _in_another_order(suspect.call)
+    if suspect.has_children and reordered:
+        yield f"the candidate calls its modules in another order: {', '.join(reordered)}"
     value = suspect.value
     if value is not None and value.error is not None:
         callee = suspect.callee
@@ -86,10 +109,29 @@ def evidence_for(suspect: Suspect, static: Sequence[str]) -> Iterator[str]:
         if value.relation is not None:
             yield (
                 f"there the candidate is related by {value.relation}"
-                if value.relation.kind != "where"
+                if value.relation.kind not in ("where", "masked_positions")
                 else str(value.relation)
             )
     yield from static
+
+
+def _in_another_order(container: CallRecord) -> list[str]:
+    """Return the modules that a container of the candidate calls in another order, in that order; a few at most."""
+    both = [call for call in container.children if call.candidate_entry is not None]
+    theirs = sorted(both, key=lambda call: call.candidate_entry or 0)
+    mine = sorted(both, key=lambda call: call.entry)
+    apart = [place for place, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one is not other]
+    reordered = theirs[apart[0] : apart[-1] + 1] if apart else []
+    if all(value.agrees for call in reordered for value in call.arguments):
+        # Modules that do not depend on each other, such as q, k and v, may run in any order.
+        return []
+    named = [call.module for call in reordered]
+    return named[:_MOST_REORDERED] + (["…"] if len(named) > _MOST_REORDERED else [])
+
+
+def _described(module: torch.nn.Module) -> str:
+    """Return a module's class with its settings, as torch shows it."""
+    return " ".join(f"{type(module).__name__}({module.extra_repr()})".split())[:_LONGEST]
 
 
 def _contrast(value: Value) -> str:
@@ -126,13 +168,20 @@ class Naming:
         parting = self._parting(rank, suspect, graft)
         sites = suspect.callee.sites if suspect.callee is not None else (None, None)
         quantized = self._quantized.evidence(suspect, looks=rank <= _MOST_PINPOINTED)
+        projected = projection_evidence(self._runner, suspect) if rank <= _MOST_PINPOINTED else ()
         return finding_of(
             suspect,
             rank,
             static,
             confirmed=graft.is_cause,
             graft={"before": graft.before, "after": graft.after},
-            evidence=(*called_elsewhere(sites, parting), *evidence_for(suspect, static), *quantized),
+            evidence=(
+                *called_elsewhere(sites, parting),
+                *evidence_for(suspect, static),
+                *(() if static else self._unlike(suspect)),
+                *projected,
+                *quantized,
+            ),
             source=self._source(suspect, parting),
         )
 
@@ -140,12 +189,40 @@ class Naming:
         """Return in words how a reference module differs from its partners in the candidate."""
         # Each step from suspect to finding needs it, and it reads the weights: so it is cached.
         if module not in self._static:
-            self._static[module] = self._said(module, static_differences)
+            self._static[module] = (*self.elsewhere(module), *self._said(module, static_differences))
         return self._static[module]
+
+    def elsewhere(self, module: str) -> Iterator[str]:
+        """Yield where the reference holds the weight that the candidate's partner of a module holds, if elsewhere."""
+        modules = self._runner.models[0].modules
+        mine = getattr(modules.get(module), "weight", None)
+        for partner in self._runner.partners(module)[-1:]:
+            theirs = getattr(partner, "weight", None)
+            if not (type(mine) is type(theirs) is torch.nn.Parameter) or torch.equal(mine, theirs):
+                return
+            for path, other in modules.items():
+                weight = other._parameters.get("weight")
+                is_like = weight is not None and path != module and weight.shape == theirs.shape
+                if is_like and weight is not None and torch.equal(weight, theirs.to(weight.dtype)):
+                    yield f"weight holds what {path} holds in the reference: layers swapped or in another order"
+                    return
 
     def attributes(self, module: str) -> tuple[str, ...]:
         """Return the part of `static` that concerns plain attributes."""
         return self._said(module, attribute_differences)
+
+    def _unlike(self, suspect: Suspect) -> Iterator[str]:
+        """Yield what else may be the reason: entries of the configuration, or the class of a leaf."""
+        yield from self._said(suspect.module, config_differences)
+        mine, theirs = self._runner.models[0].modules.get(suspect.module), self._runner.partners(suspect.module)[-1:]
+        if suspect.kind != "introduces" or suspect.has_children or mine is None or not theirs:
+            return
+        names = type(mine).__name__, type(theirs[0]).__name__
+        is_wrapped = names[0].lower() in names[1].lower() and any(True for _ in theirs[0].children())
+        if names[0] == names[1]:
+            return
+        if not is_wrapped and not any(True for _ in mine.children()):
+            yield f"computed by {_described(mine)} in the reference, by {_described(theirs[0])} in the candidate"
 
     def _said(self, module: str, differences: Differences) -> tuple[str, ...]:
         mine, theirs = self._runner.models[0].modules.get(module), self._runner.partners(module)
@@ -171,6 +248,11 @@ class Naming:
                 if inside and self._runner.is_healed(self._runner.final_with_parameters(child)):
                     placed = replace(suspect, module=child, callees=[], members=[], callee=None, has_children=False)
                     return placed, inside
+        projection = faulty_projection(self._runner, suspect)
+        if projection is not None:
+            path, said = projection
+            placed = replace(suspect, kind="introduces", module=path, argument=None, callees=[], members=[])
+            return replace(placed, has_children=False), said
         value = suspect.value
         same_form = value is not None and value.status is Status.COMPARED and value.reference == value.candidate
         if static and suspect.kind == "miscalls" and (same_form or self._said(suspect.module, tensor_differences)):

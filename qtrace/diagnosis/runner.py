@@ -28,7 +28,7 @@ from qtrace.engine.plan import Plan
 from qtrace.engine.samples import Sample
 from qtrace.numerics.relations import DELIBERATE, excuses
 from qtrace.numerics.tolerance import rounding_tolerance
-from qtrace.report.records import Relation
+from qtrace.report.records import ONE_SIDED, Relation
 
 # Two trials never give the same number to two pairs, so that a part of one can be spliced into another.
 _NUMBERS = itertools.count()
@@ -37,7 +37,9 @@ _HEALED = 0.1
 # The factor for a coarse dtype, whose rounding stays behind.
 _HEALED_COARSE = 0.3
 # A graft that takes the final error down by this factor has found a part of the cause.
-_RELIEVED = 0.9
+RELIEVED = 0.9
+# A module that holds so large a part of all modules is the model.
+_MOST_OF_ALL = 0.8
 _COARSE = (torch.float16, torch.bfloat16)
 
 
@@ -109,11 +111,14 @@ def _record(
         raised=met.raised,
         ended=met.ended,
         sites=(sites[0], sites[1]),
+        candidate_entry=met.candidate.entry if met.candidate is not None and met.reference is not None else None,
     )
 
 
 def _is_left_out(pair: Pair) -> bool:
-    """Return whether one side has None where the other has a tensor."""
+    """Return whether one side has nothing, or None, where the other has a value."""
+    if pair.status in ONE_SIDED:
+        return True
     kinds = [spec.type if spec is not None else None for spec in (pair.reference, pair.candidate)]
     return pair.measurement is None and kinds.count("NoneType") == 1
 
@@ -185,6 +190,13 @@ class Runner:
         self.plan = plan
         self.before: float | None = None
         self.kept: frozenset[str] = frozenset()
+        # The final outputs by which grafts are judged, all of them where it is empty.
+        self.read: frozenset[str] = frozenset()
+        # Arguments, by (class of the callee, name), that do no harm; those that the candidate may have in a form of its
+        # own; and the suspects that pass these.
+        self.harmless: frozenset[tuple[str, str]] = frozenset()
+        self.doubtful: frozenset[tuple[str, str]] = frozenset()
+        self.aside: list[Suspect] = []
         self.reference_again: Fingerprint | None = None
         self._answering: dict[str, list[str]] = {}
         for path, key in plan.candidate_keys.items():
@@ -239,10 +251,10 @@ class Runner:
         self, found: Sequence[Suspect], listeners: tuple[Listener | None, Listener | None] = (None, None)
     ) -> float | None:
         """Return the final error with these suspects healed and everything else left as it is; None if it raises."""
-        miscalls = [suspect for suspect in found if suspect.kind == "miscalls"]
-        entries = {name for suspect in miscalls for name in suspect.callees}
-        names = {suspect.argument for suspect in miscalls if suspect.argument is not None}
-        exits = {module for suspect in found if suspect.kind != "miscalls" for module in suspect.modules}
+        at_entries = [suspect for suspect in found if suspect.entries]
+        entries = {name for suspect in at_entries for name in suspect.entries}
+        names = {suspect.argument for suspect in at_entries if suspect.argument is not None}
+        exits = {module for suspect in found if not suspect.entries for module in suspect.modules}
         chosen = names.__contains__ if entries else None
         forcing = Forcing(entries=entries, exits=exits, names=chosen, resizes_outputs=True)
         # Only at the healed boundaries, and at the end, must the sides wait for each other.
@@ -250,36 +262,73 @@ class Runner:
         if done.raised():
             return None
         self.reference_again = done.fingerprints[0]
-        return as_trial(done.comparison, local=False, kept=self.kept).final_error
+        return as_trial(done.comparison, local=False, kept=self.kept).final_error(self.read)
+
+    def comes_out_right(self, container: Suspect, child: Suspect) -> bool:
+        """Return whether a container's own code is right on the reference's arguments once a child in it is healed.
+
+        The child's own arguments must be right then: else its graft would hide what another module did to them.
+        """
+        entries, exits = set(container.modules), set(child.modules)
+        callees = set(container.callees) if container.callee is not None else set()
+        forcing = Forcing(entries=entries, exits=exits, harmless=self.harmless)
+        done = self.run(forcing, plan=self.plan.restricted(entries | exits | callees))
+        if done.raised():
+            return False
+        trial = as_trial(done.comparison, local=True, known=self.harmless)
+        calls = [call for call in trial.calls if call.side is None]
+        healed = [call for call in calls if call.module in exits]
+        if container.callee is None:
+            values = [value for call in calls if call.module in entries for value in call.outputs]
+        else:
+            name = container.value.name if container.value is not None else container.argument
+            values = [v for call in calls if call.module in callees for v in call.arguments if v.name == name]
+        are_right = all(value.agrees for value in values)
+        return bool(healed and values) and are_right and all(trial.takes_right(call) for call in healed)
 
     def relieves(self, module: str) -> bool:
         """Return whether the final error falls visibly with the reference's data in this one module."""
         return self.is_relieved(self.final_with_parameters(module), self.before)
 
     def final_with_parameters(self, module: str) -> float | None:
-        """Return the final error with the reference's parameters and buffers in this one module.
-
-        The candidate's own are put back in any case.
-        """
+        """Return the final error with the reference's parameters and buffers in this one module."""
         mine = self.models[0].modules[module]
+        changes: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for theirs in self.partners(module)[-1:]:
+            for name, tensor in (*theirs._parameters.items(), *theirs._buffers.items()):
+                other = mine._parameters.get(name, mine._buffers.get(name))
+                if tensor is not None and other is not None and tensor.shape == other.shape:
+                    changes.append((tensor, other))
+        return self.final_with(changes)
+
+    def final_with(self, changes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+        """Return the final error with other values in tensors of the candidate, (tensor, values); they are put back."""
         lent: list[tuple[torch.Tensor, torch.Tensor]] = []
         with torch.no_grad():
             try:
-                for theirs in self.partners(module)[-1:]:
-                    for name, tensor in (*theirs._parameters.items(), *theirs._buffers.items()):
-                        other = mine._parameters.get(name, mine._buffers.get(name))
-                        if tensor is not None and other is not None and tensor.shape == other.shape:
-                            lent.append((tensor, tensor.clone()))
-                            tensor.copy_(other)
+                for tensor, values in changes:
+                    lent.append((tensor, tensor.clone()))
+                    tensor.copy_(values)
                 after = self.final_after([])
             finally:
                 for tensor, own in lent:
                     tensor.copy_(own)
         return after
 
+    def is_whole(self, module: str) -> bool:
+        """Return whether a module is the whole model: the root, or the one below it that has only leaves beside it."""
+        if not module:
+            return True
+        modules = self.models[REFERENCE].modules
+        below = [path for path in self.plan.reference_keys if path]
+        inside = [path for path in below if path == module or path.startswith(f"{module}.")]
+        beside = [path for path in below if "." not in path and path != module]
+        are_leaves = all(not any(True for _ in modules[path].children()) for path in beside)
+        return "." not in module and are_leaves and len(inside) >= _MOST_OF_ALL * len(below)
+
     def is_relieved(self, after: float | None, before: float | None) -> bool:
         """Return whether a final error is visibly below another one."""
-        return after is not None and before is not None and after < _RELIEVED * before
+        return after is not None and before is not None and after < RELIEVED * before
 
     def is_healed(self, after: float | None) -> bool:
         """Return whether a final error is far below the one before, or no more than rounding explains.

@@ -172,7 +172,8 @@ class SelfCheck:
         confirmed = [finding for finding in kept if finding.confirmed]
         others = [finding for finding in kept if not finding.confirmed]
         made = self._new_findings(path for path in self.varies if path not in named)
-        return [replace(finding, rank=rank) for rank, finding in enumerate((*confirmed, *made, *others), 1)]
+        found = (*confirmed, *made, *others) if made else kept
+        return [replace(finding, rank=rank) for rank, finding in enumerate(found, 1)]
 
     def _with_evidence(self, finding: Finding) -> Finding:
         said = [said[finding.module] for said in (self.varies, self.notes) if finding.module in said]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import math
@@ -25,6 +26,14 @@ _BLOCK = 1 << 20
 _MOST_ROWS = 4
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 _FUNCTIONS = (FunctionType, BuiltinFunctionType)
+# What every module has, and what only says where a module stands.
+_OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training"}
+_PLACES = ("layer_idx", "layer_id", "layer_index")
+_ABSENT = object()
+# Entries of a configuration that no module computes with.
+_NOT_READ = ("dtype", "version", "cache", "output_", "return_", "token_id", "label", "chunk", "initializer")
+# Under weight norm and other parametrizations these are computed, and held under other names.
+_COMPUTED = ("weight", "bias")
 _NO_COMPUTATION = ("__init__", "__call__", "train", "eval", "extra_repr")
 # Two independent random tensors of n elements have a cosine of about 1/sqrt(n).
 _UNRELATED = 4.0
@@ -128,28 +137,94 @@ def static_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn
 
 
 def attribute_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
-    """Yield the plain attributes that differ: numbers, text, tuples of them, dtypes, functions by their names."""
-    for name, mine in vars(reference).items():
-        if name.startswith("_") or not _is_plain(mine):
-            continue
-        holder = next((c for c in candidates if name in vars(c) and _is_plain(vars(c)[name])), None)
-        if holder is None or _is_same(mine, vars(holder)[name]):
+    """Yield the plain attributes that differ: numbers, text, tuples of them, dtypes, functions by their names.
+
+    Entries of a plain dictionary are attributes of their own, as `rope_scaling.factor`.
+    """
+    held = [_settings(candidate) for candidate in candidates]
+    for name, mine in _settings(reference).items():
+        theirs = next((settings[name] for settings in held if name in settings), _ABSENT)
+        if theirs is _ABSENT or _is_same(mine, theirs) or name in _PLACES:
             continue
         if name != "training" or minds_mode(reference) or any(minds_mode(c) for c in candidates):
-            yield f"{name} {_shown(mine)} against {_shown(vars(holder)[name])}"
+            yield f"{name} {_shown(mine)} against {_shown(theirs)}"
+
+
+def _settings(module: torch.nn.Module) -> dict[str, Any]:
+    """Return a module's plain attributes by name, with the entries of plain dictionaries."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if name in _OF_MODULES:
+            continue
+        if _is_plain(value):
+            found[name] = value
+        elif type(value) is dict:
+            found |= {
+                f"{name}.{key}": entry for key, entry in value.items() if isinstance(key, str) and _is_plain(entry)
+            }
+    return found
+
+
+def config_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
+    """Yield what differs in the configurations that two modules hold: numbers and flags by their names.
+
+    All modules of a model share one configuration, so an entry may be without effect in this module. What only says how
+    a model is stored or run is left out.
+    """
+    mine = getattr(reference, "config", None)
+    theirs = next((c.config for c in candidates if getattr(c, "config", None) is not None), None)
+    entries = [getattr(config, "__dict__", {}) for config in (mine, theirs)]
+    for name, value in entries[0].items():
+        is_read = isinstance(value, (bool, int, float)) and not any(part in name for part in _NOT_READ)
+        if is_read and name in entries[1] and not _is_same(value, entries[1][name]):
+            yield f"config.{name} {_shown(value)} against {_shown(entries[1][name])}"
 
 
 def tensor_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> Iterator[str]:
-    """Yield the parameters and buffers that differ by more than the rounding of their dtypes."""
-    for kind in ("_parameters", "_buffers"):
-        for name, mine in getattr(reference, kind).items():
-            held = [getattr(c, kind)[name] for c in candidates if name in getattr(c, kind)]
-            theirs = next((tensor for tensor in held if tensor is not None), None)
-            if mine is not None and theirs is not None:
-                yield from _tensors(name, mine, theirs)
-            elif held and (mine is None) != (theirs is None):
-                there = [f"{list(t.shape)}" if t is not None else "None" for t in (mine, theirs)]
-                yield f"{name} {there[0]} against {there[1]}"
+    """Yield the parameters and buffers that differ by more than the rounding of their dtypes.
+
+    A weight that is computed from other parameters, as under weight norm, is compared as it is computed. How a weight
+    is stored is no difference: transposed, or with axes of size 1 more or less.
+    """
+    theirs_by_name = [_held_tensors(candidate) for candidate in candidates]
+    for name, mine in _held_tensors(reference).items():
+        held = [tensors[name] for tensors in theirs_by_name if name in tensors]
+        theirs = next((tensor for tensor in held if tensor is not None), None)
+        if mine is not None and theirs is not None:
+            yield from _tensors(name, mine, theirs, turned=name == "weight" and _is_turned(reference, candidates))
+        elif held and (mine is None) != (theirs is None):
+            there = [f"{list(t.shape)}" if t is not None else "None" for t in (mine, theirs)]
+            yield f"{name} {there[0]} against {there[1]}"
+
+
+def _held_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return a module's parameters and buffers by name, and its weight and bias where they are computed."""
+    found: dict[str, torch.Tensor | None] = {**module._parameters, **module._buffers}
+    for name in _COMPUTED if found or module._modules else ():
+        if name not in found:
+            with contextlib.suppress(Exception):  # a property of anybody's may raise anything
+                value = getattr(module, name, None)
+                if isinstance(value, torch.Tensor):
+                    found[name] = value
+    return found
+
+
+def stored_alike(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor | None:
+    """Return the candidate's tensor in the shape of the reference's, where that is only a matter of how it is stored.
+
+    Axes of size 1 may be more or less, and two axes exchanged: a 1 x 1 convolution's weight for a linear layer's, or
+    `Conv1D`'s for `Linear`'s. None where the shapes leave neither.
+    """
+    if reference.shape == candidate.shape:
+        return candidate
+    if reference.numel() != candidate.numel():
+        return None
+    wanted, given = ([n for n in t.shape if n != 1] for t in (reference, candidate))
+    if wanted == given:
+        return candidate.reshape(reference.shape)
+    if len(wanted) == 2 and wanted == given[::-1]:
+        return candidate.reshape(given).t().reshape(reference.shape)
+    return None
 
 
 def minds_mode(module: torch.nn.Module) -> bool:
@@ -200,14 +275,35 @@ def _shown(value: Any) -> str:
     return str(value.__qualname__ if isinstance(value, _FUNCTIONS) else value)
 
 
-def _tensors(name: str, reference: torch.Tensor, candidate: torch.Tensor) -> Iterator[str]:
+def _is_turned(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> bool:
+    """Return whether one side's class holds its weight transposed: transformers' `Conv1D` stands for a linear layer."""
+    names = [type(reference).__name__, *(type(candidate).__name__ for candidate in candidates[-1:])]
+    return len({name == "Conv1D" for name in names}) == 2 and any("Linear" in name for name in names)
+
+
+def _tensors(name: str, reference: torch.Tensor, candidate: torch.Tensor, *, turned: bool = False) -> Iterator[str]:
     if reference is candidate:
         return
-    if reference.shape != candidate.shape:
-        yield f"{name} {list(reference.shape)} against {list(candidate.shape)}"
-        return
+    if turned and candidate.dim() == 2 and candidate.shape[0] == candidate.shape[1]:
+        if torch.equal(reference, candidate):
+            yield f"{name} holds the reference's values, but is not transposed as its class has it"
+            return
+        candidate = candidate.t()
     try:
         first, second = plain(reference), plain(candidate)
+    except NoValues:
+        return
+    relaid = stored_alike(first, second)
+    if relaid is None:
+        there = f"{name} {list(reference.shape)} against {list(candidate.shape)}"
+        flat = [t.flatten(1) for t in (first, second)] if min(first.dim(), second.dim()) > 1 else []
+        if flat and flat[0].shape == flat[1].shape and not torch.equal(*flat):
+            is_same_set = torch.equal(*(t.sort(1).values for t in flat))
+            there += ", with the reference's columns in another order" if is_same_set else ", with other values"
+        yield there
+        return
+    second = relaid
+    try:
         found = measure(first, second).result()
     except NoValues:
         return
@@ -232,15 +328,22 @@ def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding:
     if low != high and bool((second == value).all()):
         return f"is {value.item():g} everywhere, the reference's is not constant"
     rows = RowDifferences(first, second, rounding * (high - low if low != high else abs(high)))
+    if len(rows.rows) > 1 and rows.is_permuted():
+        return "has the reference's rows in another order"
     if not rows.is_everywhere():
         return rows.words()
+    shift = float((second.double() - first.double()).mean())
+    if bool(
+        ((second.double() - first.double() - shift).abs() <= rounding * max(abs(low), abs(high), abs(shift))).all()
+    ):
+        return f"is the reference's {'plus' if shift > 0 else 'minus'} {abs(shift):.6g}"
     factor = rows.factor() if found.cosine is not None and 1 - found.cosine**2 <= rounding else None
     if factor is not None:
         return "has the opposite sign" if factor == -1 else f"is {factor:.6g} times the reference's"
     if first.dim() == 2 and first.shape[0] == first.shape[1] and torch.equal(first.t(), second):
         return "is the reference's transposed"
-    if rows.is_permuted():
-        return "has the reference's rows in another order"
+    if first.dim() > 1 and torch.equal(*(t.flatten(1).sort(1).values for t in (first, second))):
+        return "has the reference's columns in another order"
     noise = _UNRELATED / math.sqrt(first.numel())
     if first.numel() >= _ENOUGH_ELEMENTS and found.cosine is not None and abs(found.cosine) <= noise:
         return "is unrelated to the reference's: never loaded, or in another basis"
@@ -359,7 +462,9 @@ def _ties(weights: Sequence[_Weight]) -> Iterator[StaticNote]:
                 one, two = getattr(first, apart), getattr(other, apart)
                 if _place(one) != _place(two):
                     values = "of equal values" if _is_equal(one, two) else "of other values"
-                    sentence = f"{other.name} is one with it in the {tied}, but two weights {values} in the {apart}"
+                    sentence = (
+                        f"{other.name} is tied to it in the {tied}, but a weight of its own {values} in the {apart}"
+                    )
                     yield StaticNote(first.name, sentence, (first.name,))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
-from qtrace.report.records import Status
+from qtrace.report.records import ONE_SIDED, Status
 
 _FEWEST_REPEATS = 3
 
@@ -29,6 +29,15 @@ class Suspect:
     callee: CallRecord | None = None
     has_children: bool = False
     members: list[str] = field(default_factory=list)
+    instead: tuple[str, ...] = ()
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Return the modules at whose entry a graft heals the argument; none where it heals at exits."""
+        if self.kind == "miscalls" or self.instead:
+            return tuple(self.callees)
+        is_single = self.kind == "structure" and self.callee is not None and not self.members
+        return (self.callee.module,) if is_single and self.callee is not None else ()
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -110,7 +119,7 @@ def _inside(trial: Trial, container: CallRecord, open_paths: Collection[str]) ->
         if child.side is not None:
             continue
         for value in child.arguments:
-            if value.agrees or value.status is Status.CANDIDATE_ONLY or value.key in guilty_outputs:
+            if value.agrees or value.status in ONE_SIDED or value.key in guilty_outputs:
                 continue
             if not value.forced and spoiled and value.status is Status.COMPARED:
                 # It is computed from an earlier child's wrong output, which could not be forced.
@@ -223,7 +232,7 @@ def unaccounted(trial: Trial, first: Trial, open_paths: Collection[str]) -> set[
 
     def is_wrong(call: CallRecord) -> bool:
         handed = (v for v in call.arguments if (call.type, v.name) not in harmless)
-        return call.differs or any(not v.agrees and v.status is not Status.CANDIDATE_ONLY for v in handed)
+        return call.differs or any(not v.agrees and v.status not in ONE_SIDED for v in handed)
 
     found: set[str] = set()
 
@@ -258,6 +267,51 @@ def rewritten_inside(trial: Trial, open_paths: Collection[str], converted: Colle
     }
 
 
+def doubtful_arguments(found: Sequence[Suspect], first: Trial) -> frozenset[tuple[str, str]]:
+    """Return the arguments, by (class of the callee, name), that may differ without being at fault.
+
+    `found` are the suspects after a pass in which every boundary was forced, `first` is the pass without forcing. Where
+    a container's own code seems to be wrong on the reference's arguments, the candidate may take an argument in a form
+    of its own (sines with another sign, another kind of mask), and the reference's is what breaks it. Only arguments
+    that the caller's code makes are in question: what a call returned is judged as that call's output. An argument that
+    a container passes on is in question wherever it goes.
+    """
+    returned = {value.key for call in first.calls for value in call.outputs}
+    calls = {(call.module, call.call): call for call in first.calls if call.side is None}
+    keys: set[int] = set()
+    for suspect in found:
+        for shown in (suspect.call, suspect.callee):
+            call = None if shown is None else calls.get((shown.module, shown.call))
+            if suspect.has_children and call is not None and call.children:
+                keys |= {v.key for v in call.arguments if not v.agrees and v.status not in ONE_SIDED}
+    keys -= returned
+    return frozenset((call.type, v.name) for call in calls.values() for v in call.arguments if v.key in keys)
+
+
+def wrongness(trial: Trial, apart: Collection[tuple[str, str]] = ()) -> tuple[int, float]:
+    """Return how many values come out wrong inside the containers of a pass, and the sum of their errors up to 1 each.
+
+    The arguments `apart`, by (class of the callee, name), do not count.
+    """
+    types = {call.module: call.type for call in trial.calls}
+    wrong = {
+        found
+        for path in {call.module for call in trial.calls if call.children and call.side is None}
+        for found in wrong_inside(trial, path)
+        if len(found) < 2 or (types[found[0]], found[1]) not in apart
+    }
+    errors = 0.0
+    for call in trial.calls:
+        if call.side is None and (call.module,) in wrong:
+            errors += max(
+                (min(v.error, 1.0) if v.error is not None else 1.0 for v in call.outputs if not v.agrees), default=0.0
+            )
+        for value in call.arguments:
+            if (call.module, value.name) in wrong and not value.agrees:
+                errors += min(value.error, 1.0) if value.error is not None else 1.0
+    return len(wrong), errors
+
+
 def error_inside(trial: Trial, path: str) -> float:
     """Return the sum of the relative L2 errors that a container's children make on clean arguments.
 
@@ -289,7 +343,11 @@ def wrong_inside(trial: Trial, path: str) -> set[tuple[str, ...]]:
         for child in call.children:
             if child.side is not None:
                 continue
-            wrong = (value for value in child.arguments if not value.agrees and (value.forced or not spoiled))
+            wrong = (
+                value
+                for value in child.arguments
+                if not value.agrees and value.status not in ONE_SIDED and (value.forced or not spoiled)
+            )
             found.update((child.module, value.name) for value in wrong)
             if child.differs and trial.enters_clean(child):
                 found.add((child.module,))

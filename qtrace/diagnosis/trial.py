@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from qtrace.report.records import Finding, Relation, Status, TensorSpec, Verdict
+from qtrace.report.records import ONE_SIDED, Finding, Relation, Status, TensorSpec, Verdict
 
-_UNTOLD = (Status.NON_FINITE, Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
+_UNTOLD = (Status.NON_FINITE, Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH)
 # An error that leaves so many times larger than it came in was amplified, not just passed on.
 _AMPLIFIED = 10.0
 
@@ -51,7 +51,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CallRecord:
-    """One call; `side` is None if both sides made it, else the only side that made it."""
+    """One call; `side` is None where both sides made it, else the side that made it alone.
+
+    `entry` and `order` are its place among the reference's entries and exits, `candidate_entry` that among the
+    candidate's entries.
+    """
 
     module: str
     type: str
@@ -65,6 +69,7 @@ class CallRecord:
     raised: bool = False
     ended: bool = True
     sites: tuple[tuple[str, int, str] | None, tuple[str, int, str] | None] = (None, None)
+    candidate_entry: int | None = None
     children: list[CallRecord] = field(default_factory=list)
 
     @property
@@ -134,22 +139,41 @@ class Trial:
         fine -= {value.key for call, value in used if call.differs and _takes_only(call, value.key)}
         return self.known | found | {(call.type, value.name) for call, value in odd if value.key in fine}
 
+    # An argument of one side alone makes a call neither clean nor unclean: its module computes what the other side's
+    # receives, or has no use for it. What is inside shows whether that matters.
     def enters_clean(self, call: CallRecord) -> bool:
         """Return whether every argument that can matter was the reference's; one passed by one side only cannot."""
         return all(
-            value.is_clean or value.status is Status.CANDIDATE_ONLY or (call.type, value.name) in self.harmless
+            value.is_clean or value.status in ONE_SIDED or (call.type, value.name) in self.harmless
             for value in call.arguments
         )
 
-    @property
-    def final_error(self) -> float | None:
-        """Return the largest error among the root's outputs, None where it returned nothing that was compared.
+    def takes_right(self, call: CallRecord) -> bool:
+        """Return whether every argument that can matter came out right by itself, forced or not."""
+        return all(
+            value.agrees or value.status in ONE_SIDED or (call.type, value.name) in self.harmless
+            for value in call.arguments
+        )
 
-        It is infinite where an output differs without a number (NaN, another shape, missing). An output that was forced
-        at the root's own exit has no error left.
+    def final_error(self, read: Collection[str] = ()) -> float | None:
+        """Return the largest error among the root's outputs, None if it returned nothing that was compared.
+
+        It is infinite if an output differs in a way that no number measures (NaN, another shape, missing). An output
+        that was forced at the root's own exit has no error left. `read` are the names of the outputs that count; all do
+        if it is empty.
         """
         values = [value for root in self.roots if not root.module for value in root.outputs]
-        return max((_severity(v) for v in values if v.status is not Status.CANDIDATE_ONLY), default=None)
+        counted = [v for v in values if v.status not in ONE_SIDED and (not read or v.name in read)]
+        return max(map(_severity, counted), default=None)
+
+    def read_outputs(self) -> frozenset[str]:
+        """Return the names of the root's outputs by which a run is judged: those that differ, the outermost alone.
+
+        People read logits, not the keys and values of the cache beside them; a cache counts where nothing else differs.
+        """
+        wrong = [v.name for root in self.roots if not root.module for v in root.outputs if not v.agrees]
+        depth = min((name.count(".") for name in wrong), default=0)
+        return frozenset(name for name in wrong if name.count(".") == depth)
 
 
 def _severity(value: Value) -> float:

@@ -14,11 +14,13 @@ from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
 from qtrace.engine.lockstep import REFERENCE
 from qtrace.engine.pair import (
     CallPair,
+    Channels,
     LeafPair,
     ObjectPair,
     Pair,
     PairComparer,
     argument_leaves,
+    channels_of,
     match_arguments,
     match_leaves,
     place,
@@ -150,12 +152,14 @@ class Comparison:
         if reference.call.key in self.outputs_only:
             return None
         leaf_pairs: LeafPairs = []
+        channels = channels_of(reference.call.type, candidate.call.type)
         for name, mine, theirs in match_arguments(reference.arguments, candidate.arguments):
             if self.forcing is not None and is_object(mine) and is_object(theirs):
                 met.handed.append(ObjectPair(name, mine, theirs, {state for state, _ in _states(mine)}))
             if mine is theirs or self._was_handed_on(mine, theirs):
                 continue
-            leaf_pairs += self._compared(argument_leaves(name, mine, theirs), brief=self.forcing is None)
+            leaves_of_both = argument_leaves(name, mine, theirs)
+            leaf_pairs += self._compared(leaves_of_both, brief=self.forcing is None, channels=channels)
         met.arguments.extend((path, pair) for path, _, _, pair in leaf_pairs)
         if self.sites is not None:
             met.sites = self.sites()
@@ -173,7 +177,8 @@ class Comparison:
             met.raised = True
             self._uncompared(reference.call, "raised")
             return None
-        leaf_pairs = self._compared(_matched(reference.value, candidate.value))
+        channels = channels_of(reference.call.type, candidate.call.type)
+        leaf_pairs = self._compared(_matched(reference.value, candidate.value), channels=channels)
         met.outputs.extend((path, pair) for path, _, _, pair in leaf_pairs)
         if any(pair.measurement is not None and not pair.empty for _, pair in met.outputs):
             self.compared += reference.call.path != ""
@@ -202,7 +207,10 @@ class Comparison:
     def passed(self, call: Call, value: Any) -> None:
         """Note a reference call of a module without a partner in the candidate."""
         if self.selected(call.path):
-            self._uncompared(call, "no_partner")
+            # A dropout in eval mode, or a container that returns its last child's output, has nothing of its own.
+            returned = [leaf for _, leaf in tensors(value)]
+            is_passed_on = bool(returned) and all(map(self.comparer.was_compared, returned))
+            self._uncompared(call, "passed_on" if is_passed_on else "no_partner")
             self._note_alone(REFERENCE, call, value)
 
     def returned(self, call: Call, reference: Any, candidate: Any, *, below: str) -> None:
@@ -213,11 +221,11 @@ class Comparison:
         )
         self.met.append(met)
 
-    def _compared(self, matched: list[LeafPair], *, brief: bool = False) -> LeafPairs:
-        """Return the pairs that have something to report, with the leaves of both sides."""
+    def _compared(self, matched: list[LeafPair], *, brief: bool = False, channels: Channels | None = None) -> LeafPairs:
+        """Return the pairs that have something to tell, with what stands on both sides."""
         found = []
         for path, mine, theirs in matched:
-            pair = self.comparer.compare(mine, theirs, brief=brief)
+            pair = self.comparer.compare(mine, theirs, brief=brief, channels=channels)
             if pair is not None:
                 found.append((path, mine, theirs, pair))
         return found

@@ -193,6 +193,8 @@ def _filled(
 
 
 def _is_plain(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor) and leaf.is_nested:
+        return False
     # A subclass may hold its values quantized, and plain values cannot be written into it.
     return type(leaf) in (torch.Tensor, torch.nn.Parameter) and not leaf.is_quantized
 

@@ -16,8 +16,9 @@ from qtrace.engine.forcing import Forcing
 from qtrace.engine.live_side import Listener, LiveSide
 from qtrace.engine.lockstep import REFERENCE, Lockstep, Meeting
 from qtrace.engine.model import Model, buffers_kept, devices_of
+from qtrace.engine.pair import PairComparer
 from qtrace.engine.plan import Plan
-from qtrace.engine.samples import map_tensors
+from qtrace.engine.samples import hidden_positions, map_tensors
 from qtrace.engine.torch_state import RandomState
 from qtrace.errors import UsageError
 from qtrace.numerics import NoValues, plain
@@ -131,6 +132,7 @@ class Pass:
             is_entry=options.call == "forward" or at[0] != "",
             sites=None if forcing is None else lambda: (self.sides[0].site(), self.sides[1].site()),
             outputs_only=plan.outputs_only,
+            comparer=PairComparer(hidden_positions(sample) if at == ("", "") else None),
         )
         self.ends = (End(), End())
         self.drew_random = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -13,10 +13,20 @@ import torch
 
 from qtrace.engine.events import Bound, Call, Site
 from qtrace.numerics import Measurement, Metrics, NoValues, describe, measure, plain
-from qtrace.numerics.relations import FILL, VISIBLE, excuses, explanation, relate, undo_layout, with_layout_undone
+from qtrace.numerics.relations import (
+    FILL,
+    VISIBLE,
+    excuses,
+    explanation,
+    masked_positions,
+    presumed_layout,
+    relate,
+    undo_layout,
+    with_layout_undone,
+)
 from qtrace.numerics.tolerance import Place
 from qtrace.report.records import Relation, Statistics, Status, TensorSpec
-from qtrace.tree import Leaf, join, leaves, tensors
+from qtrace.tree import Leaf, is_object, join, leaves, tensors
 
 
 class Missing:
@@ -56,30 +66,46 @@ def match_leaves(reference: list[Leaf], candidate: list[Leaf]) -> list[LeafPair]
 def match_arguments(reference: Bound, candidate: Bound) -> Iterator[tuple[str, Any, Any]]:
     """Yield the pairs of argument values of one call, under the reference's parameter names.
 
-    Names that both sides have pair first; then positional arguments by position, since wrappers rename them
-    (`Linear.input` is paired with `QuantLinear.x`). An argument that only one side has is paired with `MISSING`, and
-    yielded only where it holds a tensor.
+    Names that both sides know pair first. Then positional arguments pair by position, where both have one form (the
+    shapes of their tensors, axes of size 1 aside), since wrappers rename them: `Linear.input` stands against
+    `QuantLinear.x`. Tensors that are still left pair by what they are, whatever they are called and whether they are
+    passed by keyword or by position, alone or in a tuple; see `_by_form`. Of the rest, what stands at one position
+    pairs; what only one side has stands against `MISSING`, and counts where it holds a tensor.
     """
     if reference.values.keys() == candidate.values.keys():
         for name, value in reference.values.items():
             yield name, value, candidate.values[name]
         return
     theirs = dict(candidate.values)
-    open_names = []
+    mine: dict[str, Any] = {}
     for name, value in reference.values.items():
         if name in theirs:
             yield name, value, theirs.pop(name)
         else:
-            open_names.append(name)
-    for name in open_names:
-        value = reference.values[name]
+            mine[name] = value
+    for name, value in list(mine.items()):
         partner = _at_same_position(name, reference, candidate)
-        if partner in theirs:
+        if partner in theirs and _form(value) == _form(theirs[partner]):
+            yield name, mine.pop(name), theirs.pop(partner)
+    left, right = _named_tensors(mine), _named_tensors(theirs)
+    pairs = _by_form(left, right)
+    paired = {left[i][0] for i, _ in pairs}, {right[j][0] for _, j in pairs}
+    yield from ((left[i][1], left[i][2], right[j][2]) for i, j in pairs)
+    for name, value in mine.items():
+        partner = _at_same_position(name, reference, candidate)
+        if name in paired[0]:
+            # The other tensors of a tuple of which some have a partner.
+            used = {left[i][1] for i, _ in pairs}
+            yield from ((path, leaf, MISSING) for owner, path, leaf in left if owner == name and path not in used)
+        elif partner in theirs and partner not in paired[1]:
             yield name, value, theirs.pop(partner)
         elif tensors(value):
             yield name, value, MISSING
+    used = {right[j][1] for _, j in pairs}
     for name, value in theirs.items():
-        if tensors(value):
+        if name in paired[1]:
+            yield from ((path, MISSING, leaf) for owner, path, leaf in right if owner == name and path not in used)
+        elif tensors(value):
             yield name, MISSING, value
 
 
@@ -102,6 +128,74 @@ def _at_same_position(name: str, reference: Bound, candidate: Bound) -> str | No
         if position < len(candidate.positional):
             return candidate.positional[position]
     return None
+
+
+def _named_tensors(values: Mapping[str, Any]) -> list[tuple[str, str, torch.Tensor]]:
+    """Return the tensors among arguments as (argument, path, tensor); a path begins with the argument's name.
+
+    What an object holds, such as a cache, are no arguments of their own.
+    """
+    plain_values = ((name, value) for name, value in values.items() if not is_object(value))
+    return [(name, join(name, path), leaf) for name, value in plain_values for path, leaf in tensors(value)]
+
+
+def _by_form(
+    reference: Sequence[tuple[str, str, torch.Tensor]], candidate: Sequence[tuple[str, str, torch.Tensor]]
+) -> list[tuple[int, int]]:
+    """Return the pairs, as places in both lists, of tensors that are the same argument under different names.
+
+    Only tensors of one form pair. Where a form stands once on each side, these two are partners. Where it stands
+    several times, those of equal values are, if no other tensor of that form has these values; two masks of ones are
+    not told apart by value. What is left pairs in order, if both sides have equally many of that form.
+    """
+    found: list[tuple[int, int]] = []
+    left, right = list(range(len(reference))), list(range(len(candidate)))
+    # A mask of bools may stand against an additive one: what is left after the first round may differ in its dtype.
+    for form_of in (_form, lambda leaf: _form(leaf)[0]):
+        forms: dict[Any, tuple[list[int], list[int]]] = {}
+        for places, named, side in ((left, reference, 0), (right, candidate, 1)):
+            for place in places:
+                forms.setdefault(form_of(named[place][2]), ([], []))[side].append(place)
+        for first, second in forms.values():
+            if len(first) > 1 or len(second) > 1:
+                equal = [(i, j) for i in first for j in second if _has_equal_values(reference[i][2], candidate[j][2])]
+                once = [pair for pair in equal if all(pair == other or not _meet(pair, other) for other in equal)]
+                found += once
+                first = [i for i in first if i not in {i for i, _ in once}]
+                second = [j for j in second if j not in {j for _, j in once}]
+            if len(first) == len(second):
+                found += zip(first, second, strict=True)
+        left = [i for i in left if i not in {i for i, _ in found}]
+        right = [j for j in right if j not in {j for _, j in found}]
+    return sorted(found)
+
+
+def _meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two pairs have a place in common."""
+    return one[0] == other[0] or one[1] == other[1]
+
+
+def _has_equal_values(reference: torch.Tensor, candidate: torch.Tensor) -> bool:
+    """Return whether two tensors of one form hold the same values, up to rounding."""
+    try:
+        first, second = plain(reference), plain(candidate)
+    except NoValues:
+        return False
+    second = second.reshape(first.shape) if first.numel() == second.numel() else second
+    if first.shape != second.shape:
+        return False
+    return bool(
+        torch.allclose(first.to(torch.float64), second.to(torch.float64).to(first.device), rtol=1e-4, atol=1e-6)
+    )
+
+
+def _form(value: Any) -> Any:
+    """Return the form of an argument: the shapes of its tensors without axes of size 1, and what they count in."""
+    if isinstance(value, torch.Tensor):
+        # A nested tensor has no shape. The order of axes is a matter of layout.
+        sizes = () if value.is_nested else tuple(sorted(size for size in value.shape if size != 1))
+        return sizes, value.is_floating_point(), value.dtype is torch.bool
+    return tuple(_form(leaf) for _, leaf in tensors(value))
 
 
 def _is_nothing(pair: LeafPair) -> bool:
@@ -166,6 +260,12 @@ class Pair:
         return self._statistics
 
 
+# The channel axes of the reference's and of the candidate's module: 1 or -1.
+Channels = tuple[int, int]
+_CHANNELS_FIRST = ("Conv1d", "Conv2d", "Conv3d", "BatchNorm", "GroupNorm", "InstanceNorm")
+_CHANNELS_LAST = ("Linear", "LayerNorm", "Conv1D")
+
+
 class PairComparer:
     """Compares leaves; a pair of tensors that was compared before, and is unchanged since, is not compared again.
 
@@ -173,13 +273,18 @@ class PairComparer:
     Inference tensors have no version counter and are compared each time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: torch.Tensor | None = None) -> None:
+        # The positions [batch, tokens] that a mask among the inputs hides.
+        self._hidden = hidden
+        self._compared_references: dict[int, Any] = {}
         self._known: dict[tuple[int, int], tuple[Any, Any, int, int, Pair]] = {}
         # Tensors that visibly differ would be measured twice, which would cost more than brevity saves.
         self._may_be_brief = True
 
-    def compare(self, reference: Any, candidate: Any, *, brief: bool = False) -> Pair | None:
-        """Return the comparison, or None where two plain values are equal and there is nothing to report.
+    def compare(
+        self, reference: Any, candidate: Any, *, brief: bool = False, channels: Channels | None = None
+    ) -> Pair | None:
+        """Return the comparison, or None where two plain values are equal: there is nothing to tell.
 
         A brief comparison of tensors that hardly differ has only their range and PEIR, which take half the time.
         """
@@ -188,7 +293,7 @@ class PairComparer:
             known = self._known_pair(reference, candidate)
             if known is not None and (brief or not known.is_brief()):
                 return known
-            return self._compared(reference, candidate, brief)
+            return self._compared(reference, candidate, brief, channels)
         if _is_number(reference) and _is_number(candidate):
             if reference == candidate:
                 return None
@@ -202,6 +307,11 @@ class PairComparer:
         elif reference is MISSING:
             status = Status.CANDIDATE_ONLY
         return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
+
+    def was_compared(self, reference: torch.Tensor) -> bool:
+        """Return whether this tensor of the reference was compared before, wherever that was."""
+        held = self._compared_references.get(id(reference))
+        return held is not None and held() is reference
 
     def is_explicable(self, pair: Pair, reference: Any, candidate: Any) -> bool:
         """Return whether `explain` applies: both are tensors on the CPU, and no relation was searched for yet.
@@ -235,7 +345,11 @@ class PairComparer:
             return
         if pair.is_brief():
             pair.measure(first, relaid)
-        relation = explanation(first, relaid, pair.statistics(), tolerance)
+        relation = None
+        if self._hidden is not None:
+            relation = masked_positions(first, relaid, self._hidden, tolerance)
+        if relation is None:
+            relation = explanation(first, relaid, pair.statistics(), tolerance)
         if relation is not None:
             pair.relation = replace(relation, parameters={**how, **relation.parameters})
 
@@ -247,13 +361,17 @@ class PairComparer:
             return None
         return entry[4]
 
-    def _compared(self, reference: torch.Tensor, candidate: torch.Tensor, brief: bool) -> Pair:
-        pair = _measured(reference, candidate, "range" if brief else "all")
+    def _compared(
+        self, reference: torch.Tensor, candidate: torch.Tensor, brief: bool, channels: Channels | None
+    ) -> Pair:
+        pair = _measured(reference, candidate, "range" if brief else "all", channels)
         if brief and not pair.is_brief():
             self._may_be_brief = False
         if not (reference.is_inference() or candidate.is_inference()):
+            held = weakref.ref(reference)
+            self._compared_references[id(reference)] = held
             self._known[id(reference), id(candidate)] = (
-                weakref.ref(reference),
+                held,
                 weakref.ref(candidate),
                 reference._version,
                 candidate._version,
@@ -297,8 +415,10 @@ def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, (bool, int, float)) and abs(leaf) < 2**63  # False for NaN, too
 
 
-def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics = "all") -> Pair:
-    """Return the comparison of two tensors; where the range shows that they may matter, all metrics are measured."""
+def _measured(
+    reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics = "all", channels: Channels | None = None
+) -> Pair:
+    """Compare two tensors; where the range alone shows that they may matter, all metrics are measured after all."""
     dtypes = (reference.dtype, candidate.dtype)
     try:
         first, second = plain(reference), plain(candidate)
@@ -306,10 +426,12 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics
         return Pair(spec_of(reference), spec_of(candidate), status=Status.STRUCTURE_MISMATCH, dtypes=dtypes)
     layout = None
     if first.shape != second.shape:
-        undone = undo_layout(first, second)
+        undone = undo_layout(first, second) or presumed_layout(first, second)
         if undone is None:
             specs = spec_of(reference, values=True), spec_of(candidate, values=True)
             return Pair(*specs, status=Status.SHAPE_MISMATCH, dtypes=dtypes)
+        second, layout = undone
+    elif channels is not None and (undone := _with_channels_moved(first, second, channels)) is not None:
         second, layout = undone
     floating = first.is_floating_point() and second.is_floating_point()
     at_hand = _is_at_hand(first)
@@ -335,6 +457,39 @@ def _measured(reference: torch.Tensor, candidate: torch.Tensor, metrics: Metrics
             pair.measure(first, second)
         _relate(pair, first, second)
     return pair
+
+
+def channels_of(reference: str, candidate: str) -> Channels | None:
+    """Return the channel axes of two modules by their class names, where one counts them first and the other last.
+
+    A linear layer computes along the last axis, a convolution along the second one: where one stands in the place of
+    the other, their tensors are in two layouts, also where the shapes do not show it.
+    """
+    sides = tuple(
+        1
+        if any(name in kind for name in _CHANNELS_FIRST)
+        else -1
+        if any(name in kind for name in _CHANNELS_LAST)
+        else 0
+        for kind in (reference, candidate)
+    )
+    return (sides[0], sides[1]) if 0 not in sides and sides[0] != sides[1] else None
+
+
+def _with_channels_moved(
+    reference: torch.Tensor, candidate: torch.Tensor, channels: Channels
+) -> tuple[torch.Tensor, Relation] | None:
+    """Return the candidate with its channels where the reference has them; None where it agrees as it is."""
+    if reference.dim() < 3 or 1 in reference.shape or not reference.is_floating_point():
+        return None
+    if not measure(reference, candidate, metrics="range").sums().max:
+        return None
+    axes = list(range(candidate.dim()))
+    axes.insert(channels[0] % len(axes), axes.pop(channels[1]))
+    moved = candidate.permute(axes)
+    if moved.shape != reference.shape:
+        return None
+    return moved, Relation("layout", {"permute": axes, "presumed": True})
 
 
 def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:

@@ -131,7 +131,12 @@ def _lying(plan: Plan, models: tuple[Model, Model], doubted: Collection[str]) ->
 
 def _answered(plan: Plan, calls: tuple[Calls, Calls]) -> set[str]:
     """Return the reference paths that are called and have a partner that is called, too."""
-    return {key for path, key in plan.candidate_keys.items() if calls[1].get(path) and calls[0].get(key)}
+    guessed = set(plan.by_order)
+    return {
+        key
+        for path, key in plan.candidate_keys.items()
+        if calls[1].get(path) and calls[0].get(key) and (path not in guessed or calls[1].get(path) == calls[0].get(key))
+    }
 
 
 def _infos(model: Model, calls: Calls | None) -> list[ModuleInfo]:

@@ -127,6 +127,19 @@ def _methods(kind: type[nn.Module], like: str) -> list[str]:
     return sorted(own.intersection(public)) or ["forward"]
 
 
+def hidden_positions(sample: Any) -> torch.Tensor | None:
+    """Return which positions [batch, tokens] of a sample its padding mask hides, as bools; None without a mask.
+
+    A padding mask is an input of two axes whose name holds "mask": zeros hide a position, everything else is ones.
+    """
+    for name, value in sample.kwargs.items():
+        if "mask" in name and isinstance(value, torch.Tensor) and value.dim() == 2 and value.numel():
+            hidden = value == 0
+            if bool(hidden.any()) and bool((hidden | (value == 1)).all()) and not bool(hidden.all()):
+                return hidden
+    return None
+
+
 def named_arguments(model: nn.Module, sample: Sample, call: str = "forward") -> dict[str, Any]:
     """Return the sample's arguments by the names of the method's parameters, as far as they bind."""
     signature = signature_of(model, call)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qtrace.errors import UsageError
 from qtrace.gate.limits import Context, Limit, is_excused, is_void, limits_of, numberless, read
 from qtrace.patterns import matches, select
-from qtrace.report.records import Finding, ReportData, Row, Status, Violation
+from qtrace.report.records import ONE_SIDED, Finding, ReportData, Row, Status, Violation
 
 if TYPE_CHECKING:
     from qtrace.config import Policy
@@ -86,9 +86,6 @@ def _begin(finding: Finding, rows: Iterable[Row]) -> int | None:
     return min(found, default=None)
 
 
-ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
-
-
 def unmatched(report: ReportData, allowed: Sequence[str], causes: Causes) -> Iterator[Violation]:
     """Yield a violation for each module with a call, or an output, that only one side has.
 
@@ -100,7 +97,7 @@ def unmatched(report: ReportData, allowed: Sequence[str], causes: Causes) -> Ite
     alone: dict[tuple[str, Status], list[Row]] = defaultdict(list)
     for row in report.rows:
         further = row.status is Status.CANDIDATE_ONLY and (row.module, row.call) in with_reference
-        if row.status in ALONE and not further and not _is_any(allowed, row.module):
+        if row.status in ONE_SIDED and not further and not _is_any(allowed, row.module):
             alone[row.module, row.status].append(row)
     for (module, status), rows in alone.items():
         side = "reference" if status is Status.REFERENCE_ONLY else "candidate"
@@ -121,7 +118,7 @@ def unmatched(report: ReportData, allowed: Sequence[str], causes: Causes) -> Ite
 
 def needless(report: ReportData, allowed: Sequence[str]) -> Iterator[str]:
     """Yield, in words, the globs that allow modules without any difference left."""
-    alone = {row.module for row in report.rows if row.status in ALONE} | {one.module for one in report.unmatched}
+    alone = {row.module for row in report.rows if row.status in ONE_SIDED} | {one.module for one in report.unmatched}
     for pattern in allowed:
         if not any(matches(pattern, module) for module in alone):
             yield f"allow_unmatched {pattern} is not needed: every call of it was compared"
@@ -209,7 +206,7 @@ def _hold_rows(report: ReportData, policy: Policy, causes: Causes, judged: Limit
         if row.module not in by_path:
             by_path[row.module] = limits_of(row.module, common, overrides)
         limits = by_path[row.module]
-        if not limits or row.status in ALONE:
+        if not limits or row.status in ONE_SIDED:
             continue
         if is_void(row):
             void += 1

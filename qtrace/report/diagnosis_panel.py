@@ -15,7 +15,7 @@ from rich.text import Text
 from qtrace.report.columns import HIGHER, LOWER, Leap, agrees, error_of, escapes, execution_order, first_leap
 from qtrace.report.finding import briefly, finding_lines, headline, proposal
 from qtrace.report.notes import STATUS_WORDS, notes, spec
-from qtrace.report.records import Argument, Finding, Outcome, ReportData, Row, Status, Verdict
+from qtrace.report.records import ONE_SIDED, Argument, Finding, Outcome, ReportData, Row, Status, Verdict
 from qtrace.report.table import View, beyond_numbers
 from qtrace.report.text import ABSENT, apart, count, decibels, number, percent, share, shorten, shown, visible
 
@@ -156,8 +156,14 @@ def _supported(report: ReportData) -> Iterator[str]:
 
 
 def _final(report: ReportData) -> Iterator[str]:
-    """Yield the distance of the final outputs: the output whose difference no number expresses, else the worst."""
-    rows = root_rows(report)
+    """Yield the distance of the final outputs: the output whose difference no number expresses, else the worst.
+
+    Outputs that people read stand before what lies deeper, such as the keys and values of a cache beside the logits.
+    """
+    rows = [row for row in root_rows(report) if row.status not in ONE_SIDED] or root_rows(report)
+    wrong = [row for row in rows if not agrees(row)]
+    depth = min((row.output.count(".") for row in wrong), default=0)
+    rows = [row for row in wrong if row.output.count(".") == depth] or rows
     odd = next((row for row in rows if beyond_numbers(row)), None)
     if odd is not None:
         yield f"Final {odd.output or 'output'}: {', '.join(notes(odd))}."

@@ -110,8 +110,6 @@ KINDS = {
 OWN_CODE = ("introduces", "miscalls", "structure")
 MOST_EVIDENCE = 4
 INDENT = 3
-# A finding whose graft reduces the final error to less than this share is a part of the cause.
-_HELPS = 0.9
 LABEL_WIDTH = 14
 
 
@@ -150,7 +148,7 @@ def _facts(finding: Finding) -> Iterator[tuple[str, str]]:
     amount = max(len(members), finding.count - 1)
     if amount:
         yield "also in", _more(finding.module, members, amount)
-    yield _sure(finding), _sureness(finding)
+    yield finding.strength, _sureness(finding)
     for side, site in (finding.source or {}).items():
         if site is not None:
             yield side, _line(site)
@@ -165,15 +163,6 @@ def _more(first: str, others: Sequence[str], amount: int) -> str:
     if not others:
         return f"{amount} more"
     return f"{amount} more: {others[0] if amount == 1 else pattern([first, *others])}"
-
-
-def _sure(finding: Finding) -> str:
-    """Return whether the finding is the cause, a part of the cause, or a guess."""
-    if finding.confirmed:
-        return "confirmed"
-    before, after = (finding.graft or {}).get("before"), (finding.graft or {}).get("after")
-    helps = before is not None and after is not None and after < _HELPS * before
-    return "in part" if helps else "not confirmed"
 
 
 def _sureness(finding: Finding) -> str:

@@ -20,11 +20,10 @@ from qtrace.report.diagnosis_panel import diagnosis_text, finding_text
 from qtrace.report.finding import source_line
 from qtrace.report.notes import STATUS_WORDS, notes, spec
 from qtrace.report.problems import column, excess, judgement, violation_text
-from qtrace.report.records import Finding, GateVerdict, Outcome, ReportData, Row, Status, Verdict, Violation
+from qtrace.report.records import ONE_SIDED, Finding, GateVerdict, Outcome, ReportData, Row, Status, Verdict, Violation
 from qtrace.report.text import number, one_line, share, shown, visible
 
 BLAMED = (Verdict.INTRODUCED, Verdict.MISCALLED, Verdict.NON_FINITE, Verdict.STRUCTURE)
-ALONE = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
 # No row has a time of its own, but readers require the attribute.
 TIME = "0"
 SUITE = "qtrace"
@@ -110,7 +109,7 @@ def _rows(report: ReportData, verdict: GateVerdict | None, told: Told) -> Iterat
             yield _violation_case(told, found, _numbers(row), **case)
         elif verdict is None and report.outcome is Outcome.FAULT and row.verdict in BLAMED:
             yield _blamed(report, row, told, **case)
-        elif row.status in ALONE:
+        elif row.status in ONE_SIDED:
             yield Case(**case, result="skipped", message=f"not compared: {STATUS_WORDS[row.status]}")
         else:
             yield Case(**case)

@@ -17,6 +17,7 @@ STATUS_WORDS = {
 
 REASON_WORDS = {
     "no_partner": "without a partner in the other model",
+    "passed_on": "returning a tensor that was compared elsewhere",
     "fused": "computed by the candidate in one with others",
     "split": "computed by the candidate in several modules",
     "no_tensor": "without a tensor in the output",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qtrace.engine.pair import Pair, PairComparer, spec_of
+from qtrace.engine.pair import Channels, Pair, PairComparer, spec_of
 from qtrace.numerics import NoValues, Summary
 from qtrace.numerics.dense import plain
 from qtrace.report.records import Status, TensorSpec
@@ -69,7 +69,9 @@ class SketchComparer(PairComparer):
     relation is searched for, and tensors of different shapes are not compared.
     """
 
-    def compare(self, reference: Any, candidate: Any, *, brief: bool = False) -> Pair | None:
+    def compare(
+        self, reference: Any, candidate: Any, *, brief: bool = False, channels: Channels | None = None
+    ) -> Pair | None:
         """Return the comparison, or None where two plain values are equal."""
         if not (isinstance(reference, torch.Tensor) and isinstance(candidate, torch.Tensor)):
             return super().compare(reference, candidate, brief=brief)

@@ -52,11 +52,12 @@ class CallCounts:
         reasons = self._reasons.copy()
         alignment = self._plan.alignment
         for path in self._counted & {*alignment.fused, *alignment.split}:
-            if not self._runs(alignment.fused.get(path) or alignment.split[path]):
+            if not self._runs(alignment.fused.get(path) or alignment.split[path][0]):
                 # Neither the partner nor a module around it is ever called: the candidate computes nothing instead.
                 continue
-            reasons["no_partner"] -= self._made[REFERENCE][path]
-            reasons[alignment.why(path)] += self._made[REFERENCE][path]
+            moved = min(reasons["no_partner"], self._made[REFERENCE][path])
+            reasons["no_partner"] -= moved
+            reasons[alignment.why(path)] += moved
         reasons = +reasons
         unfinished = calls - self._compared - sum(reasons.values())
         if unfinished > 0:
@@ -83,8 +84,8 @@ class CallCounts:
             yield Unmatched(NAMES[side], path, kind, calls, reason)
 
 
-# A final output with one of these statuses was not compared, and does not agree.
-_UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH, Status.REFERENCE_ONLY)
+# A final output with one of these was not compared, and does not agree.
+_UNTOLD = (Status.SHAPE_MISMATCH, Status.STRUCTURE_MISMATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +114,39 @@ class SampleOutcome:
 
 
 def sample_outcome(rows: Sequence[Row], floors: Floors) -> SampleOutcome:
-    """Judge one sample by its root's rows; an additional output of the candidate is no difference.
+    """Judge one sample by its root's rows, as far as both sides return them.
 
-    Neither is an output of a cache that only the model reads.
+    An output that only one side returns is no difference in what both return: a hand-written wrapper often returns
+    plain logits where the reference returns a cache as well. Only where nothing else could be compared does a missing
+    output count. A cache that only the model itself reads is no difference either.
     """
     root = [
         row
         for row in rows
         if row.module == "" and row.status is not Status.CANDIDATE_ONLY and row.verdict is not Verdict.ABSORBED
     ]
+    there = [row for row in root if row.status is not Status.REFERENCE_ONLY]
+    is_absent = not there and bool(root)
     return SampleOutcome(
-        told=int(any(row.status not in _UNTOLD for row in root)),
-        untold=any(row.status in _UNTOLD for row in root),
-        clean=all(is_clean(row, floors) for row in root),
-        agreeing=all(row.verdict in AGREEING for row in root),
-        broken=any(_is_no_drift(row) for row in root),
+        told=int(any(row.status not in _UNTOLD for row in there)),
+        untold=is_absent or any(row.status in _UNTOLD for row in there),
+        clean=not is_absent and all(is_clean(row, floors) for row in there),
+        agreeing=not is_absent and all(row.verdict in AGREEING for row in there),
+        broken=any(_is_no_drift(row) for row in there),
     )
+
+
+def absent_outputs(rows: Sequence[Row]) -> str | None:
+    """Return a sentence on the final outputs that only the reference returns; None where there are none.
+
+    Outputs of one object, such as the keys and values of a cache, are named by it and counted.
+    """
+    root = [row for row in rows if row.module == ""]
+    absent = Counter(row.output.split(".")[0] for row in root if row.status is Status.REFERENCE_ONLY)
+    if not absent or all(row.status in (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY) for row in root):
+        return None
+    named = [name if count == 1 else f"{name} ({count} tensors)" for name, count in absent.items()]
+    return f"the candidate does not return {', '.join(named)}: compared without"
 
 
 def outcome(

@@ -36,7 +36,15 @@ from qtrace.numerics.tolerance import Floors
 from qtrace.report.records import Coverage, Finding, Outcome, QuantFacts, ReportData, Row, Verdict
 from qtrace.tracing.aggregate import Aggregate
 from qtrace.tracing.noise_floor import measured_floors
-from qtrace.tracing.outcome import NAMES, CallCounts, SampleOutcome, is_too_little, outcome, sample_outcome
+from qtrace.tracing.outcome import (
+    NAMES,
+    CallCounts,
+    SampleOutcome,
+    absent_outputs,
+    is_too_little,
+    outcome,
+    sample_outcome,
+)
 
 # Just below the largest block size that raises glibc's limits (DEFAULT_MMAP_THRESHOLD_MAX, 32 MiB).
 _LARGE = 31 * 2**20
@@ -249,6 +257,9 @@ class Run:
                 f"the candidate keeps {kept.output} in another convention ({kept.relation}): "
                 "no difference as long as nobody but the candidate reads it"
             )
+        absent = absent_outputs(final)
+        if absent is not None:
+            self._warn(absent)
         end = self.judged(final, done.comparison.floors)
         self._ending += end
         if not end.clean:

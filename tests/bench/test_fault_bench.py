@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_answer_can_be_given(case: Case) -> None:
         assert not pair.reference.training
 
 
+@pytest.mark.parametrize("case", [case for case in ALL if case.reason], ids=lambda case: case.id)
+def test_reason_is_more_than_the_place(case: Case) -> None:
+    """Neither the path of any module nor the class of the answer, nor the argument's name, tells a reason."""
+    assert case.answers, "only a fault has a reason"
+    escapes = re.compile(r"\\.")
+    assert escapes.sub("", case.reason) == escapes.sub("", case.reason).lower(), "it is searched in lower-cased text"
+    modules = dict(case.build().reference.named_modules())
+    answers = [*case.answers, *(type(modules[path]).__name__ for path in case.answers), case.argument or ""]
+    for names in (modules, answers):
+        assert not re.search(case.reason, "\n".join(names).lower())
+
+
 def test_building_leaves_the_shared_models_alone() -> None:
     """A case that changed the models which all cases are copied from would change those that come after it."""
     case = CASES["llama/identical"]
@@ -88,6 +101,7 @@ def test_bench_is_as_wide_as_promised() -> None:
     assert len({case.architecture for case in faults}) >= 6
     assert sum(case.fault == "correct" for case in ALL) >= 14
     assert sum(len(case.faults) > 1 for case in ALL) >= 4
+    assert sum(bool(case.reason) for case in faults) >= 240
     for kind in ("drift", "inconclusive"):
         assert sum(case.fault == kind for case in ALL) >= 2
     for kind in KINDS:

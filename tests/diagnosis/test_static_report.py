@@ -16,6 +16,8 @@ from qtrace.engine.model import Model
 from qtrace.engine.plan import make_plan
 from tests.helpers.models import Stack, Wrapped, twin, wrap_children
 
+OWN = "a weight of its own of"
+
 
 def said(reference: nn.Module, *candidates: nn.Module) -> list[str]:
     return list(static_differences(reference, candidates))
@@ -222,12 +224,12 @@ def test_a_tie_that_was_lost_is_named_with_both_weights() -> None:
     tied, untied = Tied(True), Tied(False)
     untied.load_state_dict(tied.state_dict())
     assert [str(note) for note in reported(tied, untied)] == [
-        "embed.weight: head.weight is one with it in the reference, but two weights of equal values in the candidate"
+        f"embed.weight: head.weight is tied to it in the reference, but {OWN} equal values in the candidate"
     ]
     with torch.no_grad():
         untied.head.weight[0].zero_()
     assert [str(note) for note in reported(tied, untied)] == [
-        "embed.weight: head.weight is one with it in the reference, but two weights of other values in the candidate",
+        f"embed.weight: head.weight is tied to it in the reference, but {OWN} other values in the candidate",
         "head: weight differs in 1 of 16 rows (0: zero)",
     ]
     assert reported(tied, copy.deepcopy(tied)) == []
@@ -240,7 +242,7 @@ def test_a_tie_that_was_made_is_named() -> None:
         tied.embed.weight.copy_(untied.embed.weight)
     first, second = reported(untied, tied)
     assert str(first) == (
-        "embed.weight: head.weight is one with it in the candidate, but two weights of other values in the reference"
+        f"embed.weight: head.weight is tied to it in the candidate, but {OWN} other values in the reference"
     )
     assert second.module == "head"
 
@@ -252,7 +254,7 @@ def test_a_module_that_the_reference_has_in_two_places_and_the_candidate_twice()
         {"encoder": nn.Sequential(copy.deepcopy(shared)), "decoder": nn.Sequential(copy.deepcopy(shared))}
     )
     notes = [str(note) for note in reported(reference, candidate)]
-    assert notes[0].startswith("encoder.0.weight: decoder.0.weight is one with it in the reference, but two weights")
+    assert notes[0].startswith(f"encoder.0.weight: decoder.0.weight is tied to it in the reference, but {OWN}")
     with torch.no_grad():
         candidate["decoder"][0].weight.neg_()
     assert "weight has the opposite sign" in [note.sentence for note in reported(reference, candidate)]

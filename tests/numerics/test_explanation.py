@@ -27,7 +27,7 @@ def explained(reference: torch.Tensor, candidate: torch.Tensor, *, brief: bool =
 def test_every_kind_is_either_a_convention_or_a_description() -> None:
     assert not CONVENTIONS & DESCRIPTIONS
     assert DELIBERATE < CONVENTIONS
-    assert {kind for part in (RELATED, FINE) for kind in part} | {"layout", "mask", "where"} == (
+    assert {kind for part in (RELATED, FINE) for kind in part} | {"layout", "mask", "where", "masked_positions"} == (
         CONVENTIONS | DESCRIPTIONS
     )
     assert not excuses(None)

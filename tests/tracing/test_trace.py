@@ -431,7 +431,6 @@ def test_report_round_trips_through_json(tmp_path: Any) -> None:
     ("reference", "candidate"),
     [
         (lambda y: (y * 3, y), lambda y: (y[:, :2] * 7, y)),
-        (lambda y: {"logits": y, "h": y}, lambda y: {"h": y}),
         (lambda y: {"logits": y, "h": y}, lambda y: {"logits": None, "h": y}),
         (lambda y: (y, "left"), lambda y: (y, "right")),
         (lambda y: (y, y.numpy()), lambda y: (y, y.numpy() * 9)),
@@ -450,6 +449,23 @@ def test_a_final_output_that_differs_in_part_is_never_clean(reference: Any, cand
     for local in (False, None):
         report = qtrace.trace(first, second, torch.randn(3, 4), local=local)
         assert report.outcome is Outcome.FAULT
+
+
+def test_an_output_that_the_candidate_lacks_is_noted_and_no_fault() -> None:
+    first, second = Returns(lambda y: {"logits": y, "h": y, "cache": (y, y)}), Returns(lambda y: y)
+    second.load_state_dict(first.state_dict())
+    report = qtrace.trace(first, second, torch.randn(3, 4))
+    assert (report.outcome, report.findings) == (Outcome.CLEAN, ())
+    assert "the candidate does not return h, cache (2 tensors): compared without" in report.warnings
+    with torch.no_grad():
+        second.layer.weight[0] *= 2
+    report = qtrace.trace(first, second, torch.randn(3, 4))
+    assert [finding.module for finding in report.findings] == ["layer"]
+
+
+def test_outputs_of_which_none_is_there_are_a_fault() -> None:
+    first, second = Returns(lambda y: {"logits": y}), Returns(lambda y: {})
+    assert qtrace.trace(first, second, torch.randn(3, 4)).outcome is Outcome.FAULT
 
 
 class Slotted:

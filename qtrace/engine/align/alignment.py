@@ -71,7 +71,7 @@ def align(
     for path in renumbered(mine, theirs, by_path) | {path for path, name in by_path.items() if name in denied}:
         del found[path]
     fused: dict[str, str] = {}
-    split: dict[str, str] = {}
+    split: dict[str, tuple[str, ...]] = {}
     for fusion in fusions(mine, theirs, _names(found)):
         _apply(fusion, found, fused)
     if _open(mine, theirs, found, fused)[0]:
@@ -94,7 +94,11 @@ def align(
 
 
 def _find_the_rest(
-    mine: Tree, theirs: Tree, found: dict[str, tuple[str, str]], fused: dict[str, str], split: dict[str, str]
+    mine: Tree,
+    theirs: Tree,
+    found: dict[str, tuple[str, str]],
+    fused: dict[str, str],
+    split: dict[str, tuple[str, ...]],
 ) -> None:
     """Pair the modules that names left open: by value, then by place, then by place again around the new pairs."""
     open_reference, open_candidate = _open(mine, theirs, found, fused)
@@ -102,21 +106,27 @@ def _find_the_rest(
     _add("weights", by_value, found)
     for fusion in fusions(mine, theirs, _names(found)) if by_value else ():
         _apply(fusion, found, fused)
-    _stacked(mine, theirs, found, fused, split)
+    parts = _stacked(mine, theirs, found, fused, split)
     for _ in range(2):
         open_reference, open_candidate = _open(mine, theirs, found, fused)
-        _add("enclosing", enclosing(mine, theirs, _names(found), open_reference), found)
+        _add("enclosing", enclosing(mine, theirs, parts | _names(found), open_reference), found)
         open_reference, open_candidate = _open(mine, theirs, found, fused)
         _add("order", in_order(mine, theirs, _names(found), open_reference, open_candidate), found)
 
 
 def _stacked(
-    mine: Tree, theirs: Tree, found: dict[str, tuple[str, str]], fused: dict[str, str], split: dict[str, str]
-) -> None:
-    """Note the modules of either side whose weights one module of the other side holds, stacked.
+    mine: Tree,
+    theirs: Tree,
+    found: dict[str, tuple[str, str]],
+    fused: dict[str, str],
+    split: dict[str, tuple[str, ...]],
+) -> Names:
+    """Note whose weights stand on top of each other, on either side; of such a pair the name is that of a part.
 
-    A pair by name of such a candidate module names only one of its parts, and is dropped.
+    Return which candidate path holds the weights of which reference path, whole or in part: no pairs, but what is
+    around them may be one.
     """
+    held: Names = {}
     open_reference, open_candidate = _open(mine, theirs, found, fused)
     by_path = {path: name for path, (name, rule) in found.items() if rule in _BY_PATH}
     larger = grown(mine, theirs, by_path, open_reference)
@@ -124,10 +134,14 @@ def _stacked(
     for members, path in projections(mine, theirs, parts, wholes):
         found.pop(path, None)
         fused |= dict.fromkeys(members, path)
+        held[path] = members[0]
     for members, path in experts(mine, theirs, _open(mine, theirs, found, fused)[0]):
         fused |= dict.fromkeys(members, path)
+        held[path] = members[0]
     for members, path in projections(theirs, mine, open_candidate, _open(mine, theirs, found, fused)[0]):
-        split[path] = members[0]
+        split[path] = members
+        held |= dict.fromkeys(members, path)
+    return held
 
 
 def _apply(fusion: Fusion, found: dict[str, tuple[str, str]], fused: dict[str, str]) -> None:

@@ -68,6 +68,14 @@ def experts(reference: Tree, candidate: Tree, open_reference: Collection[str]) -
                 yield tuple(path for ones in inside for path in ones), holder.path
 
 
+# Of stacked weights in another order so many rows are looked for, nearly all of which must be there...
+_MOST_ROWS = 64
+_MOST_OF_THEM = 0.9
+# ...each with a cosine above this: rows of so many numbers are not alike by chance.
+_SAME_ROW = 0.999
+_FEW = 8
+
+
 class _Wholes:
     """Weights that may be a stack of several others, by size and by their first rows."""
 
@@ -92,7 +100,8 @@ class _Wholes:
         alike = (self._beginnings[size] @ _beginnings(weights[:1])[0]).abs()
         places: list[int] = (~(alike < _UNLIKE)).nonzero().flatten().tolist()
         for place in places:
-            if _is_stacked(weights, self._weights[size][place]):
+            together = self._weights[size][place]
+            if _is_stacked(weights, together) or _has_the_rows(weights, together):
                 return self._paths[size][place]
         return None
 
@@ -107,6 +116,22 @@ def _beginnings(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 def _is_stacked(weights: Sequence[torch.Tensor], together: torch.Tensor) -> bool:
     parts = torch.split_with_sizes(together, [len(weight) for weight in weights])
     return all(map(_is_same, weights, parts))
+
+
+def _has_the_rows(weights: Sequence[torch.Tensor], together: torch.Tensor) -> bool:
+    """Return whether a matrix holds nearly all rows of these, in whatever order: head by head, say."""
+    parts = torch.cat([weight.detach().cpu().double() for weight in weights])
+    chosen = parts[torch.linspace(0, len(parts) - 1, min(len(parts), _MOST_ROWS)).long()]
+    whole = together.detach().cpu().double()
+    lengths = chosen.norm(dim=1, keepdim=True), whole.norm(dim=1, keepdim=True)
+    alike = (chosen / lengths[0]) @ (whole / lengths[1]).T
+    best, rows = alike.nan_to_num(0.0).max(1)
+    fitting = best > _SAME_ROW
+    return whole.shape[1] >= _FEW and float(fitting.double().mean()) >= _MOST_OF_THEM and _is_distinct(rows[fitting])
+
+
+def _is_distinct(places: torch.Tensor) -> bool:
+    return len(set(places.tolist())) == len(places)
 
 
 def _is_same(weight: torch.Tensor, other: torch.Tensor) -> bool:

@@ -76,7 +76,7 @@ class Alignment:
     pairs: dict[str, Pairing]
     alone: tuple[str, ...]
     fused: Mapping[str, str] = field(default_factory=dict)
-    split: Mapping[str, str] = field(default_factory=dict)
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
     def why(self, path: str) -> str:

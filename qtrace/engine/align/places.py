@@ -54,19 +54,23 @@ def in_order(
 ) -> Names:
     """Return pairs of open modules between the same anchors, where both sides have as many, and their types match.
 
-    The only open module of a type in a container is also paired on both sides, where other modules in it are paired.
-    Order is not reliable by itself: two models may call k, v, q and q, k, v. So a pair whose weights can be read and
-    are not alike is rejected; where they cannot be read, both modules must at least have the same size. The order is
-    that of calls, where that is known.
+    Also the one open module of its type in a container on either side, where others in there are paired. Order alone
+    lies: two models may call k, v, q and q, k, v. So a pair whose weights can be read and are not alike is none, and
+    where they cannot be read, both must at least be as large. The order is that of calls, where that is known.
+
+    What then stands alone between two anchors on either side is a pair as well, whatever its class and its weights: its
+    place leaves one way only. Both must be called equally often and hold equally many parameters.
     """
     found: Names = {}
     answered = {name: name for name in names.values()}
+    around = tuple({holder for path in paths for holder in _ancestors(path)} for paths in (answered, names))
     for path, name in names.items():
-        mine = _gaps(reference.called(name), answered, open_reference)
-        theirs = _gaps(candidate.called(path), names, open_candidate)
-        # Without anchors a module is not between pairs.
-        mine.pop((None, None), None)
-        theirs.pop((None, None), None)
+        mine = _gaps(_run_in(reference, name, answered, around[0]), answered, open_reference)
+        theirs = _gaps(_run_in(candidate, path, names, around[1]), names, open_candidate)
+        # Without anchors there is nothing to stand between, unless all that is there corresponds one to one.
+        whole = mine.pop((None, None), []), theirs.pop((None, None), [])
+        if len(whole[0]) == len(whole[1]) and all(map(_leaves_one_way, *whole)):
+            found |= {other.path: one.path for one, other in zip(*whole, strict=True)}
         for anchors, ones in mine.items():
             others = theirs.get(anchors, [])
             if len(ones) == len(others) and all(map(_may_be_one, ones, others)):
@@ -78,7 +82,50 @@ def in_order(
             matches = [other for other in theirs_left if _may_be_one(one, other)]
             if len(matches) == 1 and sum(_may_be_one(again, matches[0]) for again in mine_left) == 1:
                 found[matches[0].path] = one.path
+        for anchors, ones in mine.items():
+            mine_open = [one for one in ones if one.path not in found.values()]
+            theirs_open = [other for other in theirs.get(anchors, []) if other.path not in found]
+            for one in mine_open:
+                matches = [other for other in theirs_open if _is_of_one_class(one, other)]
+                if len(matches) == 1 and sum(_is_of_one_class(again, matches[0]) for again in mine_open) == 1:
+                    found[matches[0].path] = one.path
+            mine_open = [one for one in mine_open if one.path not in found.values()]
+            theirs_open = [other for other in theirs_open if other.path not in found]
+            if len(mine_open) == len(theirs_open) == 1 and _leaves_one_way(mine_open[0], theirs_open[0]):
+                found[theirs_open[0].path] = mine_open[0].path
     return found
+
+
+def _is_of_one_class(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
+    names = reference.type.lower(), candidate.type.lower()
+    return (names[0] in names[1] or names[1] in names[0]) and _leaves_one_way(reference, candidate)
+
+
+def _leaves_one_way(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
+    """Return whether two modules that stand at one place may be partners: calls and parameters are as many."""
+    if reference.type in _LISTS or candidate.type in _LISTS or reference.calls is None:
+        return False
+    return reference.calls == candidate.calls and _held(reference) == _held(candidate)
+
+
+def _held(module: ModuleInfo) -> int:
+    return sum(p.numel() for p in module.module.parameters()) if module.module is not None else 0
+
+
+def _run_in(tree: Tree, path: str, names: Mapping[str, str], around: Collection[str]) -> list[ModuleInfo]:
+    """Return the modules that run in a container, in order; a container without partner is seen through.
+
+    Else a norm that one side has in a model of its own, below the head's, would stand in no common container.
+    """
+    found: list[ModuleInfo] = []
+    waiting = list(reversed(tree.children(path)))
+    while waiting:
+        child = waiting.pop()
+        if child.path not in names and child.path in around:
+            waiting += reversed(tree.children(child.path))
+        elif child.runs:
+            found.append(child)
+    return sorted(found, key=lambda module: module.first or 0)
 
 
 def _gaps(
@@ -103,6 +150,9 @@ def _gaps(
 
 def _may_be_one(reference: ModuleInfo, candidate: ModuleInfo) -> bool:
     if reference.type in _LISTS or reference.type.lower() not in candidate.type.lower():
+        return False
+    if reference.calls is not None and candidate.calls is not None and reference.calls != candidate.calls:
+        # A cell that is called step by step is no partner of a whole recurrent layer.
         return False
     alike = likeness(reference.module, candidate.module)
     if alike is not None:

@@ -15,9 +15,9 @@ from qtrace.report.records import Relation
 
 # The candidate holds the reference's values in another form, which later code may undo.
 CONVENTIONS = frozenset({"layout", "mask", "gain", "channel_gain", "rotation", "halves", "permuted_channels"})
-# The candidate has lost or changed values. Such a relation is evidence, not an excuse.
-DESCRIPTIONS = frozenset({"shifted", "clipped", "cast", "rounded", "where"})
-# These hardly arise by accident, and code that takes such a tensor must know the convention.
+# The candidate has lost or changed values; how it did is evidence and no excuse.
+DESCRIPTIONS = frozenset({"shifted", "clipped", "cast", "rounded", "where", "masked_positions"})
+# These hardly come about by accident, and whoever takes such a tensor must know of it.
 DELIBERATE = frozenset({"channel_gain", "rotation", "halves", "permuted_channels"})
 
 
@@ -25,9 +25,12 @@ def excuses(relation: Relation | None) -> bool:
     """Return whether the candidate's tensor holds the reference's values in a convention of its own.
 
     If so, `relation.error` is the difference that remains under it (`peir_related`). The error of any other relation
-    is evidence only: the part of the pair that it covers agrees, but the whole pair does not.
+    is evidence only: the part of the pair that it covers agrees, but the whole pair does not. So is a layout that the
+    shapes alone suggest.
     """
-    return relation is not None and relation.kind in CONVENTIONS
+    if relation is None or (relation.kind == "layout" and relation.parameters.get("presumed")):
+        return False
+    return relation.kind in CONVENTIONS
 
 
 def into_candidate(relation: Relation, reference: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:

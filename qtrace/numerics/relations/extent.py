@@ -92,6 +92,44 @@ def where(reference: torch.Tensor, candidate: torch.Tensor, tolerance: float) ->
     return Relation("where", parameters, outside / interval if interval else 0.0)
 
 
+def masked_positions(
+    reference: torch.Tensor, candidate: torch.Tensor, hidden: torch.Tensor, tolerance: float
+) -> Relation | None:
+    """Return the relation "masked_positions" of a pair that differs only where the inputs are masked, else None.
+
+    Args:
+        reference: any shape with an axis of batch rows and one of tokens behind it, finite.
+        candidate: the same shape, finite.
+        hidden: bools [batch, tokens]: true at the positions that the mask of the inputs hides.
+        tolerance: the PEIR up to which elements agree.
+
+    What stands at a hidden position is read by nobody, so this is no agreement but a reason. `parameters` are `first`
+    and `last`, the range of hidden positions at which anything differs, `rows` the batch rows; `error` is the PEIR of
+    all other positions.
+    """
+    if reference.shape != candidate.shape or not reference.is_floating_point() or reference.dim() < 2:
+        return None
+    found = measure(reference, candidate).result()
+    if found.non_finite is not None or not found.max or found.reference_min is None or found.reference_max is None:
+        return None
+    interval = found.reference_max - found.reference_min
+    apart = _distances(reference.detach(), candidate.detach().to(reference.device)) > tolerance * interval
+    hidden = hidden.to(reference.device)
+    for axis in range(1, apart.dim()):
+        if (apart.shape[0], apart.shape[axis]) != tuple(hidden.shape):
+            continue
+        at = apart.movedim(axis, 1).flatten(2).any(2) if apart.dim() > 2 else apart
+        if bool(at.any()) and not bool((at & ~hidden).any()):
+            tokens, rows = (at.any(dim).nonzero().flatten().tolist() for dim in (0, 1))
+            visible = (~hidden).reshape(
+                hidden.shape[0], *[1] * (axis - 1), hidden.shape[1], *[1] * (apart.dim() - axis - 1)
+            )
+            rest = _distances(reference.detach(), candidate.detach().to(reference.device)) * visible
+            parameters = {"first": tokens[0], "last": tokens[-1], "rows": rows[:_MOST_RANGES]}
+            return Relation("masked_positions", parameters, float(rest.max()) / interval if interval else 0.0)
+    return None
+
+
 def _telling(hit: torch.Tensor, count: int, touched: int, *, ordered: bool) -> bool:
     """Return whether these indices are a location, rather than the chance positions of a few scattered elements."""
     size = len(hit)

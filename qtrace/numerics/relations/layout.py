@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, permutations
 from typing import Any
 
@@ -14,6 +14,8 @@ from qtrace.report.records import Relation
 # nearly 1, also where the candidate is coarsely quantized or scaled by a folded factor. Integers must be equal.
 _AGREEMENT = 0.75
 _MOST_PERMUTATIONS = 720
+# Nobody's tensors have more axes than this, and all their orders are tried.
+_MOST_AXES = 6
 # Layouts are ranked on at most this many elements, spread over the whole tensor.
 _SAMPLE = 65_536
 # The parameters of `undo_layout`; a relation found after a layout was undone carries these too.
@@ -53,6 +55,59 @@ def undo_layout(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch
     if best is None:
         return None
     return best[1], Relation("layout", best[2])
+
+
+def presumed_layout(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[torch.Tensor, Relation] | None:
+    """Return the candidate in the only layout that the two shapes leave, and the relation; None where several do.
+
+    For floats whose values do not agree in any layout, so that they can be measured all the same; whether they agree
+    is up to the measurement. The layout is one of these, axes of size 1 aside:
+
+    - the axes are the same;
+    - one permutation alone leads to the reference's shape, or one alone that moves a single axis (channels first or
+      last, heads before or behind tokens);
+    - neighbouring axes of the one are merged in the other, as when tokens are flattened.
+
+    The relation has the parameter `presumed`.
+    """
+    floats = reference.is_floating_point() and candidate.is_floating_point()
+    if not floats or reference.numel() != candidate.numel() or reference.numel() == 0:
+        return None
+    wanted = [n for n in reference.shape if n != 1]
+    given = [n for n in candidate.shape if n != 1]
+    ones = _ones(reference, candidate)
+    parameters: dict[str, Any] | None = None
+    if wanted == given or _merges(wanted, given) or _merges(given, wanted):
+        parameters = (ones if wanted == given else {}) or {"reshape": list(reference.shape)}
+    elif sorted(wanted) == sorted(given) and len(given) <= _MOST_AXES:
+        orders = [order for order in permutations(range(len(given))) if [given[axis] for axis in order] == wanted]
+        moves = [order for order in orders if _moves_one_axis(order)]
+        only = orders if len(orders) == 1 else moves
+        parameters = {"permute": list(only[0]), **ones} if len(only) == 1 else None
+    if parameters is None:
+        return None
+    view = with_layout_undone(candidate.detach(), reference.shape, parameters)
+    return None if view is None else (view, Relation("layout", {**parameters, "presumed": True}))
+
+
+def _merges(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether merging neighbouring axes of `shape` gives `other`."""
+    place = 0
+    for size in other:
+        product = 1
+        while place < len(shape) and product < size:
+            product *= shape[place]
+            place += 1
+        if product != size:
+            return False
+    return place == len(shape)
+
+
+def _moves_one_axis(order: Sequence[int]) -> bool:
+    """Return whether an order of axes is the given one with a single axis moved elsewhere."""
+    return any(
+        [axis for axis in order if axis != moved] == [n for n in range(len(order)) if n != moved] for moved in order
+    )
 
 
 def with_layout_undone(

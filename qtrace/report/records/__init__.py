@@ -16,6 +16,7 @@ from qtrace.report.records.report import (
 )
 from qtrace.report.records.rows import (
     AGREEING,
+    ONE_SIDED,
     Argument,
     CallTrace,
     Pairing,
@@ -30,6 +31,7 @@ from qtrace.report.records.rows import (
 
 __all__ = [
     "AGREEING",
+    "ONE_SIDED",
     "SCHEMA",
     "Argument",
     "BaselineChange",

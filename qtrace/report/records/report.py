@@ -101,11 +101,13 @@ class Coverage:
 
     @property
     def accounted(self) -> float:
-        """Return the share of calls that were compared, or that the candidate computes fused with others or in parts.
+        """Return the share of calls that were compared, or whose result was.
 
-        The result of such a module is compared at the next boundary, where the last module of its group returns.
+        The result of a module that the candidate computes fused with others, or in parts, is compared at the next
+        boundary, where the last module of its group returns. A module that returns a tensor which was compared
+        elsewhere, as a dropout in eval mode does, computes nothing of its own.
         """
-        others = sum(self.reasons.get(reason, 0) for reason in ("fused", "split")) if self.compared else 0
+        others = sum(self.reasons.get(r, 0) for r in ("fused", "split", "passed_on")) if self.compared else 0
         return (self.compared + others) / self.reference_calls if self.reference_calls else 0.0
 
 
@@ -135,6 +137,10 @@ class Side:
     training: bool
 
 
+# A graft that leaves at most so much of the final error has found a part of the cause.
+_HELPS = 0.9
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """A named fault.
@@ -142,7 +148,10 @@ class Finding:
     `module` is the reference's path of the module whose code or data is at fault, `members` are its repeats in other
     layers, `count` is the number of all. `kind` is `introduces`, `miscalls` (it passes a wrong `argument` to `callee`,
     and to the other `callees`), `non_finite`, `structure` or `raises`. `graft` holds the final error before and after
-    the candidate received the reference's tensors there, `source` file, line and function on each side.
+    the candidate received the reference's tensors there, `source` file, line and function on each side. `strength`
+    says how sure that makes it: `confirmed` (with all that are confirmed healed, the final error is at most a tenth, or
+    rounding; this graft takes at least a tenth off it; and its boundary is not the whole model's), `in part` (the graft
+    takes at least a tenth off) or `not confirmed`. `confirmed` is the first of these as a bool.
     """
 
     rank: int
@@ -159,6 +168,15 @@ class Finding:
     graft: dict[str, Any] | None = None
     evidence: tuple[str, ...] = ()
     source: dict[str, Any] | None = None
+    strength: str = ""
+
+    def __post_init__(self) -> None:
+        """Say how sure the graft makes the finding, where that is not given: earlier reports do not have it."""
+        if not self.strength:
+            before, after = (self.graft or {}).get("before"), (self.graft or {}).get("after")
+            helps = after is not None and (before is None or after <= _HELPS * before)
+            graded = "in part" if helps and self.graft is not None else "not confirmed"
+            object.__setattr__(self, "strength", "confirmed" if self.confirmed else graded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,10 @@ class Status(str, Enum):
     CANDIDATE_ONLY = "candidate_only"
 
 
+# A row or an argument that only one side has.
+ONE_SIDED = (Status.REFERENCE_ONLY, Status.CANDIDATE_ONLY)
+
+
 class Verdict(str, Enum):
     """The meaning of a row: agreement, agreement under a relation, or the origin of a difference.
 
@@ -120,6 +124,10 @@ class Relation:
         """
         if self.kind == "where":
             return self._place()
+        if self.kind == "masked_positions":
+            first, last = self.parameters["first"], self.parameters["last"]
+            at = f"{first} to {last}" if first != last else f"{first}"
+            return f"padding: masked positions {at} differ, all others agree"
         parts = ", ".join(
             f"{name} {_plain(value)}".strip() for name, value in self.parameters.items() if name != "name"
         )
