@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from qtrace.debug.breakpoints import ENTER, EXIT
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.events import Call, Enter, Exit
+from qtrace.engine.events import Call, Enter, Exit, LeafPair, argument_leaves, match_arguments
 from qtrace.engine.forcing import IN, OUT
 from qtrace.engine.lockstep import CANDIDATE, REFERENCE
-from qtrace.engine.pair import CallPair, LeafPair, Pair, PairComparer, argument_leaves, match_arguments, place
+from qtrace.engine.pair import CallPair, Pair, PairComparer, place
 from qtrace.errors import SourceError
 
 PROMPT = "(qtrace) "

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from qtrace.debug.stop import NAMES
-from qtrace.engine.pair import MISSING, Pair, PairComparer, argument_leaves, spec_of
+from qtrace.engine.events import MISSING, argument_leaves
+from qtrace.engine.pair import Pair, PairComparer, spec_of
 from qtrace.numerics import NoValues, describe, plain
 from qtrace.numerics.relations import FILL
 from qtrace.numerics.relations.mask import blocked_entries

@@ -9,23 +9,20 @@ from typing import Any
 
 import torch
 
-from qtrace.engine.events import Call, Enter, Exit, Replacement, Site
-from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
-from qtrace.engine.lockstep import REFERENCE
-from qtrace.engine.pair import (
-    CallPair,
-    Channels,
+from qtrace.engine.events import (
+    Call,
+    Enter,
+    Exit,
     LeafPair,
-    ObjectPair,
-    Pair,
-    PairComparer,
+    Replacement,
+    Site,
     argument_leaves,
-    channels_of,
     match_arguments,
     match_leaves,
-    place,
-    spec_of,
 )
+from qtrace.engine.forcing import IN, OUT, Forcing, LeafPairs
+from qtrace.engine.lockstep import REFERENCE
+from qtrace.engine.pair import CallPair, Channels, ObjectPair, Pair, PairComparer, channels_of, place, spec_of
 from qtrace.numerics import NoValues, plain
 from qtrace.numerics.relations import excuses, relate
 from qtrace.numerics.tolerance import Floors, Place

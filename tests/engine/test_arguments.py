@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtrace.engine.events import Bound
-from qtrace.engine.pair import MISSING, match_arguments
+from qtrace.engine.events import MISSING, Bound, match_arguments
 
 HIDDEN, MASK, COS, SIN = torch.randn(2, 5, 8), torch.ones(2, 5), torch.randn(1, 5, 4), torch.randn(1, 5, 4)
 

@@ -15,11 +15,11 @@ from qtrace.diagnosis.operators.recorder import Recorder
 from qtrace.diagnosis.operators.split import Decision, Parting, decide
 from qtrace.diagnosis.operators.target import Kept, Target, keep, target
 from qtrace.engine.comparison import Comparison
-from qtrace.engine.events import Site
+from qtrace.engine.events import LeafPair, Site, argument_leaves, match_arguments, match_leaves
 from qtrace.engine.lockstep import CANDIDATE, REFERENCE
 from qtrace.engine.lockstep_pass import Options, Pass
 from qtrace.engine.model import Model
-from qtrace.engine.pair import LeafPair, PairComparer, argument_leaves, match_arguments, match_leaves
+from qtrace.engine.pair import PairComparer
 from qtrace.engine.plan import Plan, better_plan, make_plan
 from qtrace.engine.samples import as_samples
 from qtrace.errors import QtraceError, UsageError
