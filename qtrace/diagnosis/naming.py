@@ -16,6 +16,7 @@ from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.static_differences import (
     attribute_differences,
     config_differences,
+    holds_the_same,
     static_differences,
     tensor_differences,
 )
@@ -76,12 +77,20 @@ def summary(suspect: Suspect, static: Sequence[str]) -> str:
             f"and passes {suspect.callees[0]} another {suspect.argument}{_padding(suspect.value)}"
         )
     if suspect.kind == "structure":
-        return f"makes other calls: {', '.join(suspect.callees[:3])} ran on one side only"
+        return f"makes other calls: {', '.join(suspect.callees[:3])} ran on one side only{_lone(suspect)}"
     if suspect.kind == "non_finite":
         return "makes non-finite values out of the same arguments"
     why = f": {'; '.join(static[:2])}" if static else ""
     what = "its own code computes" if suspect.has_children else "computes"
     return f"{what} something else from the same arguments{why}{_padding(suspect.value)}"
+
+
+def _lone(suspect: Suspect) -> str:
+    """Return which side made the calls that stand without a partner; nothing where that is not known."""
+    sides = {call.side for call in suspect.call.children if call.module in suspect.callees and call.side is not None}
+    if sides == {"reference"}:
+        return ": the candidate does not call it" if len(suspect.callees) == 1 else ": the candidate does not call them"
+    return ": the reference does not" if sides == {"candidate"} else ""
 
 
 def _padding(value: Value | None) -> str:
@@ -198,12 +207,11 @@ class Naming:
         mine = getattr(modules.get(module), "weight", None)
         for partner in self._runner.partners(module)[-1:]:
             theirs = getattr(partner, "weight", None)
-            if not (type(mine) is type(theirs) is torch.nn.Parameter) or torch.equal(mine, theirs):
+            if not (type(mine) is type(theirs) is torch.nn.Parameter) or holds_the_same(mine, theirs):
                 return
             for path, other in modules.items():
                 weight = other._parameters.get("weight")
-                is_like = weight is not None and path != module and weight.shape == theirs.shape
-                if is_like and weight is not None and torch.equal(weight, theirs.to(weight.dtype)):
+                if weight is not None and path != module and holds_the_same(weight, theirs):
                     yield f"weight holds what {path} holds in the reference: layers swapped or in another order"
                     return
 
@@ -226,6 +234,9 @@ class Naming:
 
     def _said(self, module: str, differences: Differences) -> tuple[str, ...]:
         mine, theirs = self._runner.models[0].modules.get(module), self._runner.partners(module)
+        if mine is not None and not any(True for _ in mine.children()):
+            # All that a wrapper holds stands for a module without children.
+            theirs = list(dict.fromkeys(inner for partner in theirs for inner in partner.modules()))
         return tuple(differences(mine, theirs)) if mine is not None and theirs else ()
 
     def _placed(self, suspect: Suspect) -> tuple[Suspect, tuple[str, ...]]:

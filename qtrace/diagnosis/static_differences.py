@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType
@@ -187,10 +187,15 @@ def tensor_differences(reference: torch.nn.Module, candidates: Sequence[torch.nn
     is stored is no difference: transposed, or with axes of size 1 more or less.
     """
     theirs_by_name = [_held_tensors(candidate) for candidate in candidates]
-    for name, mine in _held_tensors(reference).items():
+    ours = _held_tensors(reference)
+    for name, mine in ours.items():
         held = [tensors[name] for tensors in theirs_by_name if name in tensors]
         theirs = next((tensor for tensor in held if tensor is not None), None)
         if mine is not None and theirs is not None:
+            other = _exchanged(name, theirs, ours)
+            if other is not None:
+                yield f"{name} holds the reference's {other}: exchanged, or assigned to another name"
+                continue
             yield from _tensors(name, mine, theirs, turned=name == "weight" and _is_turned(reference, candidates))
         elif held and (mine is None) != (theirs is None):
             there = [f"{list(t.shape)}" if t is not None else "None" for t in (mine, theirs)]
@@ -275,6 +280,23 @@ def _shown(value: Any) -> str:
     return str(value.__qualname__ if isinstance(value, _FUNCTIONS) else value)
 
 
+def _exchanged(name: str, candidate: torch.Tensor, tensors: Mapping[str, torch.Tensor | None]) -> str | None:
+    """Return which other tensor of a module the candidate's tensor of this name equals; None where it is this one."""
+    equal = [key for key, tensor in tensors.items() if tensor is not None and holds_the_same(tensor, candidate)]
+    return equal[0] if equal and name not in equal else None
+
+
+def holds_the_same(reference: torch.Tensor, candidate: torch.Tensor) -> bool:
+    """Return whether two tensors of one shape hold equal values that are not all one number."""
+    if reference.shape != candidate.shape or reference.device != candidate.device or candidate.numel() < 2:
+        return False
+    try:
+        first, second = plain(reference), plain(candidate)
+    except NoValues:
+        return False
+    return torch.equal(first, second) and bool((first != first.flatten()[0]).any())
+
+
 def _is_turned(reference: torch.nn.Module, candidates: Sequence[torch.nn.Module]) -> bool:
     """Return whether one side's class holds its weight transposed: transformers' `Conv1D` stands for a linear layer."""
     names = [type(reference).__name__, *(type(candidate).__name__ for candidate in candidates[-1:])]
@@ -344,6 +366,11 @@ def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding:
         return "is the reference's transposed"
     if first.dim() > 1 and torch.equal(*(t.flatten(1).sort(1).values for t in (first, second))):
         return "has the reference's columns in another order"
+    if torch.equal(*(t.flatten().sort().values for t in (first, second))):
+        return "has the reference's values in another order"
+    for dtype in (torch.bfloat16, torch.float16):
+        if first.dtype is torch.float32 and torch.equal(first.to(dtype).float(), second.float()):
+            return f"is the reference's, rounded to {str(dtype).removeprefix('torch.')}"
     noise = _UNRELATED / math.sqrt(first.numel())
     if first.numel() >= _ENOUGH_ELEMENTS and found.cosine is not None and abs(found.cosine) <= noise:
         return "is unrelated to the reference's: never loaded, or in another basis"
