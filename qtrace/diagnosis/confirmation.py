@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qtrace.diagnosis.runner import RELIEVED, Runner
+from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.engine.events import Bound, Call
 from qtrace.numerics.tolerance import coarsest_eps, rounding_tolerance
-from qtrace.report.records import Status
+from qtrace.report.records import Status, is_improved
 
 # One module that loses precision is at fault. So many are not: the error is that of the dtype, and grows slowly.
 _MANY = 3
@@ -183,13 +183,6 @@ def outliers_that_matter(runner: Runner, found: Sequence[Suspect]) -> list[Graft
     return sorted(kept, key=lambda graft: (-graft.gain, graft.suspect.order))
 
 
-def is_improved(before: float | None, after: float | None) -> bool:
-    """Return whether a graft lowers the final error: by a tenth at least, or from no number at all to one."""
-    if before is None or after is None or math.isinf(after):
-        return False
-    return math.isinf(before) or after < RELIEVED * before
-
-
 def _proves(runner: Runner, suspect: Suspect, before: float | None, after: float | None) -> bool:
     """Return whether a graft that heals says that this is the place.
 
@@ -240,7 +233,10 @@ def _without_excused(runner: Runner, found: list[Suspect]) -> list[Suspect]:
     # wrong in that form: the module that passes it is named.
     misled = [one for one in kept if one.has_children and _takes(one, runner.doubtful)]
     if misled and runner.aside:
-        kept = sorted([*runner.aside, *(one for one in kept if one not in misled)], key=lambda one: one.order)
+        others = sorted([*runner.aside, *(one for one in kept if one not in misled)], key=lambda one: one.order)
+        # A container may be wrong, and the form right: then the reference's argument does not heal the candidate.
+        if runner.is_healed(runner.final_after(others)):
+            return others
     return kept
 
 

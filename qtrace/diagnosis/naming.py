@@ -13,19 +13,16 @@ from qtrace.diagnosis.operators.code import Lines, called_elsewhere, forward_of,
 from qtrace.diagnosis.projections import faulty_projection, projection_evidence
 from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.runner import Runner
-from qtrace.diagnosis.static_differences import (
-    attribute_differences,
-    config_differences,
-    holds_the_same,
-    static_differences,
-    tensor_differences,
-)
+from qtrace.diagnosis.static_differences import attribute_differences, config_differences, static_differences
 from qtrace.diagnosis.suspects import Suspect
+from qtrace.diagnosis.tensor_differences import holds_the_same, tensor_differences
 from qtrace.diagnosis.trial import CallRecord, Value
 from qtrace.report.records import Finding, Status, TensorSpec
 
 # So many findings are reported in full.
 _MOST_REORDERED = 6
+# The tensors that tell whose place a module's data has.
+_TELLING = ("weight", "running_mean")
 # Of a class with its settings so many characters are shown.
 _LONGEST = 120
 _MOST_PINPOINTED = 3
@@ -138,6 +135,17 @@ def _in_another_order(container: CallRecord) -> list[str]:
     return named[:_MOST_REORDERED] + (["…"] if len(named) > _MOST_REORDERED else [])
 
 
+def _tensor(module: torch.nn.Module | None, name: str) -> torch.Tensor | None:
+    return None if module is None else module._parameters.get(name, module._buffers.get(name))
+
+
+def _innermost(module: torch.nn.Module) -> torch.nn.Module:
+    """Return what a wrapper around one module, or a wrapper around such a wrapper, holds."""
+    while len(inner := list(module.children())) == 1:
+        module = inner[0]
+    return module
+
+
 def _described(module: torch.nn.Module) -> str:
     """Return a module's class with its settings, as torch shows it."""
     return " ".join(f"{type(module).__name__}({module.extra_repr()})".split())[:_LONGEST]
@@ -202,17 +210,21 @@ class Naming:
         return self._static[module]
 
     def elsewhere(self, module: str) -> Iterator[str]:
-        """Yield where the reference holds the weight that the candidate's partner of a module holds, if elsewhere."""
+        """Yield where the reference holds what the candidate's partner of a module holds, if elsewhere.
+
+        A parameter says it for the others of its module; buffers, as a norm's statistics, are asked where all
+        parameters are the module's own.
+        """
         modules = self._runner.models[0].modules
-        mine = getattr(modules.get(module), "weight", None)
-        for partner in self._runner.partners(module)[-1:]:
-            theirs = getattr(partner, "weight", None)
-            if not (type(mine) is type(theirs) is torch.nn.Parameter) or holds_the_same(mine, theirs):
-                return
+        mine, partners = modules.get(module), self._runner.partners(module)[-1:]
+        for name in _TELLING if mine is not None and partners else ():
+            own, theirs = (_tensor(side, name) for side in (mine, partners[0]))
+            if own is None or theirs is None or holds_the_same(own, theirs):
+                continue
             for path, other in modules.items():
-                weight = other._parameters.get("weight")
-                if weight is not None and path != module and holds_the_same(weight, theirs):
-                    yield f"weight holds what {path} holds in the reference: layers swapped or in another order"
+                held = _tensor(other, name)
+                if held is not None and path != module and holds_the_same(held, theirs):
+                    yield f"{name} holds what {path} holds in the reference: layers swapped or in another order"
                     return
 
     def attributes(self, module: str) -> tuple[str, ...]:
@@ -230,7 +242,8 @@ class Naming:
         if names[0] == names[1]:
             return
         if not is_wrapped and not any(True for _ in mine.children()):
-            yield f"computed by {_described(mine)} in the reference, by {_described(theirs[0])} in the candidate"
+            inner = _described(_innermost(theirs[0]))
+            yield f"computed by {_described(mine)} in the reference, by {inner} in the candidate"
 
     def _said(self, module: str, differences: Differences) -> tuple[str, ...]:
         mine, theirs = self._runner.models[0].modules.get(module), self._runner.partners(module)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from qtrace.diagnosis.runner import Runner
+from qtrace.diagnosis.static_differences import config_entries
 from qtrace.diagnosis.suspects import Suspect
 
 # Other counts of heads than these modules name are not tried.
@@ -120,10 +121,10 @@ def _said(name: str, rows: int, of: int) -> tuple[str, ...]:
 
 def _heads(runner: Runner, module: str) -> list[int]:
     """Return the counts of heads that a module of either side, or the model's configuration, names."""
-    holders = [runner.models[0].modules[module], *runner.partners(module)]
-    holders += [config for model in runner.models if (config := getattr(model.root, "config", None)) is not None]
-    found = (value for holder in holders for name, value in vars(holder).items() if "head" in name)
-    return [n for n in dict.fromkeys(found) if isinstance(n, int) and not isinstance(n, bool) and n > 1][:_MOST_HEADS]
+    modules = [runner.models[0].modules[module], *runner.partners(module)]
+    entries = [vars(one) for one in modules] + [config_entries(model.root) for model in runner.models]
+    found = (value for held in entries for name, value in held.items() if "head" in str(name))
+    return list(dict.fromkeys(n for n in found if type(n) is int and n > 1))[:_MOST_HEADS]
 
 
 def _stacked(parts: Sequence[torch.Tensor], heads: int) -> torch.Tensor | None:

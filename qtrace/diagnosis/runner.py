@@ -28,7 +28,7 @@ from qtrace.engine.plan import Plan
 from qtrace.engine.samples import Sample
 from qtrace.numerics.relations import DELIBERATE, excuses
 from qtrace.numerics.tolerance import rounding_tolerance
-from qtrace.report.records import ONE_SIDED, Relation
+from qtrace.report.records import ONE_SIDED, RELIEVED, Relation
 
 # Two trials never give the same number to two pairs, so that a part of one can be spliced into another.
 _NUMBERS = itertools.count()
@@ -36,8 +36,6 @@ _NUMBERS = itertools.count()
 _HEALED = 0.1
 # The factor for a coarse dtype, whose rounding stays behind.
 _HEALED_COARSE = 0.3
-# A graft that takes the final error down by this factor has found a part of the cause.
-RELIEVED = 0.9
 # A module that holds so large a part of all modules is the model.
 _MOST_OF_ALL = 0.8
 _COARSE = (torch.float16, torch.bfloat16)
@@ -302,18 +300,25 @@ class Runner:
         return self.final_with(changes)
 
     def final_with(self, changes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
-        """Return the final error with other values in tensors of the candidate, (tensor, values); they are put back."""
-        lent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Return the final error with other values in tensors of the candidate, (tensor, values); they are put back.
+
+        None where a tensor cannot be written, as an expanded one.
+        """
         with torch.no_grad():
+            # All are kept before the first is written: two of them may share their storage.
+            own = [tensor.clone() for tensor, _ in changes]
+            written = 0
             try:
                 for tensor, values in changes:
-                    lent.append((tensor, tensor.clone()))
-                    tensor.copy_(values)
-                after = self.final_after([])
+                    try:
+                        tensor.copy_(values)
+                    except RuntimeError:
+                        return None
+                    written += 1
+                return self.final_after([])
             finally:
-                for tensor, own in lent:
-                    tensor.copy_(own)
-        return after
+                for (tensor, _), kept in zip(changes[:written], own[:written], strict=True):
+                    tensor.copy_(kept)
 
     def is_whole(self, module: str) -> bool:
         """Return whether a module is the whole model: the root, or the one below it that has only leaves beside it."""

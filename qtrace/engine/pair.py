@@ -101,7 +101,7 @@ class PairComparer:
     def __init__(self, hidden: torch.Tensor | None = None) -> None:
         # The positions [batch, tokens] that a mask among the inputs hides.
         self._hidden = hidden
-        self._compared_references: dict[int, Any] = {}
+        self._compared_references: dict[int, tuple[Any, int]] = {}
         self._known: dict[tuple[int, int], tuple[Any, Any, int, int, Pair]] = {}
         # Tensors that visibly differ would be measured twice, which would cost more than brevity saves.
         self._may_be_brief = True
@@ -134,9 +134,9 @@ class PairComparer:
         return Pair(spec_of(reference, values=True), spec_of(candidate, values=True), status=status)
 
     def was_compared(self, reference: torch.Tensor) -> bool:
-        """Return whether this tensor of the reference was compared before, wherever that was."""
-        held = self._compared_references.get(id(reference))
-        return held is not None and held() is reference
+        """Return whether this tensor of the reference was compared as it is now, wherever that was."""
+        held, version = self._compared_references.get(id(reference), (None, -1))
+        return held is not None and held() is reference and reference._version == version
 
     def is_explicable(self, pair: Pair, reference: Any, candidate: Any) -> bool:
         """Return whether `explain` applies: both are tensors on the CPU, and no relation was searched for yet.
@@ -194,7 +194,8 @@ class PairComparer:
             self._may_be_brief = False
         if not (reference.is_inference() or candidate.is_inference()):
             held = weakref.ref(reference)
-            self._compared_references[id(reference)] = held
+            if pair.measurement is not None:
+                self._compared_references[id(reference)] = (held, reference._version)
             self._known[id(reference), id(candidate)] = (
                 held,
                 weakref.ref(candidate),
@@ -304,17 +305,20 @@ def channels_of(reference: str, candidate: str) -> Channels | None:
 def _with_channels_moved(
     reference: torch.Tensor, candidate: torch.Tensor, channels: Channels
 ) -> tuple[torch.Tensor, Relation] | None:
-    """Return the candidate with its channels where the reference has them; None where it agrees as it is."""
+    """Return the candidate with its channels where the reference has them; None where it is closer as it is."""
     if reference.dim() < 3 or 1 in reference.shape or not reference.is_floating_point():
         return None
-    if not measure(reference, candidate, metrics="range").sums().max:
+    as_it_is = measure(reference, candidate).result()
+    if not as_it_is.max:
         return None
     axes = list(range(candidate.dim()))
     axes.insert(channels[0] % len(axes), axes.pop(channels[1]))
     moved = candidate.permute(axes)
     if moved.shape != reference.shape:
         return None
-    return moved, Relation("layout", {"permute": axes, "presumed": True})
+    # A module that moves the channels itself has the reference's layout outside, whatever its class is called.
+    likeness = [found.cosine or 0.0 for found in (as_it_is, measure(reference, moved).result())]
+    return None if likeness[0] >= likeness[1] else (moved, Relation("layout", {"permute": axes, "presumed": True}))
 
 
 def _relate(pair: Pair, first: torch.Tensor, second: torch.Tensor) -> None:

@@ -130,11 +130,14 @@ def _methods(kind: type[nn.Module], like: str) -> list[str]:
 def hidden_positions(sample: Any) -> torch.Tensor | None:
     """Return which positions [batch, tokens] of a sample its padding mask hides, as bools; None without a mask.
 
-    A padding mask is an input of two axes whose name holds "mask": zeros hide a position, everything else is ones.
+    Read are "attention_mask", of zeros that hide a position and ones, and torch's "key_padding_mask", which is true
+    where a position is hidden. What another mask hides is not known.
     """
     for name, value in sample.kwargs.items():
-        if "mask" in name and isinstance(value, torch.Tensor) and value.dim() == 2 and value.numel():
-            hidden = value == 0
+        is_inverse = name.endswith("key_padding_mask")
+        is_mask = is_inverse or name == "attention_mask"
+        if is_mask and isinstance(value, torch.Tensor) and value.dim() == 2 and value.numel():
+            hidden = value == (1 if is_inverse else 0)
             if bool(hidden.any()) and bool((hidden | (value == 1)).all()) and not bool(hidden.all()):
                 return hidden
     return None

@@ -14,8 +14,9 @@ from qtrace.diagnosis.naming import evidence_for, finding_of
 from qtrace.diagnosis.operators.code import Line, forward_of, source_of
 from qtrace.diagnosis.outliers import is_noisy
 from qtrace.diagnosis.runner import as_trial
-from qtrace.diagnosis.static_differences import attribute_differences, tensor_differences
+from qtrace.diagnosis.static_differences import attribute_differences
 from qtrace.diagnosis.suspects import Suspect
+from qtrace.diagnosis.tensor_differences import tensor_differences
 from qtrace.engine.events import End
 from qtrace.engine.lockstep import CANDIDATE
 from qtrace.engine.lockstep_pass import Options, Pass

@@ -90,7 +90,7 @@ def test_a_weight_that_differs_everywhere_is_described() -> None:
 
 
 def test_rows_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qtrace.diagnosis.static_differences._BLOCK", 40)
+    monkeypatch.setattr("qtrace.diagnosis.tensor_differences._BLOCK", 40)
     assert changed(with_row(63, -1)) == ["weight differs in 1 of 64 rows (63: opposite sign)"]
     assert changed(lambda weight: weight * 3) == ["weight is 3 times the reference's"]
 

@@ -3,6 +3,7 @@
 from qtrace.report.records.codec import dumps, loads, to_plain
 from qtrace.report.records.quantizers import QuantFacts, Quantizer, QuantProblem, QuantProblemKind
 from qtrace.report.records.report import (
+    RELIEVED,
     SCHEMA,
     BaselineChange,
     Coverage,
@@ -13,6 +14,7 @@ from qtrace.report.records.report import (
     Side,
     Unmatched,
     Violation,
+    is_improved,
 )
 from qtrace.report.records.rows import (
     AGREEING,
@@ -32,6 +34,7 @@ from qtrace.report.records.rows import (
 __all__ = [
     "AGREEING",
     "ONE_SIDED",
+    "RELIEVED",
     "SCHEMA",
     "Argument",
     "BaselineChange",
@@ -57,6 +60,7 @@ __all__ = [
     "Verdict",
     "Violation",
     "dumps",
+    "is_improved",
     "loads",
     "to_plain",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -137,8 +138,15 @@ class Side:
     training: bool
 
 
-# A graft that leaves at most so much of the final error has found a part of the cause.
-_HELPS = 0.9
+# A graft that leaves less than so much of the final error has found a part of the cause.
+RELIEVED = 0.9
+
+
+def is_improved(before: float | None, after: float | None) -> bool:
+    """Return whether a graft lowers the final error: by a tenth at least, or from no number at all to one."""
+    if before is None or after is None or math.isinf(after):
+        return False
+    return math.isinf(before) or after < RELIEVED * before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +182,7 @@ class Finding:
         """Say how sure the graft makes the finding, where that is not given: earlier reports do not have it."""
         if not self.strength:
             before, after = (self.graft or {}).get("before"), (self.graft or {}).get("after")
-            helps = after is not None and (before is None or after <= _HELPS * before)
-            graded = "in part" if helps and self.graft is not None else "not confirmed"
+            graded = "in part" if is_improved(before, after) else "not confirmed"
             object.__setattr__(self, "strength", "confirmed" if self.confirmed else graded)
 
 
