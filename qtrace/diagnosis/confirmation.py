@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
+from qtrace.diagnosis.trial import Value
 from qtrace.engine.events import Bound, Call
 from qtrace.numerics.tolerance import coarsest_eps, rounding_tolerance
 from qtrace.report.records import Status, is_improved
@@ -234,15 +235,35 @@ def _without_excused(runner: Runner, found: list[Suspect]) -> list[Suspect]:
     misled = [one for one in kept if one.has_children and _takes(one, runner.doubtful)]
     if misled and runner.aside:
         others = sorted([*runner.aside, *(one for one in kept if one not in misled)], key=lambda one: one.order)
-        # A container may be wrong, and the form right: then the reference's argument does not heal the candidate.
+        # Positions counted from another number tell the container the same: that it is wrong on them is its own fault,
+        # unless the reference's positions heal the candidate.
+        if not all(_tells_the_same(one, runner.doubtful) for one in misled):
+            return others
         if runner.is_healed(runner.final_after(others)):
             return others
     return kept
 
 
-def _takes(suspect: Suspect, arguments: Collection[tuple[str, str]]) -> bool:
+def _takes(suspect: Suspect, arguments: Collection[tuple[str, str]]) -> list[Value]:
+    """Return which of these arguments, (class, name), a suspect receives with another value than the reference's."""
     call = suspect.call
-    return any((call.type, value.name) in arguments and not value.agrees for value in call.arguments)
+    return [value for value in call.arguments if (call.type, value.name) in arguments and not value.agrees]
+
+
+def _tells_the_same(suspect: Suspect, arguments: Collection[tuple[str, str]]) -> bool:
+    """Return whether these arguments of a suspect are the reference's plus one number, as their ranges show."""
+    return all(map(_is_counted_from_elsewhere, _takes(suspect, arguments)))
+
+
+def _is_counted_from_elsewhere(value: Value) -> bool:
+    mine, theirs = value.reference, value.candidate
+    if mine is None or theirs is None:
+        return False
+    if mine.type in ("int", "float") and theirs.type in ("int", "float"):
+        return True
+    if mine.min is None or mine.max is None or theirs.min is None or theirs.max is None:
+        return False
+    return (mine.dtype or "").startswith(("int", "uint")) and theirs.min - mine.min == theirs.max - mine.max
 
 
 def _at_their_exits(found: Sequence[Suspect]) -> list[Suspect]:

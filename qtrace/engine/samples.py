@@ -137,8 +137,8 @@ def hidden_positions(sample: Any) -> torch.Tensor | None:
         is_inverse = name.endswith("key_padding_mask")
         is_mask = is_inverse or name == "attention_mask"
         if is_mask and isinstance(value, torch.Tensor) and value.dim() == 2 and value.numel():
-            hidden = value == (1 if is_inverse else 0)
-            if bool(hidden.any()) and bool((hidden | (value == 1)).all()) and not bool(hidden.all()):
+            hidden, shown = (value == mark for mark in ((1, 0) if is_inverse else (0, 1)))
+            if bool(hidden.any()) and bool((hidden | shown).all()) and not bool(hidden.all()):
                 return hidden
     return None
 

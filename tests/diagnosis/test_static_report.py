@@ -269,3 +269,41 @@ def test_what_paths_of_one_form_have_in_common() -> None:
     assert pattern_of(["layers.0.fc", "layers.12.fc"]) == "layers.*.fc"
     assert pattern_of(["layers.0.fc"]) == "layers.0.fc"
     assert pattern_of([""]) == ""
+
+
+def with_column(column: int, value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(weight: torch.Tensor) -> torch.Tensor:
+        weight[:, column] *= value
+        return weight
+
+    return change
+
+
+def transposed_corner(weight: torch.Tensor) -> torch.Tensor:
+    weight[:, :8] = weight[:, :8].t().clone()
+    return weight
+
+
+def test_columns_order_and_rounding_are_told() -> None:
+    assert changed(with_column(3, 0)) == ["weight differs in 1 of 16 columns (3: zero)"]
+    assert changed(with_column(3, -1)) == ["weight differs in 1 of 16 columns (3: opposite sign)"]
+    (corner,) = changed(transposed_corner, rows=8)
+    assert corner == ("weight has the reference's values in another order: differs in 8 of 16 columns (0, 1, 2, 3, …)")
+    assert changed(lambda weight: weight.bfloat16().float()) == ["weight is the reference's, rounded to bfloat16"]
+    (flipped,) = changed(with_row(3, -1))
+    assert "order" not in flipped
+
+
+def test_a_row_that_is_zero_is_told_where_all_others_differ_too() -> None:
+    (sentence,) = changed(lambda weight: with_row(5, 0)(weight.roll(1, 0).flip(1)))
+    assert sentence.endswith("zero in 1 of 64 rows (5)")
+
+
+def test_entries_that_differ_by_one_factor_tell_it() -> None:
+    norm = nn.LayerNorm(8)
+    with torch.no_grad():
+        norm.weight.uniform_(1, 2)
+    other = copy.deepcopy(norm)
+    with torch.no_grad():
+        other.weight[:4] *= 1.5
+    assert said(norm, other) == ["weight differs in 4 of 8 entries (0, 1, 2, 3): 1.5 times"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
-from qtrace.report.records import Outcome
+from qtrace.engine.pair import PairComparer, channels_of
+from qtrace.engine.samples import Sample, hidden_positions
+from qtrace.report.records import Finding, Outcome
 
 WIDTH, HEADS = 16, 4
 
@@ -249,3 +252,149 @@ def test_the_eps_of_one_batch_norm_in_a_block_is_told() -> None:
     found = qtrace.trace(reference, candidate, torch.randn(2, 6, 8, 8)).findings
     assert [finding.module for finding in found] == ["1.bn1"]
     assert "eps 1e-05 against 0.1" in found[0].evidence
+
+
+class Shifted(Attention):
+    """An attention that takes positions, which count from `base`."""
+
+    def __init__(self, scale: float, base: int) -> None:
+        super().__init__(scale)
+        self.positions = nn.Embedding(32, WIDTH)
+        self.base = base
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
+        return self.mix(hidden + self.positions(positions - self.base))
+
+
+class Positioned(nn.Module):
+    def __init__(self, attention: Shifted) -> None:
+        super().__init__()
+        self.embed, self.attn, self.head = nn.Linear(8, WIDTH), attention, nn.Linear(WIDTH, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1])[None] + self.attn.base
+        out: Tensor = self.head(self.attn(self.embed(x), positions))
+        return out
+
+
+@pytest.mark.parametrize(("scale", "outcome"), [(0.25, Outcome.CLEAN), (0.7, Outcome.FAULT)])
+def test_positions_in_a_base_of_the_candidates_own_do_not_excuse_its_attention(scale: float, outcome: Outcome) -> None:
+    reference = Positioned(Shifted(0.25, base=0))
+    candidate = Positioned(Shifted(scale, base=2))
+    candidate.load_state_dict(reference.state_dict())
+    report = qtrace.trace(reference, candidate, torch.randn(2, 6, 8))
+    assert report.outcome is outcome
+    assert [finding.module for finding in report.findings] == (["attn"] if outcome is Outcome.FAULT else [])
+
+
+class OneHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.head_sizes = [4, 4, 4, 4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        out: Tensor = self.o((q @ k.transpose(1, 2)).softmax(-1) @ v)
+        return out
+
+
+class Split(nn.Module):
+    """The same with three projections, the value's being the key's."""
+
+    def __init__(self, fused: OneHead) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.o = copy.deepcopy(fused.o)
+        self.q.weight.data, self.k.weight.data = (part.clone() for part in fused.qkv.weight.data.chunk(3)[:2])
+        self.v.weight = self.k.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.o((self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x))
+        return out
+
+
+class WithConfig(nn.Module):
+    def __init__(self, attention: nn.Module, embed: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.attn, self.head = copy.deepcopy(embed), attention, copy.deepcopy(head)
+        self.config = {"n_head": 1, 3: "of any kind"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.attn(self.embed(x)))
+        return out
+
+
+def test_weights_that_share_storage_are_put_back_whatever_a_configuration_is() -> None:
+    embed, head, fused = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 8), OneHead()
+    with torch.no_grad():
+        fused.qkv.weight[2 * WIDTH :] = fused.qkv.weight[WIDTH : 2 * WIDTH]
+    split = Split(fused)
+    with torch.no_grad():
+        split.k.weight[0] *= 3
+    before = split.k.weight.detach().clone()
+    report = qtrace.trace(WithConfig(fused, embed, head), WithConfig(split, embed, head), torch.randn(2, 6, 8))
+    assert report.outcome is Outcome.FAULT
+    assert torch.equal(split.k.weight, before)
+
+
+class InPlace(nn.Module):
+    def __init__(self, *, clamps: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.clamps = nn.ModuleList(nn.Hardtanh(-9, 9, inplace=True) for _ in range(clamps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        for clamp in self.clamps:
+            x = clamp(x)
+        out: Tensor = self.b(x)
+        return out
+
+
+def test_a_module_that_writes_into_its_input_does_not_pass_it_on() -> None:
+    reference, candidate = InPlace(clamps=6), InPlace(clamps=0)
+    candidate.load_state_dict(reference.state_dict())
+    report = qtrace.trace(reference, candidate, torch.randn(2, 8))
+    assert report.coverage.reasons == {"no_partner": 6}
+
+
+def test_tensors_of_a_linear_layer_and_a_convolution_are_compared_in_the_closer_layout() -> None:
+    reference = torch.randn(2, WIDTH, WIDTH)
+    noisy = reference + 1e-3 * torch.randn_like(reference)
+    channels = channels_of("Linear", "Conv1d")
+    assert PairComparer().compare(reference, noisy, channels=channels).layout is None
+    moved = PairComparer().compare(reference, noisy.transpose(1, 2).contiguous(), channels=channels)
+    assert moved.layout is not None
+    assert moved.statistics().peir < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "hidden"),
+    [
+        ("attention_mask", [[0, 0, 1, 1]], [[True, True, False, False]]),
+        ("src_key_padding_mask", [[True, True, False, False]], [[True, True, False, False]]),
+        ("bool_masked_pos", [[False, False, True, True]], None),
+    ],
+)
+def test_a_mask_hides_what_its_name_says(name: str, mask: list[list[Any]], hidden: list[list[bool]] | None) -> None:
+    found = hidden_positions(Sample((), {name: torch.tensor(mask)}))
+    assert (None if found is None else found.tolist()) == hidden
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "strength"),
+    [
+        (1.0, 0.5, "in part"),
+        (1.0, 0.95, "not confirmed"),
+        (math.inf, 0.5, "in part"),
+        (math.inf, math.inf, "not confirmed"),
+        (0.0, 0.0, "not confirmed"),
+        (math.nan, 0.5, "not confirmed"),
+        (0.5, math.nan, "not confirmed"),
+        (None, 5.0, "not confirmed"),
+    ],
+)
+def test_a_graft_that_changes_nothing_shows_nothing(before: float | None, after: float, strength: str) -> None:
+    graft = {"before": before, "after": after}
+    assert Finding(rank=1, module="a", call=0, kind="introduces", summary="", graft=graft).strength == strength
