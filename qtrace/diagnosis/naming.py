@@ -15,16 +15,16 @@ from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.static_differences import attribute_differences, config_differences, static_differences
 from qtrace.diagnosis.suspects import Suspect
-from qtrace.diagnosis.tensor_differences import holds_the_same, tensor_differences
+from qtrace.diagnosis.tensor_differences import held_tensor, holds_the_same, tensor_differences
 from qtrace.diagnosis.trial import CallRecord, Value
 from qtrace.report.records import Finding, Status, TensorSpec
 
-# So many findings are reported in full.
 _MOST_REORDERED = 6
 # The tensors that tell whose place a module's data has.
 _TELLING = ("weight", "running_mean")
 # Of a class with its settings so many characters are shown.
 _LONGEST = 120
+# So many findings are reported in full.
 _MOST_PINPOINTED = 3
 
 
@@ -135,10 +135,6 @@ def _in_another_order(container: CallRecord) -> list[str]:
     return named[:_MOST_REORDERED] + (["…"] if len(named) > _MOST_REORDERED else [])
 
 
-def _tensor(module: torch.nn.Module | None, name: str) -> torch.Tensor | None:
-    return None if module is None else module._parameters.get(name, module._buffers.get(name))
-
-
 def _innermost(module: torch.nn.Module) -> torch.nn.Module:
     """Return what a wrapper around one module, or a wrapper around such a wrapper, holds."""
     while len(inner := list(module.children())) == 1:
@@ -217,12 +213,14 @@ class Naming:
         """
         modules = self._runner.models[0].modules
         mine, partners = modules.get(module), self._runner.partners(module)[-1:]
-        for name in _TELLING if mine is not None and partners else ():
-            own, theirs = (_tensor(side, name) for side in (mine, partners[0]))
+        if mine is None or not partners:
+            return
+        for name in _TELLING:
+            own, theirs = (held_tensor(side, name) for side in (mine, partners[0]))
             if own is None or theirs is None or holds_the_same(own, theirs):
                 continue
             for path, other in modules.items():
-                held = _tensor(other, name)
+                held = held_tensor(other, name)
                 if held is not None and path != module and holds_the_same(held, theirs):
                     yield f"{name} holds what {path} holds in the reference: layers swapped or in another order"
                     return
@@ -238,10 +236,10 @@ class Naming:
         if suspect.kind != "introduces" or suspect.has_children or mine is None or not theirs:
             return
         names = type(mine).__name__, type(theirs[0]).__name__
-        is_wrapped = names[0].lower() in names[1].lower() and any(True for _ in theirs[0].children())
-        if names[0] == names[1]:
+        if names[0] == names[1] or any(True for _ in mine.children()):
             return
-        if not is_wrapped and not any(True for _ in mine.children()):
+        is_wrapped = names[0].lower() in names[1].lower() and any(True for _ in theirs[0].children())
+        if not is_wrapped:
             inner = _described(_innermost(theirs[0]))
             yield f"computed by {_described(mine)} in the reference, by {inner} in the candidate"
 

@@ -14,6 +14,7 @@ import torch
 from qtrace.diagnosis.operators.target import Target
 from qtrace.diagnosis.operators.view import Sites, pinpoint
 from qtrace.diagnosis.suspects import Suspect
+from qtrace.diagnosis.tensor_differences import held_tensor
 from qtrace.diagnosis.trial import CallRecord, Trial, Value
 from qtrace.engine.comparison import LOCAL_DEPTH, Comparison
 from qtrace.engine.events import Site
@@ -294,7 +295,7 @@ class Runner:
         changes: list[tuple[torch.Tensor, torch.Tensor]] = []
         for theirs in self.partners(module)[-1:]:
             for name, tensor in (*theirs._parameters.items(), *theirs._buffers.items()):
-                other = mine._parameters.get(name, mine._buffers.get(name))
+                other = held_tensor(mine, name)
                 if tensor is not None and other is not None and tensor.shape == other.shape:
                     changes.append((tensor, other))
         return self.final_with(changes)

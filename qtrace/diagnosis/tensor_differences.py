@@ -171,6 +171,11 @@ def _held_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
     return found
 
 
+def held_tensor(module: torch.nn.Module, name: str) -> torch.Tensor | None:
+    """Return the parameter or the buffer of a module with this name; None without one."""
+    return module._parameters.get(name, module._buffers.get(name))
+
+
 def stored_alike(reference: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor | None:
     """Return the candidate's tensor in the shape of the reference's, where that is only a matter of how it is stored.
 
