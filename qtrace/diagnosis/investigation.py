@@ -15,6 +15,7 @@ from qtrace.diagnosis.isolation import Isolation, Key, Local
 from qtrace.diagnosis.naming import Naming
 from qtrace.diagnosis.outliers import coarse_dtypes
 from qtrace.diagnosis.quantization.observation import QuantizerEvidence
+from qtrace.diagnosis.quantization.unrounding import without_rounding
 from qtrace.diagnosis.runner import Runner, as_trial, kept_in
 from qtrace.diagnosis.suspects import Suspect, repeats, role, vanished
 from qtrace.diagnosis.trial import verdicts
@@ -25,6 +26,11 @@ from qtrace.engine.plan import Plan
 from qtrace.report.records import Finding, Verdict
 
 _MOST_SUSPECTS = 12
+_OWN = ("introduces", "non_finite")
+# A relative L2 error from here on is more than the rounding of a few bits.
+_COARSE = 0.25
+# An error of a module's own is there in a pass without forcing as well, at least by this part.
+_THERE = 0.5
 # From this PEIR on a difference is no rounding, at any depth.
 _VISIBLE = 1e-3
 
@@ -50,6 +56,9 @@ class Investigation:
         self._first = as_trial(first, local=False)
         self._isolation = Isolation(self._runner, self._first)
         self._warnings: list[str] = []
+        self._quantized = QuantizerEvidence(self._runner)
+        # Whether the rounding of the candidate may be taken out first.
+        self._unrounds = True
         self._runner.kept = kept_in(first)
         self._runner.read = self._first.read_outputs()
         self._runner.before = self._first.final_error(self._runner.read) if before is None else before
@@ -67,11 +76,66 @@ class Investigation:
 
     def findings(self) -> list[Finding]:
         """Return the named faults, best first."""
+        found, is_noise = self._isolation.suspects()
+        if not self._unrounds:
+            return self._named(found, is_noise)
+        other = without_rounding(self._runner, self._first)
+        if other is None:
+            return self._named(found, is_noise)
+        if other.is_right:
+            self._quantized.watch = other.watch
+            found = self._misquantized(found, is_noise)
+            return self._named(found, is_noise) if found else []
+        with other.applied() as (models, first):
+            runner = self._runner
+            inner = Investigation(models, runner.plan, runner.sample, runner.options, runner.own_random, first)
+            inner._unrounds = False
+            named = inner.findings()
+            self._warnings += inner.warnings
+        return named
+
+    def _misquantized(self, found: list[Suspect], is_noise: bool) -> list[Suspect]:
+        """Return the suspects whose quantizers do not fit, where nothing else than rounding is at work.
+
+        Where differing is the rule, a module that is far off its peers rounds more coarsely than they do.
+        """
+
+        def is_coarse(one: Suspect) -> bool:
+            error = one.value.rel_l2 if one.value is not None else None
+            return one.kind in _OWN and not one.has_children and (is_noise or error is None or not error < _COARSE)
+
+        shown = {
+            (call.module, call.call, value.name): value.rel_l2
+            for call in self._first.calls
+            if call.side is None
+            for value in (*call.arguments, *call.outputs)
+        }
+
+        def shows(one: Suspect) -> bool:
+            """Return whether the error is there as well when nothing is forced: else it is that of the forced values."""
+            call, value = one.callee or one.call, one.value
+            if value is None or value.rel_l2 is None:
+                return True
+            there = shown.get((call.module, call.call, value.name))
+            return there is None or not there < _THERE * value.rel_l2
+
+        kept = [one for one in found if shows(one) and (is_coarse(one) or self._quantized.has_problem(one))]
+        named = {one.module for one in kept}
+        watched = [path for path in self._quantized.watch.modules() if path not in named]
+        calls = {call.module: call for call in reversed(self._first.calls) if call.side is None}
+        for path in watched:
+            call = calls.get(path)
+            value = next((v for v in call.outputs if not v.agrees), None) if call is not None else None
+            if call is not None and value is not None:
+                kept.append(Suspect("introduces", path, call, value=value, has_children=bool(call.children)))
+        return kept
+
+    def _named(self, found: list[Suspect], is_noise: bool) -> list[Finding]:
+        """Return the findings for suspects."""
         trial, runner = self._first, self._runner
         ran = {call.module for call in trial.calls}
-        quantized = QuantizerEvidence(runner)
+        quantized = self._quantized
         naming = Naming(runner, ran.__contains__, quantized)
-        found, is_noise = self._isolation.suspects()
         if found and not is_noise:
             # Where only a few modules quantize, none is at fault for the rounding that it was asked to do.
             found = [suspect for suspect in found if not quantized.explains(suspect)]

@@ -204,9 +204,9 @@ class Runner:
         self.is_coarse = dtypes[0] != dtypes[1] or any(dtype in _COARSE for dtype in dtypes[0])
         self._dtypes = dtypes[0] | dtypes[1]
         self.floor = rounding_tolerance(sorted(self._dtypes, key=str), len(plan.reference_keys))
-        self._sample = sample
-        self._own_random = own_random
-        self._options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
+        self.sample = sample
+        self.own_random = own_random
+        self.options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
 
     def computes_in(self, coarser: Collection[str]) -> None:
         """Take into account that the candidate computes in these dtypes as well, whatever its parameters are."""
@@ -232,10 +232,10 @@ class Runner:
         done = Pass(
             self.models,
             plan or self.plan,
-            self._sample if only is None else only.samples[REFERENCE],
-            replace(self._options, listeners=listeners),
+            self.sample if only is None else only.samples[REFERENCE],
+            replace(self.options, listeners=listeners),
             candidate_sample=None if only is None else only.samples[CANDIDATE],
-            own_random=self._own_random,
+            own_random=self.own_random,
             forcing=forcing,
             around=around,
             at=("", "") if only is None else only.paths,
@@ -245,6 +245,22 @@ class Runner:
             if isinstance(end.error, KeyboardInterrupt):
                 raise end.error
         return done
+
+    def of(self, models: tuple[Model, Model]) -> Runner:
+        """Return a runner of the same sample with other models under the same plan."""
+        return Runner(models, self.plan, self.sample, self.options, self.own_random)
+
+    def pass_without_forcing(
+        self, listeners: tuple[Listener | None, Listener | None] = (None, None)
+    ) -> Comparison | None:
+        """Return the comparison of a pass without forcing; None where a model raises."""
+        options = replace(self.options, listeners=listeners)
+        done = Pass(self.models, self.plan, self.sample, options, own_random=self.own_random)
+        done.execute()
+        for end in done.ends:
+            if isinstance(end.error, KeyboardInterrupt):
+                raise end.error
+        return None if done.raised() else done.comparison
 
     def final_after(
         self, found: Sequence[Suspect], listeners: tuple[Listener | None, Listener | None] = (None, None)
@@ -349,13 +365,13 @@ class Runner:
 
     def parting(self, module: str, call: int) -> Sites | None:
         """Return the lines of a module's own code where the two sides part; see `operators.pinpoint`."""
-        found = Target(self.models, self.plan, self._sample, module, self._options.call)
-        return pinpoint(found, call, self._options.floors)
+        found = Target(self.models, self.plan, self.sample, module, self.options.call)
+        return pinpoint(found, call, self.options.floors)
 
     def during(self, module: str, call: int, during: CallProbe) -> None:
         """Run the reference by itself, and report one call of one of its modules to `during`."""
         reference = self.models[REFERENCE]
-        run = reference.entry(self._options.call, copied(self._sample))
+        run = reference.entry(self.options.call, copied(self.sample))
         with buffers_kept([reference]):
             run_with_probe(reference.modules[module], call, during, run)
 

@@ -35,13 +35,14 @@ class Model:
     `aliases` maps the further paths of a module that occurs in several places to its first one. `devices` are the
     kinds of device that hold parameters and buffers, always with "cpu". `in_training` are the paths of the modules in
     training mode that may behave differently for it: few of torch's own classes read the mode, but any other class
-    may. `rewriting` says of the modules that have run whether hooks of their own change their output, see
+    may. Every call of the model is made inside of `within()`. `rewriting` says of the modules that have run whether hooks of their own change their output, see
     `qtrace.engine.hooks`.
     """
 
     name: str
     root: torch.nn.Module
     source: str = ""
+    within: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     modules: dict[str, torch.nn.Module] = field(init=False)
     aliases: dict[str, str] = field(init=False)
     devices: tuple[str, ...] = field(init=False)
@@ -89,7 +90,12 @@ class Model:
         With a path `at` it calls only the module there.
         """
         method = self.modules[at] if at or call == "forward" else getattr(self.root, call)
-        return lambda: method(*sample.args, **sample.kwargs)
+
+        def run() -> Any:
+            with self.within():
+                return method(*sample.args, **sample.kwargs)
+
+        return run
 
     def may_leave_fast_path(self) -> bool:
         """Return whether the model has torch's transformer layers, which take another path while hooks are there."""

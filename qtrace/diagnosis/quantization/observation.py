@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtrace.diagnosis.quantization.expected_error import expected_error, expected_peak
 from qtrace.diagnosis.quantization.facts import quant_facts, readings_of
+from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.engine.events import Bound
@@ -60,6 +61,8 @@ class QuantizerEvidence:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._aligned = frozenset(module for key in runner.plan.reference_keys for module in runner.partners(key))
+        # What was seen of the quantizers where they run, if that was looked at.
+        self.watch = QuantizerWatch()
         # The facts found with the reference's values, by (module, call); the values themselves are too large to keep.
         self._held: dict[tuple[str, int], QuantFacts | None] = {}
 
@@ -72,10 +75,18 @@ class QuantizerEvidence:
         if suspect.kind not in _OWN:
             return
         facts = self._facts(suspect, looks=looks)
+        problems = [] if facts is None else [sentence for _, sentence in facts.sentences()]
+        problems = problems or list(self.watch.sentences(suspect.module))
         if facts is None:
+            yield from problems
             return
-        problems = [sentence for _, sentence in facts.sentences()]
         yield from problems or [f"it quantizes: {q.of} {q}" for q in facts.quantizers if q.of != "inside"]
+
+    def has_problem(self, suspect: Suspect) -> bool:
+        """Return whether a quantizer of a suspect does not fit what it rounds; the reference may run once more."""
+        facts = self._facts(suspect, looks=suspect.kind in _OWN)
+        is_told = facts is not None and next(facts.sentences(), None) is not None
+        return is_told or next(self.watch.sentences(suspect.module), None) is not None
 
     def explains(self, suspect: Suspect) -> bool:
         """Return whether rounding by correct scales is the only error in a suspect's output.

@@ -1,0 +1,92 @@
+"""Reads the weight that a linear module computes with, whatever it stores: by what it makes of unit vectors."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# So many columns are asked for at once.
+_COLUMNS = 1024
+# A quantizer of four bits for the input keeps this much of a linear module's linearity.
+_LINEAR = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """The map y = x W^T + b that a module computes; `bias` is zero where it adds none."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module of the reference is a linear layer: torch's own, or transformers' `Conv1D`."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 2 and (isinstance(module, nn.Linear) or _is_turned(module))
+
+
+def weight_of(reference: nn.Module) -> Tensor:
+    """Return the weight of a linear layer of the reference as [out, in]."""
+    weight = reference._parameters["weight"]
+    assert weight is not None
+    return weight.detach().t() if _is_turned(reference) else weight.detach()
+
+
+def bias_of(reference: nn.Module) -> Tensor | None:
+    """Return the bias of a linear layer of the reference."""
+    bias = reference._parameters.get("bias")
+    return None if bias is None else bias.detach()
+
+
+def _is_turned(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"
+
+
+def probed(
+    module: nn.Module, reference: nn.Module, within: AbstractContextManager[object] | None = None
+) -> Affine | None:
+    """Return the map that a module of the candidate computes in place of a linear layer; None where it is not linear.
+
+    The weight is read from the outputs for unit vectors, the bias from that for zeros, both in the reference's dtype.
+    A quantizer of the module's input does not harm: it holds a unit vector exactly. That the module is linear is
+    verified with random inputs, up to the rounding of four bits. The module's hooks do not run.
+
+    Args:
+        module: the candidate's; it is called, and must not keep state.
+        reference: the linear layer that it stands for.
+        within: what is active during the calls.
+    """
+    weight = weight_of(reference)
+    count, columns = weight.shape
+    made = torch.Generator().manual_seed(0)
+    random = torch.randn(4, columns, generator=made).to(weight)
+    try:
+        with torch.no_grad(), within or nullcontext():
+            zero = _called(module, weight.new_zeros(1, columns))
+            parts = []
+            for first in range(0, columns, _COLUMNS):
+                last = min(first + _COLUMNS, columns)
+                units = weight.new_zeros(last - first, columns)
+                units[torch.arange(last - first), torch.arange(first, last)] = 1
+                parts.append(_called(module, units) - zero)
+            answer = _called(module, random)
+    except Exception:
+        # Any code may be the candidate's.
+        return None
+    found = torch.cat(parts).t()
+    if found.shape != (count, columns) or answer.shape != (4, count):
+        return None
+    expected = random.double() @ found.double().t() + zero.double()
+    off = (answer.double() - expected).norm() / expected.norm().clamp(min=1e-30)
+    return Affine(found, zero[0]) if float(off) <= _LINEAR else None
+
+
+def _called(module: nn.Module, rows: Tensor) -> Tensor:
+    """Return what a module makes of rows, given as a batch of one sequence."""
+    found = type(module).forward(module, rows.unsqueeze(0))
+    if not isinstance(found, Tensor):
+        raise TypeError("returns no tensor")
+    return found.reshape(len(rows), -1).to(rows.dtype)

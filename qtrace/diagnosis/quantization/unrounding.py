@@ -1,0 +1,227 @@
+"""Takes the rounding out of a candidate, so that what is left of the difference is no matter of rounding.
+
+Quantization changes a model in two ways: it rounds, and it may rearrange what it rounds (scales are moved from one
+module to the next, a stream is rotated). Without the rounding a correct candidate computes what the reference does, and
+what is rearranged wrongly shows exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qtrace.diagnosis.quantization.effective_weight import Affine, bias_of, is_linear, probed, weight_of
+from qtrace.diagnosis.quantization.folded_scales import Folds
+from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
+from qtrace.diagnosis.quantization.straight_through import StraightThrough
+from qtrace.diagnosis.runner import Runner, as_trial
+from qtrace.diagnosis.trial import Trial
+from qtrace.engine.comparison import Comparison
+from qtrace.engine.lockstep_pass import copied
+from qtrace.engine.model import Model, buffers_kept
+from qtrace.engine.plan import Plan
+from qtrace.numerics import NoValues, plain
+from qtrace.report.records import ONE_SIDED
+
+# Weights of fewer elements (norms, biases) are not rounded, or their rounding cannot be told from a fault.
+_FEWEST = 256
+# What gains that were fitted leave of the final error.
+_RELIEVED = 0.3
+
+
+@dataclass(slots=True)
+class Unrounding:
+    """What takes the rounding out of a candidate's weights.
+
+    `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
+    the forward of modules that store codes. `unknown` are the reference's paths whose weight is no rounding of the
+    reference's. `is_exact` says that all weights are the reference's up to what is known without noise.
+    """
+
+    weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
+    forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    is_exact: bool = True
+    count: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether no weight is rounded."""
+        return not self.weights and not self.forwards
+
+
+def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
+    """Return how to take the rounding out of the candidate's weights; nothing is changed yet.
+
+    Each weight of the candidate is held against that of the reference's module with which it is aligned. A module that
+    stores codes, and no weight of the reference's shape, is asked with unit vectors what it computes.
+    """
+    answering: dict[str, list[nn.Module]] = {}
+    for path, key in plan.candidate_keys.items():
+        answering.setdefault(key, []).append(models[1].modules[path])
+    pairs = {key: (models[0].modules[key], partners) for key, partners in answering.items()}
+    folds = Folds(pairs)
+    found = Unrounding()
+    seen: set[tuple[int, str]] = set()
+    for key, (mine, partners) in pairs.items():
+        for name, parameter in mine._parameters.items():
+            ours = _values(parameter)
+            if ours is None or ours.dim() < 2 or ours.numel() < _FEWEST:
+                continue
+            holder, held = _holder(partners, name, ours)
+            if holder is not None and held is not None:
+                if (id(holder), name) in seen or torch.equal(held, ours):
+                    continue
+                seen.add((id(holder), name))
+                _take_weight(found, folds, key, (holder, name), ours, held)
+            elif name == "weight" and is_linear(mine) and not _is_held(partners, ours):
+                _take_codes(found, folds, key, mine, partners)
+    return found
+
+
+def _values(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or torch.nn.parameter.is_lazy(tensor):
+        return None
+    try:
+        found = plain(tensor)
+    except NoValues:
+        return None
+    return found if found.is_floating_point() and not found.is_meta else None
+
+
+def _holder(partners: Sequence[nn.Module], name: str, ours: Tensor) -> tuple[nn.Module | None, Tensor | None]:
+    """Return which of the partners holds a tensor of this name, shape and dtype, and its values."""
+    for partner in partners:
+        held = _values(partner._parameters.get(name))
+        if held is not None and held.shape == ours.shape and held.dtype == ours.dtype and held.device == ours.device:
+            return partner, held
+    return None, None
+
+
+def _is_held(partners: Sequence[nn.Module], ours: Tensor) -> bool:
+    """Return whether a module inside holds a float weight of this shape, so that nothing is stored as codes."""
+    inside = (held for partner in partners for module in partner.modules() for held in module._parameters.values())
+    return any(held is not None and held.shape == ours.shape and held.is_floating_point() for held in inside)
+
+
+def _take_weight(
+    found: Unrounding, folds: Folds, key: str, place: tuple[nn.Module, str], ours: Tensor, held: Tensor
+) -> None:
+    before = folds.before(key, ours, held)
+    if before is None:
+        found.unknown[key] = place[1]
+        return
+    found.weights.append((*place, before.weight.to(held.dtype)))
+    found.count += 1
+    found.is_exact &= before.is_exact
+
+
+def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, partners: Sequence[nn.Module]) -> None:
+    outermost = partners[0]
+    map_ = probed(outermost, mine, StraightThrough()) or probed(outermost, mine)
+    if map_ is None:
+        return
+    before = folds.before(key, weight_of(mine), map_.weight)
+    if before is None:
+        found.unknown[key] = "weight"
+        return
+    bias = bias_of(mine)
+    # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
+    own = map_.bias
+    if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
+        own = bias
+    found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
+    found.count += 1
+    found.is_exact &= before.is_exact
+
+
+def _forward(affine: Affine) -> Callable[..., Tensor]:
+    bias = affine.bias if bool(affine.bias.any()) else None
+
+    def forward(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.nn.functional.linear(values.to(affine.weight.dtype), affine.weight, bias)
+
+    return forward
+
+
+@contextlib.contextmanager
+def applied(found: Unrounding) -> Iterator[None]:
+    """Put the unrounded weights in place; the candidate gets back its own at the end."""
+    kept = [(module, name, module._parameters[name]) for module, name, _ in found.weights]
+    own = [(module, module.__dict__.get("forward")) for module, _ in found.forwards]
+    try:
+        for module, name, weight in found.weights:
+            module._parameters[name] = nn.Parameter(weight.detach(), requires_grad=False)
+        for module, forward in found.forwards:
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, name, parameter in kept:
+            module._parameters[name] = parameter
+        for module, forward in own:
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutRounding:
+    """The pair with the rounding taken out of the candidate, and a pass without forcing over it.
+
+    `is_right` says that the final outputs then agree: up to what fitted gains leave, where such were fitted.
+    """
+
+    models: tuple[Model, Model]
+    found: Unrounding
+    first: Comparison
+    watch: QuantizerWatch
+    is_right: bool
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[tuple[tuple[Model, Model], Comparison]]:
+        """Take the rounding out, and yield the models and the pass over them."""
+        with applied(self.found):
+            yield self.models, self.first
+
+
+def without_rounding(runner: Runner, before: Trial) -> WithoutRounding | None:
+    """Return the pair with the rounding taken out of the candidate; None where it does not round, or it cannot be.
+
+    Where the reference rounds while it runs as well, the candidate's is left, for both are to be the same.
+    """
+    found = unrounding(runner.models, runner.plan)
+    reference, candidate = runner.models
+    rounds = [_rounds(model, runner) for model in (candidate, reference)]
+    if found.is_empty and not (rounds[0] and not rounds[1]):
+        return None
+    models, watch = runner.models, QuantizerWatch()
+    if rounds[0] and not rounds[1]:
+        models = reference, replace(candidate, within=StraightThrough)
+    with applied(found):
+        first = runner.of(models).pass_without_forcing()
+    if first is None:
+        return None
+    trial = as_trial(first, local=False)
+    wrong = [v for root in trial.roots if not root.module for v in root.outputs if not v.agrees and v.status not in ONE_SIDED]
+    is_right = not wrong
+    if not is_right and not found.is_exact:
+        after, error = trial.final_error(runner.read), before.final_error(runner.read)
+        is_right = after is not None and error is not None and after <= _RELIEVED * error
+    if is_right and models is not runner.models:
+        watched = replace(candidate, within=lambda: StraightThrough(watch))
+        runner.of((reference, watched)).pass_without_forcing((None, watch))
+    return WithoutRounding(models, found, first, watch, is_right)
+
+
+def _rounds(model: Model, runner: Runner) -> bool:
+    """Return whether a model rounds while it runs, by an operator for that."""
+    mode = StraightThrough()
+    with contextlib.suppress(Exception), buffers_kept([model]), mode:
+        model.entry(runner.options.call, copied(runner.sample))()
+    return mode.count > 0

@@ -1,0 +1,247 @@
+"""Says whether one tensor is another one rounded: by what is seen of the difference, not by how it was made.
+
+Rounding leaves a difference without structure. It has no mean and no slope against the values, in no row, no column
+and no group; no element stands out; and no direction holds more of it than chance gives it. A fault leaves one of
+these: a zero point off by one is a mean in each group, a wrong scale a slope, a permutation or a lost block both a
+large difference and a slope.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# A difference of this size against the values is that of two bits; at eight bits it is below 0.01.
+_LARGEST = 0.7
+# Without a visible grid the difference must be smaller: three bits in groups.
+_LARGEST_UNSEEN = 0.5
+# A sum of n independent errors lies beyond so many standard deviations by chance in one row of 10^9.
+_SIGMAS = 6.0
+# Squares of such sums, in units of what chance gives them, are 1 on average.
+_MOST_STRUCTURE = 2.0
+# No error of a rounding stands out by more than this from its row and column.
+_MOST_PEAK = 7.0
+# The largest singular value of noise is sqrt(m) + sqrt(n); see Marchenko and Pastur, 1967.
+_MOST_DIRECTION = 1.6
+# A row so many times worse than the others is not rounded as they are.
+_FAR = 4.0
+_MOST_KURTOSIS = 2.6
+_SLIGHT = 0.03
+_GROUPS = (256, 128, 64, 32, 16, 8)
+# A group of so few levels says nothing.
+_FEWEST = 8
+# Levels for a value: with so few the nearest level is no chance, with so many it says nothing.
+_FEW = 0.5
+_MANY = 0.9
+# Elements that may lie beyond the ends of a grid, as a range that is cut off on purpose leaves them.
+_MOST_CUT = 0.02
+_ELEMENTS = 1 << 24
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """Return a weight as [rows, values of a row] in float64: all axes but the first (of experts, the first two)."""
+    if tensor.dim() < 2:
+        return tensor.double().reshape(1, -1)
+    rows = 2 if tensor.dim() == 3 else 1
+    return tensor.double().reshape(math.prod(tensor.shape[:rows]), -1)
+
+
+def is_rounded(reference: Tensor, candidate: Tensor) -> bool:
+    """Return whether `candidate` is `reference` rounded.
+
+    Args:
+        reference: two axes or more, floating; the last axes belong to one row.
+        candidate: the same shape.
+
+    Two ways are enough. Either each value is the nearest one of the levels that are seen in its row or its group, and
+    the differences have no mean and no slope there. Or the differences are small, and white in every way described
+    above; such are the errors of GPTQ, whose values are not the nearest ones, and of scales that were undone again.
+    A fault that is smaller than the rounding itself, in each row and in the whole, is not seen.
+    """
+    if reference.shape != candidate.shape or reference.dim() < 2 or not reference.numel():
+        return False
+    mine, theirs = _sampled(as_matrix(reference), as_matrix(candidate))
+    error = theirs - mine
+    if not bool(torch.isfinite(error).all()):
+        return False
+    if not bool(error.any()):
+        return True
+    size = _rms(error) / max(_rms(mine), 1e-300)
+    nearest = _nearest_of(mine, theirs)
+    if nearest is not None and nearest <= _FEW:
+        return size <= _LARGEST
+    if not size <= _LARGEST_UNSEEN:
+        return False
+    if nearest is not None:
+        return not _has_structure(mine, _without_peaks(error))
+    return (_is_seen(theirs) or _is_bounded(error)) and not _has_structure(mine, error) and _is_white(mine, error)
+
+
+def noise(reference: Tensor, candidate: Tensor) -> float:
+    """Return the RMS of the difference against the RMS of the reference."""
+    mine, theirs = as_matrix(reference), as_matrix(candidate)
+    return _rms(theirs - mine) / max(_rms(mine), 1e-300)
+
+
+def _sampled(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole rows of both, as many as are needed to judge."""
+    most = max(_FEWEST, _ELEMENTS // mine.shape[1])
+    step = -(-len(mine) // most)
+    return mine[::step], theirs[::step]
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def _has_structure(mine: Tensor, error: Tensor) -> bool:
+    """Return whether the differences have a mean or a slope against the values, in a row, a column or the groups."""
+    sides = ((mine, error), (mine.t(), error.t())) if min(mine.shape) >= _FEWEST else ((mine, error),)
+    for values, off in sides:
+        count = values.shape[1]
+        if any(_stands_out(found, count) for found in (_means(off), _slopes(values, off))):
+            return True
+    for group in _GROUPS:
+        if mine.shape[1] % group or mine.shape[1] == group:
+            continue
+        parts, off = mine.reshape(-1, group), error.reshape(-1, group)
+        for found in (_means(off), _slopes(parts, off)):
+            # Of many small groups the mean of the squares is known well, of a few it is not.
+            allowed = 1 + (_MOST_STRUCTURE - 1) * max(1.0, 12 / math.sqrt(len(found)))
+            if group * float(found.square().mean()) > allowed:
+                return True
+    return False
+
+
+def _without_peaks(error: Tensor) -> Tensor:
+    """Return the differences with those of cut-off values, which stand out from their row, as large as the others."""
+    most = 4 * error.abs().median(1, keepdim=True).values
+    return error.clamp(-most, most)
+
+
+def _stands_out(cosines: Tensor, count: int) -> bool:
+    """Return whether a cosine of `count` values is too large for chance, by Fisher's transformation."""
+    return bool((torch.atanh(cosines.abs().clamp(max=1 - 1e-12)) * math.sqrt(max(count - 3, 1)) > _SIGMAS).any())
+
+
+def _means(error: Tensor) -> Tensor:
+    """Return the cosine between each row's differences and a constant."""
+    size = error.square().sum(1).sqrt() * math.sqrt(error.shape[1])
+    return torch.where(size > 0, error.sum(1) / size.clamp(min=1e-300), 0.0)
+
+
+def _slopes(values: Tensor, error: Tensor) -> Tensor:
+    """Return the cosine between each row's differences and its values.
+
+    A slope below 0.03 is that of few levels: the nearest of them lies towards zero a little more often than not.
+    """
+    energy = values.square().sum(1)
+    product = (values * error).sum(1)
+    size = (energy * error.square().sum(1)).sqrt()
+    slope = product / energy.clamp(min=1e-300)
+    return torch.where((size > 0) & (slope.abs() > _SLIGHT), product / size.clamp(min=1e-300), 0.0)
+
+
+def _nearest_of(mine: Tensor, theirs: Tensor) -> float | None:
+    """Return how many levels a value has, where each is the nearest in its scope; None where some are not.
+
+    A scope is the whole tensor, a row, or a group of a row. Of those that fit, that with the fewest levels counts.
+    """
+    row = mine.shape[1]
+    groups = [group for group in _GROUPS if group < row and row % group == 0]
+    found = [_are_nearest(mine.reshape(-1, size), theirs.reshape(-1, size)) for size in (mine.numel(), row, *groups)]
+    return min((levels for levels in found if levels is not None), default=None)
+
+
+def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
+    levels = theirs.sort(1).values.contiguous()
+    # Levels that differ by the rounding of the levels themselves are one.
+    noise = _own_rounding(theirs) * theirs.abs().amax(1, keepdim=True)
+    place = torch.searchsorted(levels, mine.contiguous())
+    last = levels.shape[1] - 1
+    above = levels.gather(1, place.clamp(max=last))
+    below = levels.gather(1, (place - 1).clamp(min=0))
+    nearest = torch.minimum((above - mine).abs(), (mine - below).abs())
+    if bool(((theirs - mine).abs() > nearest * (1 + 1e-3) + noise).any()):
+        return None
+    gaps = levels.diff(dim=1)
+    widest = gaps.amax(1, keepdim=True)
+    beyond = (mine > levels[:, -1:] + widest) | (mine < levels[:, :1] - widest)
+    if not float(beyond.double().mean()) <= _MOST_CUT:
+        return None
+    few = (float((gaps > noise).sum(1).double().mean()) + 1) / levels.shape[1]
+    # As many levels as values: nothing need be rounded, and each value is its own nearest.
+    return few if few <= _MANY or _are_even(levels, noise) else None
+
+
+def _own_rounding(values: Tensor) -> float:
+    """Return the relative rounding of the values as they are stored."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(dtype).double(), values):
+            return torch.finfo(dtype).eps
+    return 1e-6
+
+
+def _is_seen(theirs: Tensor) -> bool:
+    """Return whether the values lie on a grid in their row, or in groups of it: of few levels, or evenly."""
+    row = theirs.shape[1]
+    for size in (row, *(group for group in _GROUPS if group < row and row % group == 0)):
+        levels = theirs.reshape(-1, size).sort(1).values.contiguous()
+        noise = _own_rounding(theirs) * levels.abs().amax(1, keepdim=True)
+        few = (float((levels.diff(dim=1) > noise).sum(1).double().mean()) + 1) / size
+        if few <= _FEW or (size >= 2 * _FEWEST and _are_even(levels, noise)):
+            return True
+    return False
+
+
+def _is_bounded(error: Tensor) -> bool:
+    """Return whether the differences end where those of a rounding do: their kurtosis is 1.8, that of noise is 3."""
+    even = error / _sizes(error, 1)
+    even = even / _sizes(even, 0)
+    return float(even.pow(4).mean()) <= _MOST_KURTOSIS * float(even.square().mean()) ** 2
+
+
+def _are_even(levels: Tensor, noise: Tensor) -> bool:
+    """Return whether sorted levels lie on an even grid in nearly every scope."""
+    gaps = levels.diff(dim=1)
+    gaps = torch.where(gaps > noise, gaps, torch.inf)
+    least = gaps.amin(1, keepdim=True)
+    held = torch.zeros(len(levels), dtype=torch.bool, device=levels.device)
+    for parts in (1, 2, 3):
+        step = least / parts
+        places = (levels - levels[:, :1]) / step
+        off = (places - places.round()).abs()
+        fits = (off <= 0.05).all(1) & (places[:, -1] <= 4096) & torch.isfinite(step[:, 0])
+        held |= fits
+    return float(held.double().mean()) >= 0.9
+
+
+def _is_white(mine: Tensor, error: Tensor) -> bool:
+    """Return whether no element and no direction holds more of the differences than chance gives it."""
+    if min(error.shape) < _FEWEST or _is_uneven(mine, error):
+        return False
+    even = error / _sizes(error, 1)
+    even = even / _sizes(even, 0)
+    if float(even.abs().max()) > _MOST_PEAK:
+        return False
+    rows, columns = even.shape
+    largest = float(torch.linalg.matrix_norm(even[:4096, :4096].float(), 2))
+    rows, columns = min(rows, 4096), min(columns, 4096)
+    return largest <= _MOST_DIRECTION * (math.sqrt(rows) + math.sqrt(columns))
+
+
+def _is_uneven(mine: Tensor, error: Tensor) -> bool:
+    """Return whether a row is far off the others, by its error and by its error against its values.
+
+    Columns may well be: a scale for each is multiplied in before the rounding, and divided out again.
+    """
+    size = error.square().mean(1).sqrt()
+    share = size / mine.square().mean(1).sqrt().clamp(min=1e-300)
+    return bool(((size > _FAR * size.median()) & (share > _FAR * share.median())).any())
+
+
+def _sizes(error: Tensor, axis: int) -> Tensor:
+    size = error.square().mean(axis, keepdim=True).sqrt()
+    return torch.where(size > 0, size, 1.0)
