@@ -114,11 +114,7 @@ class QuantizerWatch:
                     yield f"{named} ({seen.dtype}): {problem}"
 
     def _problems(self, seen: _Seen) -> list[QuantProblem]:
-        peers = [
-            other.step
-            for other in self._seen.values()
-            if other.step is not None and self._is_peer(seen, other)
-        ]
+        peers = [other.step for other in self._seen.values() if other.step is not None and self._is_peer(seen, other)]
         if seen.step is None or len(peers) < _FEWEST_PEERS or not seen.step > _FAR * median(peers):
             return seen.problems
         said = f"its step is {seen.step / median(peers):.3g} times as large, against its values, as in the other layers"

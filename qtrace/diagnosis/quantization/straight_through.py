@@ -29,7 +29,12 @@ class Watcher(Protocol):
     """Is told of each quantizer that is passed by, with the values that it would round."""
 
     def quantizes(
-        self, values: Tensor, scale: Tensor | float, zero_point: Tensor | float, levels: tuple[float, float], axis: int | None
+        self,
+        values: Tensor,
+        scale: Tensor | float,
+        zero_point: Tensor | float,
+        levels: tuple[float, float],
+        axis: int | None,
     ) -> None:
         """A fake quantizer with these scales was passed by."""
 

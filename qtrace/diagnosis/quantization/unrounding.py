@@ -208,7 +208,9 @@ def without_rounding(runner: Runner, before: Trial) -> WithoutRounding | None:
     if first is None:
         return None
     trial = as_trial(first, local=False)
-    wrong = [v for root in trial.roots if not root.module for v in root.outputs if not v.agrees and v.status not in ONE_SIDED]
+    wrong = [
+        v for root in trial.roots if not root.module for v in root.outputs if not v.agrees and v.status not in ONE_SIDED
+    ]
     is_right = not wrong
     if not is_right and not found.is_exact:
         after, error = trial.final_error(runner.read), before.final_error(runner.read)
