@@ -112,7 +112,7 @@ class Investigation:
         }
 
         def shows(one: Suspect) -> bool:
-            """Return whether the error is there as well when nothing is forced: else it is that of the forced values."""
+            """Return whether the error is there as well when nothing is forced: else the forced values make it."""
             call, value = one.callee or one.call, one.value
             if value is None or value.rel_l2 is None:
                 return True

@@ -35,8 +35,8 @@ class Model:
     `aliases` maps the further paths of a module that occurs in several places to its first one. `devices` are the
     kinds of device that hold parameters and buffers, always with "cpu". `in_training` are the paths of the modules in
     training mode that may behave differently for it: few of torch's own classes read the mode, but any other class
-    may. Every call of the model is made inside of `within()`. `rewriting` says of the modules that have run whether hooks of their own change their output, see
-    `qtrace.engine.hooks`.
+    may. Every call of the model is made inside of `within()`. `rewriting` says of the modules that have run whether
+    hooks of their own change their output, see `qtrace.engine.hooks`.
     """
 
     name: str

@@ -79,12 +79,6 @@ def is_rounded(reference: Tensor, candidate: Tensor) -> bool:
     return (_is_seen(theirs) or _is_bounded(error)) and not _has_structure(mine, error) and _is_white(mine, error)
 
 
-def noise(reference: Tensor, candidate: Tensor) -> float:
-    """Return the RMS of the difference against the RMS of the reference."""
-    mine, theirs = as_matrix(reference), as_matrix(candidate)
-    return _rms(theirs - mine) / max(_rms(mine), 1e-300)
-
-
 def _sampled(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """Return whole rows of both, as many as are needed to judge."""
     most = max(_FEWEST, _ELEMENTS // mine.shape[1])

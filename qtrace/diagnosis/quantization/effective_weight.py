@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qtrace.numerics import NoValues, plain
+
 # So many columns are asked for at once.
 _COLUMNS = 1024
 # A quantizer of four bits for the input keeps this much of a linear module's linearity.
@@ -20,6 +22,17 @@ class Affine:
 
     weight: Tensor
     bias: Tensor
+
+
+def float_values(tensor: Tensor | None) -> Tensor | None:
+    """Return the values of a tensor as a plain floating one; None where it holds no such values."""
+    if tensor is None or torch.nn.parameter.is_lazy(tensor):
+        return None
+    try:
+        found = plain(tensor)
+    except NoValues:
+        return None
+    return found if found.is_floating_point() and not found.is_meta else None
 
 
 def is_linear(module: nn.Module) -> bool:

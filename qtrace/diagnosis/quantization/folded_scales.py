@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from qtrace.diagnosis.quantization.effective_weight import float_values
 from qtrace.diagnosis.tensor_differences import held_tensor
-from qtrace.numerics import NoValues, plain
 from qtrace.numerics.quantized import as_matrix, is_rounded
 
 # What a transform must leave of a weight's difference to be considered.
@@ -46,7 +46,7 @@ class Folds:
         self._rotation: Tensor | None = None
         for path, (mine, partners) in pairs.items():
             for partner in partners:
-                ours, theirs = (_real(held_tensor(side, "weight")) for side in (mine, partner))
+                ours, theirs = (float_values(held_tensor(side, "weight")) for side in (mine, partner))
                 if ours is None or theirs is None or ours.shape != theirs.shape or torch.equal(ours, theirs):
                     continue
                 if ours.dim() == 1:
@@ -58,7 +58,7 @@ class Folds:
         for one in (0.0, 1.0):
             # Some norms multiply by 1 + weight.
             if bool(((theirs + one) != 0).all()):
-                self._scales.append((path, (ours + one) / (theirs + one)))
+                self._scales.append((path, (ours.double() + one) / (theirs.double() + one)))
 
     def before(self, path: str, weight: Tensor, rounded: Tensor) -> Unrounded | None:
         """Return a weight of the candidate as it was before its rounding; None where it is no rounding of any.
@@ -87,7 +87,7 @@ class Folds:
 
     def _transformed(self, path: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the weight with what may have been multiplied into it, each with its words."""
-        columns, rows = weight.shape[-1], weight.shape[-2]
+        columns, rows, weight = weight.shape[-1], weight.shape[-2], weight.double()
         near = sorted(
             ((name, scale) for name, scale in self._scales if len(scale) == columns),
             key=lambda named: -_shared(named[0], path),
@@ -108,16 +108,6 @@ class Folds:
             yield "turned", turn.t() @ weight
 
 
-def _real(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
-        return None
-    try:
-        found = plain(tensor)
-    except NoValues:
-        return None
-    return found.float() if found.is_floating_point() else None
-
-
 def _rotation_between(ours: Tensor, theirs: Tensor) -> Tensor | None:
     """Return the orthogonal R with theirs = ours @ R (Schoenemann, 1966), None where there is none."""
     if len(ours) < ours.shape[1] or is_rounded(ours, theirs):
@@ -125,7 +115,7 @@ def _rotation_between(ours: Tensor, theirs: Tensor) -> Tensor | None:
     left, _, right = torch.linalg.svd(ours.double().t() @ theirs.double())
     turn = left @ right
     off = (ours.double() @ turn - theirs.double()).norm() / theirs.double().norm()
-    return turn.to(ours.dtype) if float(off) <= _BETTER / 2 else None
+    return turn if float(off) <= _BETTER / 2 else None
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
@@ -175,10 +165,13 @@ def _gains(mine: Tensor, theirs: Tensor, axis: int) -> Tensor:
         # One gain for all is known better than each.
         whole = (mine * theirs).sum() / mine.square().sum()
         unsure = (theirs - mine * whole).square().mean().div(mine.square().sum()).sqrt()
-        is_one = bool((whole - 1).abs() <= torch.maximum(_SIGMAS * unsure, torch.tensor(_LEAST_GAIN)))
-        return torch.ones_like(gains) if is_one else torch.full_like(gains, float(whole))
-    is_one = (gains - 1).abs() <= torch.maximum(_SIGMAS * unsure, torch.tensor(_LEAST_GAIN))
-    return torch.where(is_one, 1.0, gains)
+        return torch.full_like(gains, float(whole)) if _is_gain(whole, unsure) else torch.ones_like(gains)
+    return torch.where(_is_gain(gains, unsure), gains, torch.ones_like(gains))
+
+
+def _is_gain(gains: Tensor, unsure: Tensor) -> Tensor:
+    """Return which gains are not 1, beyond what is unsure of them."""
+    return (gains - 1).abs() > (_SIGMAS * unsure).clamp(min=_LEAST_GAIN)
 
 
 def _gain_words(gains: Tensor, of: str) -> list[str]:

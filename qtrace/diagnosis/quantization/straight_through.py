@@ -1,4 +1,4 @@
-"""Makes rounding operators pass their input on unchanged, so that a quantized model computes what it would unrounded."""
+"""Makes rounding operators pass their input on, so that a quantized model computes what it would unrounded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Watcher(Protocol):
 
 
 class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode under which nothing is rounded: rounding, its clamp, fake quantizers and casts to codes return their input.
+    """A mode without rounding: it, its clamp, fake quantizers and casts to codes return their input.
 
     `count` is how many operators it passed by; `watcher` is told of them. What a model does with codes as integers it
     cannot follow: then the model raises, or computes something else.

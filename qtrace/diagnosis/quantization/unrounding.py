@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtrace.diagnosis.quantization.effective_weight import Affine, bias_of, is_linear, probed, weight_of
+from qtrace.diagnosis.quantization.effective_weight import (
+    Affine,
+    bias_of,
+    float_values,
+    is_linear,
+    probed,
+    weight_of,
+)
 from qtrace.diagnosis.quantization.folded_scales import Folds
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
@@ -25,7 +32,6 @@ from qtrace.engine.comparison import Comparison
 from qtrace.engine.lockstep_pass import copied
 from qtrace.engine.model import Model, buffers_kept
 from qtrace.engine.plan import Plan
-from qtrace.numerics import NoValues, plain
 from qtrace.report.records import ONE_SIDED
 
 # Weights of fewer elements (norms, biases) are not rounded, or their rounding cannot be told from a fault.
@@ -47,7 +53,6 @@ class Unrounding:
     forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     is_exact: bool = True
-    count: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -70,7 +75,7 @@ def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
     seen: set[tuple[int, str]] = set()
     for key, (mine, partners) in pairs.items():
         for name, parameter in mine._parameters.items():
-            ours = _values(parameter)
+            ours = float_values(parameter)
             if ours is None or ours.dim() < 2 or ours.numel() < _FEWEST:
                 continue
             holder, held = _holder(partners, name, ours)
@@ -84,20 +89,10 @@ def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
     return found
 
 
-def _values(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or torch.nn.parameter.is_lazy(tensor):
-        return None
-    try:
-        found = plain(tensor)
-    except NoValues:
-        return None
-    return found if found.is_floating_point() and not found.is_meta else None
-
-
 def _holder(partners: Sequence[nn.Module], name: str, ours: Tensor) -> tuple[nn.Module | None, Tensor | None]:
     """Return which of the partners holds a tensor of this name, shape and dtype, and its values."""
     for partner in partners:
-        held = _values(partner._parameters.get(name))
+        held = float_values(partner._parameters.get(name))
         if held is not None and held.shape == ours.shape and held.dtype == ours.dtype and held.device == ours.device:
             return partner, held
     return None, None
@@ -117,7 +112,6 @@ def _take_weight(
         found.unknown[key] = place[1]
         return
     found.weights.append((*place, before.weight.to(held.dtype)))
-    found.count += 1
     found.is_exact &= before.is_exact
 
 
@@ -136,7 +130,6 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
         own = bias
     found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
-    found.count += 1
     found.is_exact &= before.is_exact
 
 
@@ -153,7 +146,7 @@ def _forward(affine: Affine) -> Callable[..., Tensor]:
 def applied(found: Unrounding) -> Iterator[None]:
     """Put the unrounded weights in place; the candidate gets back its own at the end."""
     kept = [(module, name, module._parameters[name]) for module, name, _ in found.weights]
-    own = [(module, module.__dict__.get("forward")) for module, _ in found.forwards]
+    own = [(module, dict(vars(module))) for module, _ in found.forwards]
     try:
         for module, name, weight in found.weights:
             module._parameters[name] = nn.Parameter(weight.detach(), requires_grad=False)
@@ -163,11 +156,10 @@ def applied(found: Unrounding) -> Iterator[None]:
     finally:
         for module, name, parameter in kept:
             module._parameters[name] = parameter
-        for module, forward in own:
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
+        for module, attributes in own:
+            module.__dict__.pop("forward")
+            if "forward" in attributes:
+                module.__dict__["forward"] = attributes["forward"]
 
 
 @dataclass(frozen=True, slots=True)
