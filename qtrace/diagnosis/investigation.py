@@ -119,7 +119,10 @@ class Investigation:
             there = shown.get((call.module, call.call, value.name))
             return there is None or not there < _THERE * value.rel_l2
 
-        kept = [one for one in found if shows(one) and (is_coarse(one) or self._quantized.has_problem(one))]
+        def is_wrong(one: Suspect) -> bool:
+            return is_coarse(one) or self._quantized.has_problem(one) or (not is_noise and self._rounds_alone(one, found))
+
+        kept = [one for one in found if shows(one) and is_wrong(one)]
         named = {one.module for one in kept}
         watched = [path for path in self._quantized.watch.modules() if path not in named]
         calls = {call.module: call for call in reversed(self._first.calls) if call.side is None}
@@ -129,6 +132,15 @@ class Investigation:
             if call is not None and value is not None:
                 kept.append(Suspect("introduces", path, call, value=value, has_children=bool(call.children)))
         return kept
+
+    def _rounds_alone(self, one: Suspect, found: Sequence[Suspect]) -> bool:
+        """Return whether a module's code rounds, by no quantizer that is known, where none or few of its class do."""
+        rounding = self._quantized.watch.unscaled
+        if one.module not in rounding or self._quantized.is_known(one):
+            return False
+        erring = {suspect.module for suspect in found}
+        alike = {call.module for call in self._first.calls if call.side is None and call.type == one.call.type}
+        return len(rounding) == 1 or 0 < len(alike & erring) <= len(alike - erring)
 
     def _named(self, found: list[Suspect], is_noise: bool) -> list[Finding]:
         """Return the findings for suspects."""

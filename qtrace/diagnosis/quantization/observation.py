@@ -88,6 +88,10 @@ class QuantizerEvidence:
         is_told = facts is not None and next(facts.sentences(), None) is not None
         return is_told or next(self.watch.sentences(suspect.module), None) is not None
 
+    def is_known(self, suspect: Suspect) -> bool:
+        """Return whether a reader knows a quantizer of a suspect."""
+        return self._facts(suspect, looks=False) is not None
+
     def explains(self, suspect: Suspect) -> bool:
         """Return whether rounding by correct scales is the only error in a suspect's output.
 

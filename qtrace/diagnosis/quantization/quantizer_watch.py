@@ -47,6 +47,8 @@ class QuantizerWatch:
         self._calls: list[Call] = []
         self._seen: dict[tuple[str, str, int], _Seen] = {}
         self._counts: dict[tuple[str, int], int] = {}
+        # The reference's modules in whose code something is rounded by an operator that is no quantizer's.
+        self.unscaled: set[str] = set()
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
         """Note which module runs."""
@@ -78,6 +80,12 @@ class QuantizerWatch:
         size = float(values.detach().abs().median())
         self._note(reading.dtype, float(steps.median()) / size if size > 0 else None, problems)
 
+    def rounds(self) -> None:
+        """Note whose code rounds."""
+        owner = self._owner()
+        if owner is not None and owner.key is not None:
+            self.unscaled.add(owner.key)
+
     def cuts(self, codes: Tensor, cut: Tensor) -> None:
         """Hold the clamp of a rounding against its codes."""
         beyond = (codes - cut).abs()
@@ -89,10 +97,9 @@ class QuantizerWatch:
             self._note("?", None, [QuantProblem(QuantProblemKind.CLIPPED, said, remedy)])
 
     def _note(self, dtype: str, step: float | None, problems: list[QuantProblem]) -> None:
-        place = max((at for at, call in enumerate(self._calls) if call.key is not None), default=None)
-        if place is None:
+        owner = self._owner()
+        if owner is None:
             return
-        owner = self._calls[place]
         prefix = f"{owner.path}." if owner.path else ""
         inner = self._calls[-1].path
         name = inner.removeprefix(prefix) if inner != owner.path else ""
@@ -100,6 +107,10 @@ class QuantizerWatch:
         assert owner.key is not None
         found = self._seen.setdefault((owner.key, name, number), _Seen(owner.key, name, number, dtype, step, []))
         found.problems += [problem for problem in problems if problem not in found.problems]
+
+    def _owner(self) -> Call | None:
+        """Return the innermost call that runs and has a partner in the reference."""
+        return next((call for call in reversed(self._calls) if call.key is not None), None)
 
     def modules(self) -> list[str]:
         """Return the reference's modules in whose code a quantizer does not fit."""

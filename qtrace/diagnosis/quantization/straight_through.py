@@ -38,6 +38,9 @@ class Watcher(Protocol):
     ) -> None:
         """A fake quantizer with these scales was passed by."""
 
+    def rounds(self) -> None:
+        """Something was rounded by an operator that tells no scale."""
+
     def cuts(self, codes: Tensor, cut: Tensor) -> None:
         """Codes, which are in steps, were clamped."""
 
@@ -59,6 +62,8 @@ class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if given is None or not given.is_floating_point():
             return func(*args, **(kwargs or {}))
         if func in _ROUNDS or func in _ROUNDS_IN_PLACE:
+            if self._watcher is not None:
+                self._watcher.rounds()
             return self._passed(given, in_place=func in _ROUNDS_IN_PLACE)
         if func in _FAKE:
             if self._watcher is not None:

@@ -38,6 +38,8 @@ from qtrace.report.records import ONE_SIDED
 _FEWEST = 256
 # What gains that were fitted leave of the final error.
 _RELIEVED = 0.3
+# Computing a weight in another order moves it by so many times the precision of its dtype.
+_OWN_ROUNDING = 16
 
 
 @dataclass(slots=True)
@@ -46,18 +48,15 @@ class Unrounding:
 
     `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
     the forward of modules that store codes. `unknown` are the reference's paths whose weight is no rounding of the
-    reference's. `is_exact` says that all weights are the reference's up to what is known without noise.
+    reference's. `is_exact` says that all weights are the reference's up to what is known without noise, `is_needed`
+    that some of them were rounded.
     """
 
     weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     is_exact: bool = True
-
-    @property
-    def is_empty(self) -> bool:
-        """Return whether no weight is rounded."""
-        return not self.weights and not self.forwards
+    is_needed: bool = False
 
 
 def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
@@ -113,6 +112,7 @@ def _take_weight(
         return
     found.weights.append((*place, before.weight.to(held.dtype)))
     found.is_exact &= before.is_exact
+    found.is_needed |= _is_rounded_off(before.weight, held)
 
 
 def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, partners: Sequence[nn.Module]) -> None:
@@ -131,6 +131,13 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
         own = bias
     found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
     found.is_exact &= before.is_exact
+    found.is_needed |= _is_rounded_off(before.weight, map_.weight)
+
+
+def _is_rounded_off(before: Tensor, after: Tensor) -> bool:
+    """Return whether a weight lost more than the rounding of its own dtype: else only its scales differ."""
+    off = (after.double() - before.double()).abs().amax()
+    return bool(off > _OWN_ROUNDING * torch.finfo(after.dtype).eps * after.abs().amax())
 
 
 def _forward(affine: Affine) -> Callable[..., Tensor]:
@@ -189,11 +196,11 @@ def without_rounding(runner: Runner, before: Trial) -> WithoutRounding | None:
     """
     found = unrounding(runner.models, runner.plan)
     reference, candidate = runner.models
-    rounds = [_rounds(model, runner) for model in (candidate, reference)]
-    if found.is_empty and not (rounds[0] and not rounds[1]):
+    is_live = _rounds(candidate, runner) and not _rounds(reference, runner)
+    if not found.is_needed and not is_live:
         return None
     models, watch = runner.models, QuantizerWatch()
-    if rounds[0] and not rounds[1]:
+    if is_live:
         models = reference, replace(candidate, within=StraightThrough)
     with applied(found):
         first = runner.of(models).pass_without_forcing()
