@@ -82,6 +82,7 @@ class Investigation:
         other = without_rounding(self._runner, self._first)
         if other is None:
             return self._named(found, is_noise)
+        self._quantized.weights = other.found
         if other.is_right:
             self._quantized.watch = other.watch
             found = self._misquantized(found, is_noise)
@@ -90,6 +91,7 @@ class Investigation:
             runner = self._runner
             inner = Investigation(models, runner.plan, runner.sample, runner.options, runner.own_random, first)
             inner._unrounds = False
+            inner._quantized.weights = other.found
             named = inner.findings()
             self._warnings += inner.warnings
         return named
@@ -120,7 +122,9 @@ class Investigation:
             return there is None or not there < _THERE * value.rel_l2
 
         def is_wrong(one: Suspect) -> bool:
-            return is_coarse(one) or self._quantized.has_problem(one) or (not is_noise and self._rounds_alone(one, found))
+            return (
+                is_coarse(one) or self._quantized.has_problem(one) or (not is_noise and self._rounds_alone(one, found))
+            )
 
         kept = [one for one in found if shows(one) and is_wrong(one)]
         named = {one.module for one in kept}

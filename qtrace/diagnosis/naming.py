@@ -202,7 +202,14 @@ class Naming:
         """Return in words how a reference module differs from its partners in the candidate."""
         # Each step from suspect to finding needs it, and it reads the weights: so it is cached.
         if module not in self._static:
-            self._static[module] = (*self.elsewhere(module), *self._said(module, static_differences))
+            said = (*self.elsewhere(module), *self._said(module, static_differences))
+            weighed = self._quantized.weights.sentences(module)
+            if weighed is not None:
+                # Values under their rounding tell more than codes, and the rounding of a weight is no reason.
+                said = tuple(sentence for sentence in said if not sentence.startswith("weight "))
+                is_told = any(sentence.startswith("bias ") for sentence in said)
+                said = (*(s for s in weighed if not (is_told and s.startswith("adds "))), *said)
+            self._static[module] = said
         return self._static[module]
 
     def elsewhere(self, module: str) -> Iterator[str]:

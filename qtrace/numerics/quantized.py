@@ -40,6 +40,11 @@ _MOST_CUT = 0.02
 _ELEMENTS = 1 << 24
 
 
+def group_sizes(row: int) -> list[int]:
+    """Return the sizes of the groups that a row of so many values may be rounded in, the whole row first."""
+    return [row, *(group for group in _GROUPS if group < row and row % group == 0)]
+
+
 def as_matrix(tensor: Tensor) -> Tensor:
     """Return a weight as [rows, values of a row] in float64: all axes but the first (of experts, the first two)."""
     if tensor.dim() < 2:
@@ -97,9 +102,7 @@ def _has_structure(mine: Tensor, error: Tensor) -> bool:
         count = values.shape[1]
         if any(_stands_out(found, count) for found in (_means(off), _slopes(values, off))):
             return True
-    for group in _GROUPS:
-        if mine.shape[1] % group or mine.shape[1] == group:
-            continue
+    for group in group_sizes(mine.shape[1])[1:]:
         parts, off = mine.reshape(-1, group), error.reshape(-1, group)
         for found in (_means(off), _slopes(parts, off)):
             # Of many small groups the mean of the squares is known well, of a few it is not.
@@ -143,16 +146,13 @@ def _nearest_of(mine: Tensor, theirs: Tensor) -> float | None:
 
     A scope is the whole tensor, a row, or a group of a row. Of those that fit, that with the fewest levels counts.
     """
-    row = mine.shape[1]
-    groups = [group for group in _GROUPS if group < row and row % group == 0]
-    found = [_are_nearest(mine.reshape(-1, size), theirs.reshape(-1, size)) for size in (mine.numel(), row, *groups)]
+    sizes = (mine.numel(), *group_sizes(mine.shape[1]))
+    found = [_are_nearest(mine.reshape(-1, size), theirs.reshape(-1, size)) for size in sizes]
     return min((levels for levels in found if levels is not None), default=None)
 
 
 def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
-    levels = theirs.sort(1).values.contiguous()
-    # Levels that differ by the rounding of the levels themselves are one.
-    noise = _own_rounding(theirs) * theirs.abs().amax(1, keepdim=True)
+    levels, noise = _levels(theirs)
     place = torch.searchsorted(levels, mine.contiguous())
     last = levels.shape[1] - 1
     above = levels.gather(1, place.clamp(max=last))
@@ -170,6 +170,24 @@ def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
     return few if few <= _MANY or _are_even(levels, noise) else None
 
 
+def _levels(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the levels seen in each row, sorted, and by how much two may differ by their own rounding and be one."""
+    levels = values.sort(1).values.contiguous()
+    return levels, _own_rounding(values) * levels.abs().amax(1, keepdim=True)
+
+
+def steps(values: Tensor) -> Tensor:
+    """Return the least distance between two levels of each row, [rows]; infinite where a row has only one."""
+    levels, noise = _levels(values)
+    return _gaps(levels, noise).amin(1)
+
+
+def _gaps(levels: Tensor, noise: Tensor) -> Tensor:
+    """Return the distances between neighbours among sorted levels, infinite for those that are one level."""
+    gaps = levels.diff(dim=1)
+    return torch.where(gaps > noise, gaps, torch.inf)
+
+
 def _own_rounding(values: Tensor) -> float:
     """Return the relative rounding of the values as they are stored."""
     for dtype in (torch.bfloat16, torch.float16):
@@ -180,10 +198,8 @@ def _own_rounding(values: Tensor) -> float:
 
 def _is_seen(theirs: Tensor) -> bool:
     """Return whether the values lie on a grid in their row, or in groups of it: of few levels, or evenly."""
-    row = theirs.shape[1]
-    for size in (row, *(group for group in _GROUPS if group < row and row % group == 0)):
-        levels = theirs.reshape(-1, size).sort(1).values.contiguous()
-        noise = _own_rounding(theirs) * levels.abs().amax(1, keepdim=True)
+    for size in group_sizes(theirs.shape[1]):
+        levels, noise = _levels(theirs.reshape(-1, size))
         few = (float((levels.diff(dim=1) > noise).sum(1).double().mean()) + 1) / size
         if few <= _FEW or (size >= 2 * _FEWEST and _are_even(levels, noise)):
             return True
@@ -199,9 +215,7 @@ def _is_bounded(error: Tensor) -> bool:
 
 def _are_even(levels: Tensor, noise: Tensor) -> bool:
     """Return whether sorted levels lie on an even grid in nearly every scope."""
-    gaps = levels.diff(dim=1)
-    gaps = torch.where(gaps > noise, gaps, torch.inf)
-    least = gaps.amin(1, keepdim=True)
+    least = _gaps(levels, noise).amin(1, keepdim=True)
     held = torch.zeros(len(levels), dtype=torch.bool, device=levels.device)
     for parts in (1, 2, 3):
         step = least / parts

@@ -53,11 +53,11 @@ class Floors:
 def rounding_tolerance(dtypes: Iterable[torch.dtype], depth: int) -> float:
     """Return the PEIR up to which tensors of these dtypes agree, `depth` calls after the inputs.
 
-    The limit is 4 eps sqrt(1 + depth), at most 0.02, with eps that of the coarsest floating dtype among them. Without
-    a floating dtype, eps is that of float32, since integers (token ids, masks) are made from exact values or from
-    float32 ones.
+    The limit is 4 eps sqrt(2 + depth), at most 0.02, with eps that of the coarsest floating dtype among them: the first
+    call already sums over its inputs in an order of its own, which is a step more. Without a floating dtype, eps is
+    that of float32, since integers (token ids, masks) are made from exact values or from float32 ones.
     """
-    return min(_STEPS * coarsest_eps(tuple(dtypes)) * math.sqrt(1 + depth), _MOST)
+    return min(_STEPS * coarsest_eps(tuple(dtypes)) * math.sqrt(2 + depth), _MOST)
 
 
 @lru_cache(maxsize=256)

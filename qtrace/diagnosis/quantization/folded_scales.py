@@ -26,12 +26,12 @@ class Unrounded:
     """A weight of the candidate as it was before it was rounded.
 
     `is_exact` says that only what is known without noise was multiplied in: nothing, or what norms and embeddings show.
-    `said` tells what was, in words, empty for nothing.
+    `fitted` tells in words which gains were fitted, empty where none were.
     """
 
     weight: Tensor
     is_exact: bool
-    said: str = ""
+    fitted: str = ""
 
 
 class Folds:
@@ -70,23 +70,23 @@ class Folds:
         """
         if is_rounded(weight, rounded):
             return Unrounded(weight, True)
-        best, said = weight, ""
+        best, is_other = weight, False
         if weight.dim() >= 2:
             least = _distance(weight, rounded)
-            for words, other in self._transformed(path, weight):
+            for other in self._transformed(path, weight):
                 far = _distance(other, rounded)
                 if far < _BETTER * least:
-                    best, said, least = other, words, far
-            if said and is_rounded(best, rounded):
-                return Unrounded(best, True, said)
+                    best, is_other, least = other, True, far
+            if is_other and is_rounded(best, rounded):
+                return Unrounded(best, True)
         fitted = _with_gains(best, rounded)
         if fitted is None:
             return None
         values, words, is_everywhere = fitted
-        return Unrounded(values, not is_everywhere, "; ".join(filter(None, (said, words))))
+        return Unrounded(values, not is_everywhere, words)
 
-    def _transformed(self, path: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield the weight with what may have been multiplied into it, each with its words."""
+    def _transformed(self, path: str, weight: Tensor) -> Iterator[Tensor]:
+        """Yield the weight with what may have been multiplied into it."""
         columns, rows, weight = weight.shape[-1], weight.shape[-2], weight.double()
         near = sorted(
             ((name, scale) for name, scale in self._scales if len(scale) == columns),
@@ -95,17 +95,17 @@ class Folds:
         turn = self._rotation
         turns = turn is not None and len(turn) == columns
         closest = [named for named in near if _shared(named[0], path) == _shared(near[0][0], path)] if near else []
-        for name, scale in closest:
+        for _, scale in closest:
             scaled = weight * scale
-            yield f"times what {name} was divided by", scaled
+            yield scaled
             if turns and turn is not None:
-                yield f"times what {name} was divided by, and turned", scaled @ turn
+                yield scaled @ turn
         if turn is None:
             return
         if turns:
-            yield "turned", weight @ turn
+            yield weight @ turn
         if len(turn) == rows:
-            yield "turned", turn.t() @ weight
+            yield turn.t() @ weight
 
 
 def _rotation_between(ours: Tensor, theirs: Tensor) -> Tensor | None:
@@ -179,9 +179,9 @@ def _gain_words(gains: Tensor, of: str) -> list[str]:
     if not len(other):
         return []
     if len(other) == len(gains) and bool((gains == gains[0]).all()):
-        return [f"{float(gains[0]):.4g} times"]
+        return [f"times {float(gains[0]):.4g}"]
     low, high = float(gains[other].min()), float(gains[other].max())
     if len(other) == 1:
-        return [f"{of} {int(other[0])} is {low:.4g} times"]
+        return [f"with {of} {int(other[0])} times {low:.4g}"]
     which = f"each {of}" if len(other) == len(gains) else f"{len(other)} of {len(gains)} {of}s"
-    return [f"{which} by a factor, {low:.4g} to {high:.4g}"]
+    return [f"with a factor for {which}, {low:.4g} to {high:.4g}"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from qtrace.diagnosis.quantization.expected_error import expected_error, expected_peak
 from qtrace.diagnosis.quantization.facts import quant_facts, readings_of
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
+from qtrace.diagnosis.quantization.unrounding import Unrounding
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.engine.events import Bound
@@ -61,8 +62,9 @@ class QuantizerEvidence:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._aligned = frozenset(module for key in runner.plan.reference_keys for module in runner.partners(key))
-        # What was seen of the quantizers where they run, if that was looked at.
+        # What was seen of the quantizers where they run, and of weights under their rounding, if that was looked at.
         self.watch = QuantizerWatch()
+        self.weights = Unrounding()
         # The facts found with the reference's values, by (module, call); the values themselves are too large to keep.
         self._held: dict[tuple[str, int], QuantFacts | None] = {}
 

@@ -26,6 +26,7 @@ from qtrace.diagnosis.quantization.effective_weight import (
 from qtrace.diagnosis.quantization.folded_scales import Folds
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
+from qtrace.diagnosis.quantization.weight_faults import bias_fault, weight_fault
 from qtrace.diagnosis.runner import Runner, as_trial
 from qtrace.diagnosis.trial import Trial
 from qtrace.engine.comparison import Comparison
@@ -43,20 +44,55 @@ _OWN_ROUNDING = 16
 
 
 @dataclass(slots=True)
+class Weighed:
+    """What is known of a weight of the candidate's.
+
+    `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
+    `bias` holds the reference's and that which a module adds that stores codes.
+    """
+
+    name: str
+    fault: tuple[Tensor, Tensor] | None = None
+    scaled: str = ""
+    bias: tuple[Tensor | None, Tensor] | None = None
+    _said: tuple[str, ...] | None = None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Return in words how the weight and the bias differ beyond rounding."""
+        # Reading the weight takes a while.
+        if self._said is None:
+            found = [f"{self.name} {weight_fault(*self.fault)}"] if self.fault is not None else []
+            found += [f"{self.name} is the reference's {self.scaled}"] if self.scaled else []
+            other = bias_fault(*self.bias) if self.bias is not None else None
+            self._said = (*found, *([other] if other else ()))
+        return self._said
+
+
+@dataclass(slots=True)
 class Unrounding:
     """What takes the rounding out of a candidate's weights.
 
     `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
-    the forward of modules that store codes. `unknown` are the reference's paths whose weight is no rounding of the
-    reference's. `is_exact` says that all weights are the reference's up to what is known without noise, `is_needed`
-    that some of them were rounded.
+    the forward of modules that store codes. `weighed` holds what is known of each weight that differs, by the
+    reference's path. `is_exact` says that all weights are the reference's up to what is known without noise,
+    `is_needed` that some of them were rounded.
     """
 
     weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
-    unknown: dict[str, str] = field(default_factory=dict)
+    weighed: dict[str, Weighed] = field(default_factory=dict)
     is_exact: bool = True
     is_needed: bool = False
+
+    def sentences(self, module: str) -> tuple[str, ...] | None:
+        """Return how a module's weights differ beyond rounding, in words; None where none of them was weighed."""
+        known = self.weighed.get(module)
+        return None if known is None else known.sentences
+
+    def faulty(self) -> list[str]:
+        """Return the reference's modules with a weight that is no rounding of the reference's."""
+        return [path for path, known in self.weighed.items() if known.fault is not None]
 
 
 def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
@@ -89,9 +125,13 @@ def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
 
 
 def _holder(partners: Sequence[nn.Module], name: str, ours: Tensor) -> tuple[nn.Module | None, Tensor | None]:
-    """Return which of the partners holds a tensor of this name, shape and dtype, and its values."""
+    """Return which of the partners holds a tensor of this name, shape and dtype, and its values.
+
+    Values of eight bits are codes.
+    """
     for partner in partners:
-        held = float_values(partner._parameters.get(name))
+        own = partner._parameters.get(name)
+        held = float_values(own) if own is not None and own.itemsize > 1 else None
         if held is not None and held.shape == ours.shape and held.dtype == ours.dtype and held.device == ours.device:
             return partner, held
     return None, None
@@ -100,16 +140,21 @@ def _holder(partners: Sequence[nn.Module], name: str, ours: Tensor) -> tuple[nn.
 def _is_held(partners: Sequence[nn.Module], ours: Tensor) -> bool:
     """Return whether a module inside holds a float weight of this shape, so that nothing is stored as codes."""
     inside = (held for partner in partners for module in partner.modules() for held in module._parameters.values())
-    return any(held is not None and held.shape == ours.shape and held.is_floating_point() for held in inside)
+    return any(
+        held is not None and held.shape == ours.shape and held.is_floating_point() and held.itemsize > 1
+        for held in inside
+    )
 
 
 def _take_weight(
     found: Unrounding, folds: Folds, key: str, place: tuple[nn.Module, str], ours: Tensor, held: Tensor
 ) -> None:
     before = folds.before(key, ours, held)
+    known = found.weighed.setdefault(key, Weighed(place[1]))
     if before is None:
-        found.unknown[key] = place[1]
+        known.name, known.fault = place[1], (ours, held)
         return
+    known.scaled = known.scaled or before.fitted
     found.weights.append((*place, before.weight.to(held.dtype)))
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
@@ -120,11 +165,13 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     map_ = probed(outermost, mine, StraightThrough()) or probed(outermost, mine)
     if map_ is None:
         return
-    before = folds.before(key, weight_of(mine), map_.weight)
-    if before is None:
-        found.unknown[key] = "weight"
-        return
     bias = bias_of(mine)
+    before = folds.before(key, weight_of(mine), map_.weight)
+    known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
+    if before is None:
+        known.fault = weight_of(mine), map_.weight
+        return
+    known.scaled = before.fitted
     # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
     own = map_.bias
     if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
