@@ -6,11 +6,11 @@ final error falls then says whether it was the cause.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qtrace.diagnosis.confirmation import confirm, outliers_that_matter
+from qtrace.diagnosis.confirmation import Graft, confirm, outliers_that_matter
 from qtrace.diagnosis.isolation import Isolation, Key, Local
 from qtrace.diagnosis.naming import Naming
 from qtrace.diagnosis.outliers import coarse_dtypes
@@ -26,6 +26,8 @@ from qtrace.engine.plan import Plan
 from qtrace.report.records import Finding, Verdict
 
 _MOST_SUSPECTS = 12
+# So many modules that are wrong in one way are no accidents.
+_SYSTEMATIC = 3
 _OWN = ("introduces", "non_finite")
 # A relative L2 error from here on is more than the rounding of a few bits.
 _COARSE = 0.25
@@ -170,6 +172,7 @@ class Investigation:
             found = [self._with_silent_members(suspect, found, naming) for suspect in found]
             repeated = {call.module for call in trial.calls if call.call}
             grafts = confirm(runner, self._worst(found), repeated)
+        grafts = self._systematic(grafts, found, naming)
         named = [naming.finding(rank, graft) for rank, graft in enumerate(grafts, 1)]
         first = {(finding.module, finding.kind, finding.argument): finding for finding in reversed(named)}
         kept = [finding for finding in named if first[finding.module, finding.kind, finding.argument] is finding]
@@ -196,6 +199,32 @@ class Investigation:
         left = len(found) - _MOST_SUSPECTS
         self._warnings.append(f"{left} more modules show an error of their own than could be tried one by one")
         return sorted(found, key=_own_error, reverse=True)[:_MOST_SUSPECTS]
+
+    def _systematic(self, grafts: Sequence[Graft], found: Sequence[Suspect], naming: Naming) -> list[Graft]:
+        """Return the grafts with those of one systematic fault as one: modules of a class that are wrong in one way.
+
+        It is one from three modules on, whatever their places. Those that show the same, but were not tried or did not
+        matter by themselves behind the others, belong to it.
+        """
+        groups: dict[Hashable, list[Graft]] = {}
+        for place, graft in enumerate(grafts):
+            groups.setdefault(naming.way(graft.suspect) or place, []).append(graft)
+        kept: list[Graft] = []
+        for way, group in groups.items():
+            first = group[0].suspect
+            modules = {module for graft in group for module in graft.suspect.modules}
+            alike = [one for one in found if naming.way(one) == way]
+            modules |= {module for one in alike for module in one.modules}
+            modules |= {path for path in naming.faulty_weights() if naming.way(replace(first, module=path)) == way}
+            if isinstance(way, int) or len(modules) == len(first.modules) or len(modules) < _SYSTEMATIC:
+                kept += group
+                continue
+            whole = replace(first, members=[path for path in self._runner.plan.reference_keys if path in modules])
+            whole.members.remove(first.module)
+            after = self._runner.final_after([whole])
+            is_cause = any(graft.is_cause for graft in group)
+            kept.append(Graft(whole, self._runner.before, after, is_cause, sum(graft.gain for graft in group)))
+        return kept
 
     def _with_silent_members(self, suspect: Suspect, found: Sequence[Suspect], naming: Naming) -> Suspect:
         """Return the suspect with the modules of other layers whose data differs in the same way.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,9 @@ from qtrace.report.records import Finding, Status, TensorSpec
 _MOST_REORDERED = 6
 # The tensors that tell whose place a module's data has.
 _TELLING = ("weight", "running_mean")
+# Sentences that tell that data differs, but not how.
+_VAGUE = ("differs everywhere", "] against [", "differs by")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
 # Of a class with its settings so many characters are shown.
 _LONGEST = 120
 # So many findings are reported in full.
@@ -211,6 +215,21 @@ class Naming:
                 said = (*(s for s in weighed if not (is_told and s.startswith("adds "))), *said)
             self._static[module] = said
         return self._static[module]
+
+    def way(self, suspect: Suspect) -> Hashable:
+        """Return in which way a suspect's data is wrong: equal for modules of a class that differ in the same way.
+
+        None where its data does not differ, or in no way that words can tell.
+        """
+        module, modules = suspect.module, self._runner.models[0].modules
+        said = self.static(module) if suspect.kind == "introduces" and module in modules else ()
+        if not said or any(words in said[0] for words in _VAGUE):
+            return None
+        return type(modules[module]), _NUMBER.sub("#", said[0].split(" (")[0])
+
+    def faulty_weights(self) -> list[str]:
+        """Return the modules with a weight that is no rounding of the reference's, where that was looked at."""
+        return self._quantized.weights.faulty()
 
     def elsewhere(self, module: str) -> Iterator[str]:
         """Yield where the reference holds what the candidate's partner of a module holds, if elsewhere.

@@ -248,6 +248,9 @@ def _tensors(name: str, reference: torch.Tensor, candidate: torch.Tensor, *, tur
     bad = found.non_finite or (0, 0)
     if bad[0] != bad[1]:
         yield f"{name} holds {bad[1]} values that are not finite, against {bad[0]} in the reference"
+    elif bad[0] and not _same_bits(first, second):
+        # Codes in a floating container: some of them read as NaN.
+        yield f"{name} holds other bits where both hold values that are not finite"
     rounding = rounding_tolerance((first.dtype, second.dtype), 0)
     # A constant tensor, as a fresh norm's weight, has no interval to measure against.
     size = found.peir if found.status is not Status.CONSTANT_REFERENCE else found.rel_l2
@@ -257,6 +260,12 @@ def _tensors(name: str, reference: torch.Tensor, candidate: torch.Tensor, *, tur
         yield f"{name} {first.item():g} against {second.item():g}"
     else:
         yield f"{name} {_how(first, second, found, rounding)}"
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.dtype != second.dtype or not first.dim():
+        return True
+    return torch.equal(*(t.detach().contiguous().view(torch.uint8) for t in (first, second)))
 
 
 def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding: float) -> str:
