@@ -15,7 +15,8 @@ from qtrace.diagnosis.isolation import Isolation, Key, Local
 from qtrace.diagnosis.naming import Naming
 from qtrace.diagnosis.outliers import coarse_dtypes
 from qtrace.diagnosis.quantization.observation import QuantizerEvidence
-from qtrace.diagnosis.quantization.unrounding import without_rounding
+from qtrace.diagnosis.quantization.unbalanced_scales import unbalanced
+from qtrace.diagnosis.quantization.unrounding import unrounding, without_rounding
 from qtrace.diagnosis.runner import Runner, as_trial, kept_in
 from qtrace.diagnosis.suspects import Suspect, repeats, role, vanished
 from qtrace.diagnosis.trial import verdicts
@@ -81,10 +82,10 @@ class Investigation:
         found, is_noise = self._isolation.suspects()
         if not self._unrounds:
             return self._named(found, is_noise)
-        other = without_rounding(self._runner, self._first)
+        self._quantized.weights = unrounding(self._runner.models, self._runner.plan)
+        other = without_rounding(self._runner, self._first, self._quantized.weights)
         if other is None:
             return self._named(found, is_noise)
-        self._quantized.weights = other.found
         if other.is_right:
             self._quantized.watch = other.watch
             found = self._misquantized(found, is_noise)
@@ -93,7 +94,7 @@ class Investigation:
             runner = self._runner
             inner = Investigation(models, runner.plan, runner.sample, runner.options, runner.own_random, first)
             inner._unrounds = False
-            inner._quantized.weights = other.found
+            inner._quantized.weights = self._quantized.weights
             named = inner.findings()
             self._warnings += inner.warnings
         return named
@@ -106,7 +107,8 @@ class Investigation:
 
         def is_coarse(one: Suspect) -> bool:
             error = one.value.rel_l2 if one.value is not None else None
-            return one.kind in _OWN and not one.has_children and (is_noise or error is None or not error < _COARSE)
+            is_far = one.kind in _OWN and not one.has_children and (is_noise or error is None or not error < _COARSE)
+            return is_far and self._quantized.may_be_coarse(one)
 
         shown = {
             (call.module, call.call, value.name): value.rel_l2
@@ -165,6 +167,9 @@ class Investigation:
                 return []
         if not found:
             return []
+        lacking = unbalanced(runner, trial, quantized.weights)
+        if lacking and runner.is_healed(runner.final_after(lacking)):
+            found, is_noise = lacking, False
         if is_noise:
             grafts = outliers_that_matter(runner, self._worst(found))
         else:

@@ -26,12 +26,13 @@ class Unrounded:
     """A weight of the candidate as it was before it was rounded.
 
     `is_exact` says that only what is known without noise was multiplied in: nothing, or what norms and embeddings show.
-    `fitted` tells in words which gains were fitted, empty where none were.
+    `fitted` tells in words which gains were fitted, empty where none were. `is_same` says that it is the reference's.
     """
 
     weight: Tensor
     is_exact: bool
     fitted: str = ""
+    is_same: bool = False
 
 
 class Folds:
@@ -69,7 +70,7 @@ class Folds:
             rounded: the candidate's, of the same shape.
         """
         if is_rounded(weight, rounded):
-            return Unrounded(weight, True)
+            return Unrounded(weight, True, is_same=True)
         best, is_other = weight, False
         if weight.dim() >= 2:
             least = _distance(weight, rounded)

@@ -112,6 +112,10 @@ class QuantizerWatch:
         """Return the innermost call that runs and has a partner in the reference."""
         return next((call for call in reversed(self._calls) if call.key is not None), None)
 
+    def rounds_in(self, module: str) -> bool:
+        """Return whether anything was rounded in the code of a module of the reference's."""
+        return module in self.unscaled or any(seen.owner == module for seen in self._seen.values())
+
     def modules(self) -> list[str]:
         """Return the reference's modules in whose code a quantizer does not fit."""
         return list(dict.fromkeys(seen.owner for seen in self._seen.values() if self._problems(seen)))

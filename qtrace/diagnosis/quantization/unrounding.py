@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from qtrace.report.records import ONE_SIDED
 _FEWEST = 256
 # What gains that were fitted leave of the final error.
 _RELIEVED = 0.3
+# A rounding so many times as large as that of the other weights; four bits of less make 16.
+_COARSER = 6.0
 # Computing a weight in another order moves it by so many times the precision of its dtype.
 _OWN_ROUNDING = 16
 
@@ -48,12 +51,16 @@ class Weighed:
     """What is known of a weight of the candidate's.
 
     `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
-    `bias` holds the reference's and that which a module adds that stores codes.
+    `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
+    not multiplied by. `noise` is the RMS of the rounding over
+    that of the weight.
     """
 
     name: str
     fault: tuple[Tensor, Tensor] | None = None
     scaled: str = ""
+    noise: float = 0.0
+    lacks: str = ""
     bias: tuple[Tensor | None, Tensor] | None = None
     _said: tuple[str, ...] | None = None
 
@@ -64,6 +71,8 @@ class Weighed:
         if self._said is None:
             found = [f"{self.name} {weight_fault(*self.fault)}"] if self.fault is not None else []
             found += [f"{self.name} is the reference's {self.scaled}"] if self.scaled else []
+            if self.lacks:
+                found.append(f"{self.name} is not multiplied by the scales that {self.lacks} was divided by")
             other = bias_fault(*self.bias) if self.bias is not None else None
             self._said = (*found, *([other] if other else ()))
         return self._said
@@ -76,7 +85,8 @@ class Unrounding:
     `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
     the forward of modules that store codes. `weighed` holds what is known of each weight that differs, by the
     reference's path. `is_exact` says that all weights are the reference's up to what is known without noise,
-    `is_needed` that some of them were rounded.
+    `is_needed` that some of them were rounded. `same` are the parameters, by (module, name), that are the reference's
+    up to rounding.
     """
 
     weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
@@ -84,11 +94,18 @@ class Unrounding:
     weighed: dict[str, Weighed] = field(default_factory=dict)
     is_exact: bool = True
     is_needed: bool = False
+    same: set[tuple[str, str]] = field(default_factory=set)
 
     def sentences(self, module: str) -> tuple[str, ...] | None:
         """Return how a module's weights differ beyond rounding, in words; None where none of them was weighed."""
         known = self.weighed.get(module)
         return None if known is None else known.sentences
+
+    def is_coarser(self, module: str) -> bool:
+        """Return whether a module's weight is rounded far more coarsely than those of the others."""
+        known = self.weighed.get(module)
+        sizes = [other.noise for path, other in self.weighed.items() if path != module and other.noise > 0]
+        return known is not None and bool(sizes) and known.noise > _COARSER * median(sizes)
 
     def faulty(self) -> list[str]:
         """Return the reference's modules with a weight that is no rounding of the reference's."""
@@ -115,7 +132,10 @@ def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
                 continue
             holder, held = _holder(partners, name, ours)
             if holder is not None and held is not None:
-                if (id(holder), name) in seen or torch.equal(held, ours):
+                if torch.equal(held, ours):
+                    found.same.add((key, name))
+                    continue
+                if (id(holder), name) in seen:
                     continue
                 seen.add((id(holder), name))
                 _take_weight(found, folds, key, (holder, name), ours, held)
@@ -154,7 +174,9 @@ def _take_weight(
     if before is None:
         known.name, known.fault = place[1], (ours, held)
         return
+    found.same |= {(key, place[1])} if before.is_same else set()
     known.scaled = known.scaled or before.fitted
+    known.noise = max(known.noise, _noise(before.weight, held))
     found.weights.append((*place, before.weight.to(held.dtype)))
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
@@ -171,7 +193,9 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     if before is None:
         known.fault = weight_of(mine), map_.weight
         return
+    found.same |= {(key, "weight")} if before.is_same else set()
     known.scaled = before.fitted
+    known.noise = _noise(before.weight, map_.weight)
     # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
     own = map_.bias
     if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
@@ -179,6 +203,10 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, map_.weight)
+
+
+def _noise(before: Tensor, after: Tensor) -> float:
+    return float((after.double() - before.double()).norm() / before.double().norm().clamp(min=1e-300))
 
 
 def _is_rounded_off(before: Tensor, after: Tensor) -> bool:
@@ -236,12 +264,16 @@ class WithoutRounding:
             yield self.models, self.first
 
 
-def without_rounding(runner: Runner, before: Trial) -> WithoutRounding | None:
+def without_rounding(runner: Runner, before: Trial, found: Unrounding) -> WithoutRounding | None:
     """Return the pair with the rounding taken out of the candidate; None where it does not round, or it cannot be.
 
     Where the reference rounds while it runs as well, the candidate's is left, for both are to be the same.
+
+    Args:
+        runner: the passes are made with it; its models are as before in the end.
+        before: the pass without forcing over the models as they are.
+        found: what takes the rounding out of the weights.
     """
-    found = unrounding(runner.models, runner.plan)
     reference, candidate = runner.models
     is_live = _rounds(candidate, runner) and not _rounds(reference, runner)
     if not found.is_needed and not is_live:
