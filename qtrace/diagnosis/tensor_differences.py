@@ -79,6 +79,17 @@ class RowDifferences:
         held = all(bool(((mine * factor - theirs).abs() <= limit).all()) for mine, theirs in self._blocks())
         return factor if held else None
 
+    def have_factors(self) -> bool:
+        """Return whether each row of the candidate is the reference's by a factor."""
+        if self._reference.is_complex() or self._reference.shape[1] < 2:
+            return False
+        for mine, theirs in self._blocks():
+            energy = mine.square().sum(1, keepdim=True)
+            factors = (mine * theirs).sum(1, keepdim=True) / energy.clamp(min=torch.finfo(torch.float64).tiny)
+            if not bool(((mine * factors - theirs).abs() <= self.limit * factors.abs().clamp(min=1)).all()):
+                return False
+        return True
+
     def is_permuted(self) -> bool:
         """Return whether the candidate has the reference's rows, bit by bit, in another order."""
         mine, theirs = self._reference.detach().cpu(), self._candidate.detach().cpu()
@@ -294,6 +305,11 @@ def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding:
     factor = rows.factor() if found.cosine is not None and 1 - found.cosine**2 <= rounding else None
     if factor is not None:
         return "has the opposite sign" if factor == -1 else f"is {factor:.6g} times the reference's"
+    if first.dim() > 1:
+        for part, turned in (("row", False), ("column", True)):
+            sides = [t.flatten(1).t() if turned else t for t in (first, second)]
+            if RowDifferences(sides[0], sides[1], rows.limit).have_factors():
+                return f"is the reference's with a factor of its own for each {part}"
     if first.dim() == 2 and first.shape[0] == first.shape[1] and torch.equal(first.t(), second):
         return "is the reference's transposed"
     if first.dim() > 1 and torch.equal(*(t.flatten(1).sort(1).values for t in (first, second))):
