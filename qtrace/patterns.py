@@ -17,6 +17,7 @@ from functools import lru_cache
 from qtrace.errors import UsageError, near
 
 ROOT = "<root>"
+EVERY_MODULE = "**"
 
 
 _TOKEN = re.compile(r"\*|\?|\[!?[^\]]+\]|.", re.DOTALL)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qtrace.errors import UsageError
 from qtrace.gate.limits import Context, Limit, is_excused, is_void, limits_of, numberless, read
-from qtrace.patterns import matches, select
+from qtrace.patterns import EVERY_MODULE, matches, select
 from qtrace.report.records import ONE_SIDED, Finding, ReportData, Row, Status, Violation
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def needless(report: ReportData, allowed: Sequence[str]) -> Iterator[str]:
     """Yield, in words, the globs that allow modules without any difference left."""
     alone = {row.module for row in report.rows if row.status in ONE_SIDED} | {one.module for one in report.unmatched}
     for pattern in allowed:
-        if not any(matches(pattern, module) for module in alone):
+        if pattern != EVERY_MODULE and not any(matches(pattern, module) for module in alone):
             yield f"allow_unmatched {pattern} is not needed: every call of it was compared"
 
 

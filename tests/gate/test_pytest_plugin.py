@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from qtrace.errors import ForwardError, OutputError, SourceError, UsageError
+from qtrace.report.records import Outcome
 from qtrace.testing import Parity, ParityError, baseline_path
 
 pytest_plugins = ["pytester"]
@@ -128,6 +129,28 @@ def test_without_limits_the_outcome_must_be_clean(qtrace: Parity, reference: nn.
     deeper = nn.Sequential(reference, nn.ReLU(), nn.Linear(4, 4)).eval()
     with pytest.raises(ParityError, match="the outcome is drift"):
         qtrace.assert_parity(deeper, copy.deepcopy(deeper).bfloat16().float(), INPUTS, tolerance=1e-9)
+
+
+class Dropping(nn.Module):
+    """A linear layer with dropout behind it, or without."""
+
+    def __init__(self, *, drops: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.drop = nn.Dropout() if drops else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.linear(x)
+        return x if self.drop is None else self.drop(x)
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_without_limits_a_module_without_a_partner_fails_nothing_that_is_clean(qtrace: Parity, drops: bool) -> None:
+    one, other = Dropping(drops=drops).eval(), Dropping(drops=not drops).eval()
+    other.load_state_dict(one.state_dict())
+    assert qtrace.assert_parity(one, other, INPUTS).outcome is Outcome.CLEAN
+    with pytest.raises(ParityError, match="no partner"):
+        qtrace.assert_parity(one, other, INPUTS, max_peir=1e-3)
 
 
 def test_the_worst_of_several_inputs_is_judged(qtrace: Parity, reference: nn.Module, wrong: nn.Module) -> None:
