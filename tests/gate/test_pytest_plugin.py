@@ -144,11 +144,11 @@ class Dropping(nn.Module):
         return x if self.drop is None else self.drop(x)
 
 
-@pytest.mark.parametrize("drops", [True, False])
-def test_without_limits_a_module_without_a_partner_fails_nothing_that_is_clean(qtrace: Parity, drops: bool) -> None:
-    one, other = Dropping(drops=drops).eval(), Dropping(drops=not drops).eval()
+def test_without_limits_a_module_without_a_partner_fails_nothing_that_is_clean(qtrace: Parity) -> None:
+    one, other = Dropping(drops=True).eval(), Dropping(drops=False).eval()
     other.load_state_dict(one.state_dict())
     assert qtrace.assert_parity(one, other, INPUTS).outcome is Outcome.CLEAN
+    assert qtrace.assert_parity(other, one, INPUTS).outcome is Outcome.CLEAN
     with pytest.raises(ParityError, match="no partner"):
         qtrace.assert_parity(one, other, INPUTS, max_peir=1e-3)
 
