@@ -88,16 +88,25 @@ class Investigation:
             return self._named(found, is_noise)
         if other.is_right:
             self._quantized.watch = other.watch
+            with other.applied() as (models, first):
+                inner = self._of(models, first)
+                inner._isolation.suspects()
+                self._isolation.absorb(inner.local)
             found = self._misquantized(found, is_noise)
             return self._named(found, is_noise) if found else []
         with other.applied() as (models, first):
-            runner = self._runner
-            inner = Investigation(models, runner.plan, runner.sample, runner.options, runner.own_random, first)
-            inner._unrounds = False
-            inner._quantized.weights = self._quantized.weights
+            inner = self._of(models, first)
             named = inner.findings()
             self._warnings += inner.warnings
         return named
+
+    def _of(self, models: tuple[Model, Model], first: Comparison) -> Investigation:
+        """Return the investigation of these models, which are the same ones without the candidate's rounding."""
+        runner = self._runner
+        inner = Investigation(models, runner.plan, runner.sample, runner.options, runner.own_random, first)
+        inner._unrounds = False
+        inner._quantized.weights = self._quantized.weights
+        return inner
 
     def _misquantized(self, found: list[Suspect], is_noise: bool) -> list[Suspect]:
         """Return the suspects whose quantizers do not fit, where nothing else than rounding is at work.

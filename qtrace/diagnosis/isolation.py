@@ -37,6 +37,8 @@ from qtrace.report.records import Relation
 
 # Deep models nest about this many containers; each pass opens at least one level.
 _MOST_PASSES = 6
+# The part of an error that is there without the rounding where the rounding is not what makes it.
+_THERE = 0.5
 
 Key = tuple[str, int, str]
 
@@ -45,17 +47,21 @@ Key = tuple[str, int, str]
 class Local:
     """The error that one output shows on the reference's arguments (a PEIR), and whether it is beyond rounding.
 
-    `relation` says how it is then related to the reference's output, if that is known.
+    `relation` says how it is then related to the reference's output, if that is known. `is_absorbed` says that the
+    modules behind it undo it, as was seen without the candidate's rounding.
     """
 
     error: float | None
     is_visible: bool
     relation: Relation | None = None
+    is_absorbed: bool = False
 
     @property
     def is_undone(self) -> bool:
         """Return whether the output is right in a convention of the candidate's, which the modules behind it undo."""
-        return not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
+        return (
+            self.is_absorbed or not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
+        )
 
 
 class Isolation:
@@ -169,6 +175,19 @@ class Isolation:
             open_paths = open_paths | more
             inside = replays.covering(more)
         return suspects(trial, open_paths), False
+
+    def absorb(self, others: Mapping[Key, Local]) -> None:
+        """Take over what differs without the rounding as well, though the final outputs are right: that is undone.
+
+        How large the rounding alone is cannot be told there.
+        """
+        for key, other in others.items():
+            own = self.local.get(key)
+            is_convention = other.relation is not None or other.is_visible
+            if own is None or not own.is_visible or not is_convention:
+                continue
+            if not other.is_visible or own.error is None or (other.error or 0.0) >= _THERE * own.error:
+                self.local[key] = Local(None, False, other.relation, is_absorbed=True)
 
     def everywhere(self) -> Trial:
         """Force the reference's tensors at every boundary: each call shows its own error."""
