@@ -117,7 +117,7 @@ class Investigation:
         def is_coarse(one: Suspect) -> bool:
             error = one.value.rel_l2 if one.value is not None else None
             is_far = one.kind in _OWN and not one.has_children and (is_noise or error is None or not error < _COARSE)
-            return is_far and self._quantized.may_be_coarse(one)
+            return is_far and self._quantized.rounds(one)
 
         shown = {
             (call.module, call.call, value.name): value.rel_l2

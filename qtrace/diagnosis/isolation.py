@@ -59,8 +59,8 @@ class Local:
     @property
     def is_undone(self) -> bool:
         """Return whether the output is right in a convention of the candidate's, which the modules behind it undo."""
-        return (
-            self.is_absorbed or not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
+        return self.is_absorbed or (
+            not self.is_visible and self.relation is not None and self.relation.kind in DELIBERATE
         )
 
 

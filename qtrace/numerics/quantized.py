@@ -29,7 +29,9 @@ _MOST_PEAK = 7.0
 _MOST_DIRECTION = 1.6
 # A row so many times worse than the others is not rounded as they are.
 _FAR = 4.0
-_MOST_KURTOSIS = 2.6
+# Of independent noise, in standard deviations below its kurtosis.
+_SURELY = 3.0
+_LEAST_KURTOSIS = 2.6
 _SLIGHT = 0.03
 _GROUPS = (256, 128, 64, 32, 16, 8)
 # A group of so few levels says nothing.
@@ -60,12 +62,14 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor.double().reshape(math.prod(tensor.shape[:rows]), -1)
 
 
-def is_rounded(reference: Tensor, candidate: Tensor) -> bool:
+def is_rounded(reference: Tensor, candidate: Tensor, *, from_codes: bool = False) -> bool:
     """Return whether `candidate` is `reference` rounded.
 
     Args:
         reference: two axes or more, floating; the last axes belong to one row.
         candidate: the same shape.
+        from_codes: that it was rounded is known, since it is made from codes. Then neither a grid need be seen nor the
+            bound of the differences: a rotation that is undone again hides both.
 
     Two ways are enough. Either each value is the nearest one of the levels that are seen in its row or its group, and
     the differences have no mean and no slope there. Or the differences are small, and white in every way described
@@ -80,11 +84,11 @@ def is_rounded(reference: Tensor, candidate: Tensor) -> bool:
     mine, theirs = as_matrix(reference), as_matrix(candidate)
     step = -(-len(mine) // max(_FEWEST, _ELEMENTS // mine.shape[1]))
     if step == 1:
-        return _is_rounded(mine, theirs)
-    return _is_rounded(mine[::step], theirs[::step]) and not _is_mixed(mine, theirs)
+        return _is_rounded(mine, theirs, from_codes)
+    return _is_rounded(mine[::step], theirs[::step], from_codes) and not _is_mixed(mine, theirs)
 
 
-def _is_rounded(mine: Tensor, theirs: Tensor) -> bool:
+def _is_rounded(mine: Tensor, theirs: Tensor, from_codes: bool) -> bool:
     error = theirs - mine
     if not bool(torch.isfinite(error).all()):
         return False
@@ -98,7 +102,8 @@ def _is_rounded(mine: Tensor, theirs: Tensor) -> bool:
         return False
     if nearest is not None:
         return not _has_structure(mine, _without_peaks(error))
-    return (_is_seen(theirs) or _is_bounded(error)) and not _has_structure(mine, error) and _is_white(mine, error)
+    is_grid = from_codes or _is_seen(theirs) or _is_bounded(error)
+    return is_grid and not _has_structure(mine, error) and _is_white(mine, error)
 
 
 def _rms(values: Tensor) -> float:
@@ -227,7 +232,8 @@ def _is_bounded(error: Tensor) -> bool:
         even = even.reshape(-1, size)
         even = even / _sizes(even, 1)
         kurtosis = float(even.pow(4).mean()) / float(even.square().mean()) ** 2 * (size + 2) / size
-        if kurtosis <= _MOST_KURTOSIS:
+        # The kurtosis of n values of noise is 3 with a standard deviation of sqrt(24 / n).
+        if kurtosis <= max(3 - _SURELY * math.sqrt(24 / even.numel()), _LEAST_KURTOSIS):
             return True
     return False
 

@@ -61,15 +61,16 @@ class Folds:
             if bool(((theirs + one) != 0).all()):
                 self._scales.append((path, (ours.double() + one) / (theirs.double() + one)))
 
-    def before(self, path: str, weight: Tensor, rounded: Tensor) -> Unrounded | None:
+    def before(self, path: str, weight: Tensor, rounded: Tensor, *, from_codes: bool = False) -> Unrounded | None:
         """Return a weight of the candidate as it was before its rounding; None where it is no rounding of any.
 
         Args:
             path: the reference's module that holds `weight`; norms near it are asked first.
             weight: the reference's, [out, in] or with more axes.
             rounded: the candidate's, of the same shape.
+            from_codes: the candidate stores codes, see `is_rounded`.
         """
-        if is_rounded(weight, rounded):
+        if is_rounded(weight, rounded, from_codes=from_codes):
             return Unrounded(weight, True, is_same=True)
         best, is_other = weight, False
         if weight.dim() >= 2:
@@ -78,9 +79,9 @@ class Folds:
                 far = _distance(other, rounded)
                 if far < _BETTER * least:
                     best, is_other, least = other, True, far
-            if is_other and is_rounded(best, rounded):
+            if is_other and is_rounded(best, rounded, from_codes=from_codes):
                 return Unrounded(best, True)
-        fitted = _with_gains(best, rounded)
+        fitted = _with_gains(best, rounded, from_codes)
         if fitted is None:
             return None
         values, words, is_everywhere = fitted
@@ -133,7 +134,7 @@ def _shared(name: str, path: str) -> int:
     return count
 
 
-def _with_gains(weight: Tensor, rounded: Tensor) -> tuple[Tensor, str, bool] | None:
+def _with_gains(weight: Tensor, rounded: Tensor, from_codes: bool) -> tuple[Tensor, str, bool] | None:
     """Return the weight with gains of its rows, its columns or of both fitted to the rounded one, and how in words.
 
     Return also whether most rows or columns have a gain of their own: then the rest of each is what its fit leaves.
@@ -149,8 +150,9 @@ def _with_gains(weight: Tensor, rounded: Tensor) -> tuple[Tensor, str, bool] | N
             is_everywhere |= float((gains != gains.median()).double().mean()) > _MOST
             words += _gain_words(gains.flatten(), "row" if axis == 1 else "column")
         off = float((theirs - scaled).norm()) / max(float(theirs.norm()), 1e-300)
-        if words and off <= _WORST and is_rounded(scaled.reshape(weight.shape), theirs.reshape(weight.shape)):
-            return scaled.to(weight.dtype).reshape(weight.shape), " and ".join(words), is_everywhere
+        values = scaled.reshape(weight.shape)
+        if words and off <= _WORST and is_rounded(values, rounded, from_codes=from_codes):
+            return values.to(weight.dtype), " and ".join(words), is_everywhere
     return None
 
 

@@ -94,10 +94,9 @@ class QuantizerEvidence:
         """Return whether a reader knows a quantizer of a suspect."""
         return self._facts(suspect, looks=False) is not None
 
-    def may_be_coarse(self, suspect: Suspect) -> bool:
-        """Return whether a suspect rounds while it runs, or holds a weight of a coarser rounding than others."""
-        is_live = self.watch.rounds_in(suspect.module) or self.is_known(suspect)
-        return is_live or self.weights.is_coarser(suspect.module)
+    def rounds(self, suspect: Suspect) -> bool:
+        """Return whether a suspect rounds while it runs, or holds a quantizer that a reader knows."""
+        return self.watch.rounds_in(suspect.module) or self.is_known(suspect)
 
     def explains(self, suspect: Suspect) -> bool:
         """Return whether rounding by correct scales is the only error in a suspect's output.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -40,8 +39,6 @@ from qtrace.report.records import ONE_SIDED
 _FEWEST = 256
 # What gains that were fitted leave of the final error.
 _RELIEVED = 0.3
-# A rounding so many times as large as that of the other weights; four bits of less make 16.
-_COARSER = 6.0
 # Computing a weight in another order moves it by so many times the precision of its dtype.
 _OWN_ROUNDING = 16
 
@@ -52,14 +49,12 @@ class Weighed:
 
     `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
     `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
-    not multiplied by. `noise` is the RMS of the rounding over
-    that of the weight.
+    not multiplied by.
     """
 
     name: str
     fault: tuple[Tensor, Tensor] | None = None
     scaled: str = ""
-    noise: float = 0.0
     lacks: str = ""
     bias: tuple[Tensor | None, Tensor] | None = None
     _said: tuple[str, ...] | None = None
@@ -100,12 +95,6 @@ class Unrounding:
         """Return how a module's weights differ beyond rounding, in words; None where none of them was weighed."""
         known = self.weighed.get(module)
         return None if known is None else known.sentences
-
-    def is_coarser(self, module: str) -> bool:
-        """Return whether a module's weight is rounded far more coarsely than those of the others."""
-        known = self.weighed.get(module)
-        sizes = [other.noise for path, other in self.weighed.items() if path != module and other.noise > 0]
-        return known is not None and bool(sizes) and known.noise > _COARSER * median(sizes)
 
     def faulty(self) -> list[str]:
         """Return the reference's modules with a weight that is no rounding of the reference's."""
@@ -176,7 +165,6 @@ def _take_weight(
         return
     found.same |= {(key, place[1])} if before.is_same else set()
     known.scaled = known.scaled or before.fitted
-    known.noise = max(known.noise, _noise(before.weight, held))
     found.weights.append((*place, before.weight.to(held.dtype)))
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
@@ -188,14 +176,13 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     if map_ is None:
         return
     bias = bias_of(mine)
-    before = folds.before(key, weight_of(mine), map_.weight)
+    before = folds.before(key, weight_of(mine), map_.weight, from_codes=True)
     known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
     if before is None:
         known.fault = weight_of(mine), map_.weight
         return
     found.same |= {(key, "weight")} if before.is_same else set()
     known.scaled = before.fitted
-    known.noise = _noise(before.weight, map_.weight)
     # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
     own = map_.bias
     if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
@@ -203,10 +190,6 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, map_.weight)
-
-
-def _noise(before: Tensor, after: Tensor) -> float:
-    return float((after.double() - before.double()).norm() / before.double().norm().clamp(min=1e-300))
 
 
 def _is_rounded_off(before: Tensor, after: Tensor) -> bool:
