@@ -100,6 +100,22 @@ def probed(
     return Affine(found, zero[0]) if float(off) <= _LINEAR else None
 
 
+def table_of(module: nn.Module, reference: nn.Embedding) -> Tensor | None:
+    """Return the row that a module returns for each number of an embedding of the reference, [numbers, width].
+
+    None where it returns something else. The module is called, but not its hooks.
+    """
+    numbers = torch.arange(reference.num_embeddings, device=reference.weight.device)
+    try:
+        with torch.no_grad():
+            found = type(module).forward(module, numbers.unsqueeze(0))
+    except Exception:
+        # Any code may be the candidate's.
+        return None
+    is_table = isinstance(found, Tensor) and found.is_floating_point()
+    return found[0] if is_table and found.shape == (1, *reference.weight.shape) else None
+
+
 def _called(module: nn.Module, rows: Tensor) -> Tensor:
     """Return what a module makes of rows, given as a batch of one sequence."""
     found = type(module).forward(module, rows.unsqueeze(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ _WORST = 0.7
 _SIGMAS = 6.0
 _LEAST_GAIN = 1e-4
 _MOST = 0.5
+# Few levels, and values cut off, take so much off a gain.
+_NEAR = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,11 @@ def _with_gains(weight: Tensor, rounded: Tensor, from_codes: bool) -> tuple[Tens
     mine, theirs = as_matrix(weight), as_matrix(rounded)
     if not float((theirs - mine).norm()) > 0 or not float(mine.norm()) > 0:
         return None
+    whole, is_gain = _common_gain(mine, theirs)
+    for gain in _likely(whole) if is_gain else ():
+        values = (mine * gain).reshape(weight.shape)
+        if is_rounded(values, rounded, from_codes=from_codes):
+            return values.to(weight.dtype), f"times {gain:.4g}", False
     for axes in ((1,), (0,), (1, 0)):
         scaled, words, is_everywhere = mine, [], False
         for axis in axes:
@@ -166,10 +174,26 @@ def _gains(mine: Tensor, theirs: Tensor, axis: int) -> Tensor:
     spread = (gains - common).abs() <= _SIGMAS * unsure
     if bool(spread.all()):
         # One gain for all is known better than each.
-        whole = (mine * theirs).sum() / mine.square().sum()
-        unsure = (theirs - mine * whole).square().mean().div(mine.square().sum()).sqrt()
-        return torch.full_like(gains, float(whole)) if _is_gain(whole, unsure) else torch.ones_like(gains)
+        whole, is_gain = _common_gain(mine, theirs)
+        return torch.full_like(gains, whole if is_gain else 1.0)
     return torch.where(_is_gain(gains, unsure), gains, torch.ones_like(gains))
+
+
+def _likely(gain: float) -> Iterator[float]:
+    """Yield the power of two that is near to a gain, as a wrong exponent makes it, and the gain."""
+    if gain > 0:
+        power = 2.0 ** round(math.log2(gain))
+        if power != 1 and abs(power - gain) <= _NEAR * power:
+            yield power
+    yield gain
+
+
+def _common_gain(mine: Tensor, theirs: Tensor) -> tuple[float, bool]:
+    """Return the one gain for all values, and whether it is visibly another than 1."""
+    energy = mine.square().sum()
+    whole = (mine * theirs).sum() / energy
+    unsure = ((theirs - mine * whole).square().mean() / energy).sqrt()
+    return float(whole), bool(_is_gain(whole, unsure))
 
 
 def _is_gain(gains: Tensor, unsure: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from qtrace.diagnosis.quantization.effective_weight import (
     float_values,
     is_linear,
     probed,
+    table_of,
     weight_of,
 )
-from qtrace.diagnosis.quantization.folded_scales import Folds
+from qtrace.diagnosis.quantization.folded_scales import Folds, Unrounded
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
 from qtrace.diagnosis.quantization.weight_faults import bias_fault, weight_fault
@@ -130,6 +131,8 @@ def unrounding(models: tuple[Model, Model], plan: Plan) -> Unrounding:
                 _take_weight(found, folds, key, (holder, name), ours, held)
             elif name == "weight" and is_linear(mine) and not _is_held(partners, ours):
                 _take_codes(found, folds, key, mine, partners)
+            elif name == "weight" and isinstance(mine, nn.Embedding) and not _is_held(partners, ours):
+                _take_table(found, folds, key, mine, partners[0])
     return found
 
 
@@ -176,20 +179,45 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     if map_ is None:
         return
     bias = bias_of(mine)
-    before = folds.before(key, weight_of(mine), map_.weight, from_codes=True)
     known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
+    before = _judged(found, folds, key, known, weight_of(mine), map_.weight)
     if before is None:
-        known.fault = weight_of(mine), map_.weight
         return
-    found.same |= {(key, "weight")} if before.is_same else set()
-    known.scaled = before.fitted
     # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
     own = map_.bias
     if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
         own = bias
     found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
+
+
+def _take_table(found: Unrounding, folds: Folds, key: str, mine: nn.Embedding, theirs: nn.Module) -> None:
+    """Take an embedding that stores codes; the reference's may scale its rows as well."""
+    ours, held = table_of(mine, mine), table_of(theirs, mine)
+    if ours is None or held is None:
+        return
+    known = found.weighed[key] = Weighed("weight")
+    before = _judged(found, folds, key, known, ours, held)
+    if before is None:
+        return
+    table = before.weight.to(held.dtype)
+
+    def forward(numbers: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.nn.functional.embedding(numbers, table)
+
+    found.forwards.append((theirs, forward))
+
+
+def _judged(found: Unrounding, folds: Folds, key: str, known: Weighed, ours: Tensor, held: Tensor) -> Unrounded | None:
+    """Return a weight that is made from codes as it was before, and note what is known of it."""
+    before = folds.before(key, ours, held, from_codes=True)
+    if before is None:
+        known.fault = ours, held
+        return None
+    found.same |= {(key, known.name)} if before.is_same else set()
+    known.scaled = before.fitted
     found.is_exact &= before.is_exact
-    found.is_needed |= _is_rounded_off(before.weight, map_.weight)
+    found.is_needed |= _is_rounded_off(before.weight, held)
+    return before
 
 
 def _is_rounded_off(before: Tensor, after: Tensor) -> bool:

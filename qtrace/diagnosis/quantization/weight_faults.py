@@ -24,6 +24,10 @@ _WHOLE = 0.35
 _FAR = 6.0
 _FEW = 0.05
 _SHOWN = 3
+# A rotation keeps all products of rows, up to the rounding.
+_KEPT = 0.3
+_FOLLOWS = 0.2
+_SURELY = 6.0
 
 
 def weight_fault(reference: Tensor, candidate: Tensor) -> str:
@@ -34,20 +38,25 @@ def weight_fault(reference: Tensor, candidate: Tensor) -> str:
         candidate: the same shape; it is what a module computes with, whatever it stores.
 
     Tried are, in this order: zeros, rows or columns in another order, the transposed weight, a shift of each group (a
-    zero point), a factor of each group (a scale), single values, single rows. Each must explain most of the squared
-    difference.
+    zero point), a factor of each group (a scale), single values, single rows, a rotation. Each must explain most of
+    the squared difference.
     """
     mine, theirs = as_matrix(reference), as_matrix(candidate)
     if not bool(theirs.any()):
         return "is zero everywhere"
-    for found in (_order(mine, theirs), _turned(mine, theirs), _shift(mine, theirs), _factors(mine, theirs)):
-        if found:
-            return found
-    for found in (_single_values(mine, theirs), _single_rows(mine, theirs)):
+    for says in (_order, _turned, _shift, _factors, _single_values, _single_rows, _rotation):
+        found = says(mine, theirs)
         if found:
             return found
     size = float((theirs - mine).norm() / mine.norm().clamp(min=1e-300))
-    return f"differs by {size:.2g} times its own size, which is no rounding of the reference's"
+    said = f"differs by {size:.2g} times its own size, which is no rounding of the reference's"
+    likeness = float((mine * theirs).sum() / (mine.norm() * theirs.norm()).clamp(min=1e-300))
+    # A chance likeness of n values is about 1/sqrt(n).
+    if likeness > max(_FOLLOWS, _SURELY / mine.numel() ** 0.5):
+        said += (
+            f"; it follows the reference's (correlation {likeness:.2f}), as with scales or zero points of other groups"
+        )
+    return said
 
 
 def bias_fault(reference: Tensor | None, candidate: Tensor) -> str | None:
@@ -146,6 +155,18 @@ def _factors(mine: Tensor, theirs: Tensor) -> str | None:
     if not low > 0:
         return None
     return f"is scaled by another factor in each {_words(largest, row)}, {low:.3g} to {high:.3g}: by other scales"
+
+
+def _rotation(mine: Tensor, theirs: Tensor) -> str | None:
+    """Return whether all rows, or all columns, are turned by one rotation: their products with one another stay."""
+    for side, one, other in (("input", mine, theirs), ("output", mine.t(), theirs.t())):
+        rows = range(0, len(one), -(-len(one) // _MOST_ROWS))
+        ours, turned = (t[rows.start : rows.stop : rows.step] for t in (one, other))
+        products = ours @ ours.t()
+        off = turned @ turned.t() - products
+        if len(ours) > 1 and float(off.norm()) <= _KEPT * float(products.norm()):
+            return f"is the reference's turned by a rotation of its {side}, which is not undone"
+    return None
 
 
 def _single_values(mine: Tensor, theirs: Tensor) -> str | None:
