@@ -176,12 +176,29 @@ def outliers_that_matter(runner: Runner, found: Sequence[Suspect]) -> list[Graft
     """
     kept: list[Graft] = []
     reached = runner.before
-    for suspect in sorted(found, key=lambda suspect: suspect.order):
+    found = sorted(found, key=lambda suspect: suspect.order)
+    for suspect in found:
         after = runner.final_after([*(graft.suspect for graft in kept), suspect])
         if runner.is_relieved(after, reached) or suspect.kind == "non_finite":
             kept.append(Graft(suspect, reached, after, runner.is_healed(after), _fallen(reached, after)))
             reached = after
+    left = len(found) - len(kept)
+    if left > 1 and runner.is_relieved(whole := runner.final_after(found), reached):
+        kept = _only_together(runner, found, whole)
     return sorted(kept, key=lambda graft: (-graft.gain, graft.suspect.order))
+
+
+def _only_together(runner: Runner, found: Sequence[Suspect], whole: float | None) -> list[Graft]:
+    """Return the suspects without which healing all others helps less: the largest error is that of any one of them.
+
+    `whole` is the final error with all of them healed.
+    """
+    kept: list[Graft] = []
+    for suspect in found:
+        without = runner.final_after([one for one in found if one is not suspect])
+        if whole is not None and without is not None and runner.is_relieved(whole, without):
+            kept.append(Graft(suspect, without, whole, runner.is_healed(whole), _fallen(without, whole)))
+    return kept
 
 
 def _proves(runner: Runner, suspect: Suspect, before: float | None, after: float | None) -> bool:

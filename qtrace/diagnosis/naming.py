@@ -222,7 +222,8 @@ class Naming:
         None where its data does not differ, or in no way that words can tell.
         """
         module, modules = suspect.module, self._runner.models[0].modules
-        said = self.static(module) if suspect.kind == "introduces" and module in modules else ()
+        is_own = suspect.kind == "introduces" and module in modules
+        said = self.static(module) or tuple(self._quantized.watch.sentences(module)) if is_own else ()
         if not said or any(words in said[0] for words in _VAGUE):
             return None
         return type(modules[module]), _NUMBER.sub("#", said[0].split(" (")[0])

@@ -30,12 +30,14 @@ class Unrounded:
 
     `is_exact` says that only what is known without noise was multiplied in: nothing, or what norms and embeddings show.
     `fitted` tells in words which gains were fitted, empty where none were. `is_same` says that it is the reference's.
+    `columns` are the scales of a norm that its columns were multiplied by.
     """
 
     weight: Tensor
     is_exact: bool
     fitted: str = ""
     is_same: bool = False
+    columns: Tensor | None = None
 
 
 class Folds:
@@ -75,23 +77,23 @@ class Folds:
         """
         if is_rounded(weight, rounded, from_codes=from_codes):
             return Unrounded(weight, True, is_same=True)
-        best, is_other = weight, False
+        best, is_other, columns = weight, False, None
         if weight.dim() >= 2:
             least = _distance(weight, rounded)
-            for other in self._transformed(path, weight):
+            for scale, other in self._transformed(path, weight):
                 far = _distance(other, rounded)
                 if far < _BETTER * least:
-                    best, is_other, least = other, True, far
+                    best, is_other, least, columns = other, True, far, scale
             if is_other and is_rounded(best, rounded, from_codes=from_codes):
-                return Unrounded(best, True)
+                return Unrounded(best, True, columns=columns)
         fitted = _with_gains(best, rounded, from_codes)
         if fitted is None:
             return None
         values, words, is_everywhere = fitted
         return Unrounded(values, not is_everywhere, words)
 
-    def _transformed(self, path: str, weight: Tensor) -> Iterator[Tensor]:
-        """Yield the weight with what may have been multiplied into it."""
+    def _transformed(self, path: str, weight: Tensor) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """Yield the weight with what may have been multiplied into it, after the scales of a norm that were."""
         columns, rows, weight = weight.shape[-1], weight.shape[-2], weight.double()
         near = sorted(
             ((name, scale) for name, scale in self._scales if len(scale) == columns),
@@ -102,15 +104,15 @@ class Folds:
         closest = [named for named in near if _shared(named[0], path) == _shared(near[0][0], path)] if near else []
         for _, scale in closest:
             scaled = weight * scale
-            yield scaled
+            yield scale, scaled
             if turns and turn is not None:
-                yield scaled @ turn
+                yield scale, scaled @ turn
         if turn is None:
             return
         if turns:
-            yield weight @ turn
+            yield None, weight @ turn
         if len(turn) == rows:
-            yield turn.t() @ weight
+            yield None, turn.t() @ weight
 
 
 def _rotation_between(ours: Tensor, theirs: Tensor) -> Tensor | None:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qtrace.diagnosis.quantization.effective_weight import is_linear
 from qtrace.diagnosis.quantization.expected_error import expected_error, expected_peak
 from qtrace.diagnosis.quantization.facts import quant_facts, readings_of
+from qtrace.diagnosis.quantization.input_faults import input_fault
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.unrounding import Unrounding
 from qtrace.diagnosis.runner import Runner
@@ -76,6 +78,9 @@ class QuantizerEvidence:
         """
         if suspect.kind not in _OWN:
             return
+        lost = self._lost(suspect) if looks else None
+        if lost is not None:
+            yield lost
         facts = self._facts(suspect, looks=looks)
         problems = [] if facts is None else [sentence for _, sentence in facts.sentences()]
         problems = problems or list(self.watch.sentences(suspect.module))
@@ -124,6 +129,14 @@ class QuantizerEvidence:
         return (
             own > 0 and value.rel_l2 <= _EXPLAINED * expected / own and value.error * interval <= _EXPLAINED_PEAK * peak
         )
+
+    def _lost(self, suspect: Suspect) -> str | None:
+        """Return what a module that stores codes loses of its input."""
+        reference, partners = self._runner.models[0].modules.get(suspect.module), self._runner.partners(suspect.module)
+        if reference is None or not partners or not is_linear(reference) or suspect.module not in self.weights.coded:
+            return None
+        given = self._observed(suspect).get("input")
+        return None if given is None else input_fault(partners[0], reference, given)
 
     def _observed(self, suspect: Suspect) -> dict[str, torch.Tensor]:
         observed = ObservedValues()

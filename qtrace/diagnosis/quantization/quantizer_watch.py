@@ -94,7 +94,7 @@ class QuantizerWatch:
         if share >= _MANY or float(beyond.max()) > max(_LOST * interval, 1.0):
             said = f"{share:.2%} of the values lie outside of what it represents"
             remedy = "calibrate on inputs like these, or widen the range"
-            self._note("?", None, [QuantProblem(QuantProblemKind.CLIPPED, said, remedy)])
+            self._note("", None, [QuantProblem(QuantProblemKind.CLIPPED, said, remedy)])
 
     def _note(self, dtype: str, step: float | None, problems: list[QuantProblem]) -> None:
         owner = self._owner()
@@ -126,7 +126,7 @@ class QuantizerWatch:
             if seen.owner == module:
                 for problem in self._problems(seen)[:1]:
                     named = f"quantizer {seen.name}" if seen.name else "a quantizer in its own code"
-                    yield f"{named} ({seen.dtype}): {problem}"
+                    yield f"{named}{f' ({seen.dtype})' if seen.dtype else ''}: {problem}"
 
     def _problems(self, seen: _Seen) -> list[QuantProblem]:
         peers = [other.step for other in self._seen.values() if other.step is not None and self._is_peer(seen, other)]

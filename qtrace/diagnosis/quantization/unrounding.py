@@ -50,13 +50,15 @@ class Weighed:
 
     `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
     `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
-    not multiplied by.
+    not multiplied by, `mistakes` one that was divided by others than it was multiplied by, which are its `columns`.
     """
 
     name: str
     fault: tuple[Tensor, Tensor] | None = None
     scaled: str = ""
     lacks: str = ""
+    mistakes: str = ""
+    columns: Tensor | None = None
     bias: tuple[Tensor | None, Tensor] | None = None
     _said: tuple[str, ...] | None = None
 
@@ -69,9 +71,15 @@ class Weighed:
             found += [f"{self.name} is the reference's {self.scaled}"] if self.scaled else []
             if self.lacks:
                 found.append(f"{self.name} is not multiplied by the scales that {self.lacks} was divided by")
+            if self.mistakes:
+                found.append(f"{self.name} is multiplied by other scales than {self.mistakes} is divided by")
             other = bias_fault(*self.bias) if self.bias is not None else None
             self._said = (*found, *([other] if other else ()))
         return self._said
+
+    def note(self, *, lacks: str, mistakes: str) -> None:
+        """Note a norm whose scales the weight does not take up, or takes up wrongly."""
+        self.lacks, self.mistakes, self._said = lacks, mistakes, None
 
 
 @dataclass(slots=True)
@@ -82,7 +90,7 @@ class Unrounding:
     the forward of modules that store codes. `weighed` holds what is known of each weight that differs, by the
     reference's path. `is_exact` says that all weights are the reference's up to what is known without noise,
     `is_needed` that some of them were rounded. `same` are the parameters, by (module, name), that are the reference's
-    up to rounding.
+    up to rounding; `coded` the modules that store codes.
     """
 
     weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
@@ -91,6 +99,7 @@ class Unrounding:
     is_exact: bool = True
     is_needed: bool = False
     same: set[tuple[str, str]] = field(default_factory=set)
+    coded: set[str] = field(default_factory=set)
 
     def sentences(self, module: str) -> tuple[str, ...] | None:
         """Return how a module's weights differ beyond rounding, in words; None where none of them was weighed."""
@@ -168,6 +177,7 @@ def _take_weight(
         return
     found.same |= {(key, place[1])} if before.is_same else set()
     known.scaled = known.scaled or before.fitted
+    known.columns = before.columns
     found.weights.append((*place, before.weight.to(held.dtype)))
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
@@ -179,6 +189,7 @@ def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, part
     if map_ is None:
         return
     bias = bias_of(mine)
+    found.coded.add(key)
     known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
     before = _judged(found, folds, key, known, weight_of(mine), map_.weight)
     if before is None:
@@ -214,7 +225,7 @@ def _judged(found: Unrounding, folds: Folds, key: str, known: Weighed, ours: Ten
         known.fault = ours, held
         return None
     found.same |= {(key, known.name)} if before.is_same else set()
-    known.scaled = before.fitted
+    known.scaled, known.columns = before.fitted, before.columns
     found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
     return before
