@@ -21,6 +21,8 @@ from qtrace.report.records import Status, is_improved
 _MANY = 3
 # Up to this error of its own, half precision may be the only reason; its expected rounding is capped at 0.02.
 _UNLUCKY = 0.05
+# What is suspected for another reason than its error must take the final error down by this factor.
+_MATTERS = 0.7
 
 
 class Precision:
@@ -168,18 +170,22 @@ def confirm(runner: Runner, found: Sequence[Suspect], repeated: Collection[str] 
     return sorted(grafts, key=lambda graft: (-graft.gain, graft.suspect.order))
 
 
-def outliers_that_matter(runner: Runner, found: Sequence[Suspect]) -> list[Graft]:
+def outliers_that_matter(runner: Runner, found: Sequence[Suspect], hinted: Sequence[Suspect] = ()) -> list[Graft]:
     """Return, where differing is the rule, the outliers without which the final error is visibly smaller.
 
     They are healed cumulatively, in execution order: healed by itself, a late one would receive the right result of
-    all modules before it, and get the credit for them. Healing a folded scale makes the error larger.
+    all modules before it, and get the credit for them. Healing a folded scale makes the error larger. Those `hinted` at
+    do not stand out by their own errors, and must matter more.
     """
     kept: list[Graft] = []
     reached = runner.before
     found = sorted(found, key=lambda suspect: suspect.order)
     for suspect in found:
         after = runner.final_after([*(graft.suspect for graft in kept), suspect])
-        if runner.is_relieved(after, reached) or suspect.kind == "non_finite":
+        matters = runner.is_relieved(after, reached)
+        if matters and suspect in hinted:
+            matters = after is not None and reached is not None and after <= _MATTERS * reached
+        if matters or suspect.kind == "non_finite":
             kept.append(Graft(suspect, reached, after, runner.is_healed(after), _fallen(reached, after)))
             reached = after
     left = len(found) - len(kept)

@@ -14,6 +14,7 @@ from qtrace.diagnosis.confirmation import Graft, confirm, outliers_that_matter
 from qtrace.diagnosis.isolation import Isolation, Key, Local
 from qtrace.diagnosis.naming import Naming
 from qtrace.diagnosis.outliers import coarse_dtypes
+from qtrace.diagnosis.quantization.misfits import Misfits
 from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.quantization.unbalanced_scales import unbalanced
 from qtrace.diagnosis.quantization.unrounding import unrounding, without_rounding
@@ -29,11 +30,6 @@ from qtrace.report.records import Finding, Verdict
 _MOST_SUSPECTS = 12
 # So many modules that are wrong in one way are no accidents.
 _SYSTEMATIC = 3
-_OWN = ("introduces", "non_finite")
-# A relative L2 error from here on is more than the rounding of a few bits.
-_COARSE = 0.25
-# An error of a module's own is there in a pass without forcing as well, at least by this part.
-_THERE = 0.5
 # From this PEIR on a difference is no rounding, at any depth.
 _VISIBLE = 1e-3
 
@@ -92,8 +88,10 @@ class Investigation:
                 inner = self._of(models, first)
                 inner._isolation.suspects()
                 self._isolation.absorb(inner.local)
-            found = self._misquantized(found, is_noise)
-            return self._named(found, is_noise) if found else []
+            misfits = Misfits(self._first, self._quantized, found, is_noise=is_noise, is_undone=self._is_absorbed)
+            found = misfits.chosen()
+            watched = misfits.watched(found)
+            return self._named([*found, *watched], is_noise, watched) if found or watched else []
         with other.applied() as (models, first):
             inner = self._of(models, first)
             named = inner.findings()
@@ -108,59 +106,14 @@ class Investigation:
         inner._quantized.weights = self._quantized.weights
         return inner
 
-    def _misquantized(self, found: list[Suspect], is_noise: bool) -> list[Suspect]:
-        """Return the suspects whose quantizers do not fit, where nothing else than rounding is at work.
+    def _is_absorbed(self, one: Suspect) -> bool:
+        """Return whether what a suspect shows is a convention, as was seen without the rounding."""
+        name = one.value.name if one.value is not None else ""
+        local = self.local.get((one.module, one.call.call, name))
+        return one.kind == "introduces" and local is not None and local.is_absorbed
 
-        Where differing is the rule, a module that is far off its peers rounds more coarsely than they do.
-        """
-
-        def is_coarse(one: Suspect) -> bool:
-            error = one.value.rel_l2 if one.value is not None else None
-            is_far = one.kind in _OWN and not one.has_children and (is_noise or error is None or not error < _COARSE)
-            return is_far and self._quantized.rounds(one)
-
-        shown = {
-            (call.module, call.call, value.name): value.rel_l2
-            for call in self._first.calls
-            if call.side is None
-            for value in (*call.arguments, *call.outputs)
-        }
-
-        def shows(one: Suspect) -> bool:
-            """Return whether the error is there as well when nothing is forced: else the forced values make it."""
-            call, value = one.callee or one.call, one.value
-            if value is None or value.rel_l2 is None:
-                return True
-            there = shown.get((call.module, call.call, value.name))
-            return there is None or not there < _THERE * value.rel_l2
-
-        def is_wrong(one: Suspect) -> bool:
-            return (
-                is_coarse(one) or self._quantized.has_problem(one) or (not is_noise and self._rounds_alone(one, found))
-            )
-
-        kept = [one for one in found if shows(one) and is_wrong(one)]
-        named = {one.module for one in kept}
-        watched = [path for path in self._quantized.watch.modules() if path not in named]
-        calls = {call.module: call for call in reversed(self._first.calls) if call.side is None}
-        for path in watched:
-            call = calls.get(path)
-            value = next((v for v in call.outputs if not v.agrees), None) if call is not None else None
-            if call is not None and value is not None:
-                kept.append(Suspect("introduces", path, call, value=value, has_children=bool(call.children)))
-        return kept
-
-    def _rounds_alone(self, one: Suspect, found: Sequence[Suspect]) -> bool:
-        """Return whether a module's code rounds, by no quantizer that is known, where none or few of its class do."""
-        rounding = self._quantized.watch.unscaled
-        if one.module not in rounding or self._quantized.is_known(one):
-            return False
-        erring = {suspect.module for suspect in found}
-        alike = {call.module for call in self._first.calls if call.side is None and call.type == one.call.type}
-        return len(rounding) == 1 or 0 < len(alike & erring) <= len(alike - erring)
-
-    def _named(self, found: list[Suspect], is_noise: bool) -> list[Finding]:
-        """Return the findings for suspects."""
+    def _named(self, found: list[Suspect], is_noise: bool, hinted: Sequence[Suspect] = ()) -> list[Finding]:
+        """Return the findings for suspects; those `hinted` at do not stand out by their errors."""
         trial, runner = self._first, self._runner
         ran = {call.module for call in trial.calls}
         quantized = self._quantized
@@ -180,7 +133,7 @@ class Investigation:
         if lacking and runner.is_healed(runner.final_after(lacking)):
             found, is_noise = lacking, False
         if is_noise:
-            grafts = outliers_that_matter(runner, self._worst(found))
+            grafts = outliers_that_matter(runner, self._worst(found), hinted)
         else:
             found = repeats(found, trial, lambda suspect: naming.static(suspect.module))
             found = [self._with_silent_members(suspect, found, naming) for suspect in found]

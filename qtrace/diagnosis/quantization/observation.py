@@ -22,7 +22,7 @@ from qtrace.report.records import QuantFacts
 from qtrace.tree import leaves
 
 # No quantizer explains a wrong argument of a miscall, or a call that is not made.
-_OWN = ("introduces", "non_finite")
+OWN = ("introduces", "non_finite")
 # An error may exceed the RMS of the rounding that explains it by this factor; truncation instead doubles that RMS.
 _EXPLAINED = 1.5
 # The same factor for the largest error; one wrong channel of many is lost in the RMS.
@@ -76,7 +76,7 @@ class QuantizerEvidence:
         With `looks` the reference runs once more, so that the ranges of input and output can be compared with the
         reference's values.
         """
-        if suspect.kind not in _OWN:
+        if suspect.kind not in OWN:
             return
         lost = self._lost(suspect) if looks else None
         if lost is not None:
@@ -91,7 +91,7 @@ class QuantizerEvidence:
 
     def has_problem(self, suspect: Suspect) -> bool:
         """Return whether a quantizer of a suspect does not fit what it rounds; the reference may run once more."""
-        facts = self._facts(suspect, looks=suspect.kind in _OWN)
+        facts = self._facts(suspect, looks=suspect.kind in OWN)
         is_told = facts is not None and next(facts.sentences(), None) is not None
         return is_told or next(self.watch.sentences(suspect.module), None) is not None
 
