@@ -17,7 +17,8 @@ from qtrace.diagnosis.outliers import coarse_dtypes
 from qtrace.diagnosis.quantization.misfits import Misfits
 from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.quantization.unbalanced_scales import unbalanced
-from qtrace.diagnosis.quantization.unrounding import unrounding, without_rounding
+from qtrace.diagnosis.quantization.unrounding import without_rounding
+from qtrace.diagnosis.quantization.weighing import weighed
 from qtrace.diagnosis.runner import Runner, as_trial, kept_in
 from qtrace.diagnosis.suspects import Suspect, repeats, role, vanished
 from qtrace.diagnosis.trial import verdicts
@@ -78,7 +79,7 @@ class Investigation:
         found, is_noise = self._isolation.suspects()
         if not self._unrounds:
             return self._named(found, is_noise)
-        self._quantized.weights = unrounding(self._runner.models, self._runner.plan)
+        self._quantized.weights = weighed(self._runner)
         other = without_rounding(self._runner, self._first, self._quantized.weights)
         if other is None:
             return self._named(found, is_noise)

@@ -39,6 +39,8 @@ from qtrace.report.records import Relation
 _MOST_PASSES = 6
 # The part of an error that is there without the rounding where the rounding is not what makes it.
 _THERE = 0.5
+# Rounding hardly makes a PEIR of this size in one module.
+_MOST_ROUNDING = 0.1
 
 Key = tuple[str, int, str]
 
@@ -183,10 +185,16 @@ class Isolation:
         """
         for key, other in others.items():
             own = self.local.get(key)
-            is_convention = other.relation is not None or other.is_visible
-            if own is None or not own.is_visible or not is_convention:
+            if own is None or not own.is_visible:
                 continue
-            if not other.is_visible or own.error is None or (other.error or 0.0) >= _THERE * own.error:
+            if own.error is None or other.error is None:
+                is_convention = own.error is other.error
+            elif other.is_visible:
+                # Much less than the other is the rounding, measured in the candidate's convention.
+                is_convention = _THERE * own.error <= other.error <= own.error / _THERE
+            else:
+                is_convention = other.relation is not None and own.error >= _MOST_ROUNDING
+            if is_convention:
                 self.local[key] = Local(None, False, other.relation, is_absorbed=True)
 
     def everywhere(self) -> Trial:

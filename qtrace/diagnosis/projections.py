@@ -32,6 +32,11 @@ class Projection:
     is_split: bool
 
     @property
+    def has_weights(self) -> bool:
+        """Return whether the modules hold weights, and no codes of them."""
+        return all(_tensor(module, "weight").numel() for module in (self.whole, *self.parts))
+
+    @property
     def path(self) -> str:
         """Return the reference's path, the first of several."""
         return self.members[0]
@@ -47,15 +52,17 @@ def projection_evidence(runner: Runner, suspect: Suspect) -> Iterator[str]:
         return
     found = [one for module in suspect.modules for one in projections_in(runner, module)]
     for one in [one for one in found if one.path.rpartition(".")[0] == suspect.module]:
-        heads = _heads(runner, suspect.module)
-        order = next((n for n in (1, *heads) if _holds(one, n)), None)
+        if not one.has_weights:
+            continue
+        orders = row_orders(runner, one)
+        order = next((n for n in orders if _holds(one, n)), None)
         kind = "is split into" if one.is_split else "is computed in one with"
         said = f"{one.path} {kind} {', '.join(one.names)} of the candidate"
         if order is None:
             yield f"{said}, with rows in an order that was not recognised"
             continue
         yield f"{said}: the rows stand {_words(order)}"
-        for other in [n for n in (1, *heads) if n != order]:
+        for other in [n for n in orders if n != order]:
             changes = [change for same in found if _holds(same, order) for change in _in_order(same, other)]
             if changes and runner.is_healed(runner.final_with(changes)):
                 yield f"with the rows of {one.path} taken {_words(other)}, the candidate agrees"
@@ -80,13 +87,25 @@ def projections_in(runner: Runner, module: str) -> Iterator[Projection]:
             yield Projection(tuple(several), candidate[whole], parts, (whole,), False)
 
 
+def all_projections(runner: Runner) -> Iterator[Projection]:
+    """Yield every projection of the reference that the candidate cuts otherwise."""
+    alignment = runner.plan.alignment
+    for module in dict.fromkeys(path.rpartition(".")[0] for path in (*alignment.split, *alignment.fused)):
+        yield from projections_in(runner, module)
+
+
+def row_orders(runner: Runner, one: Projection) -> list[int]:
+    """Return the orders in which a projection may hold its rows: part by part (1), or by so many heads."""
+    return [1, *_heads(runner, one.path.rpartition(".")[0])]
+
+
 def faulty_projection(runner: Runner, suspect: Suspect) -> tuple[str, tuple[str, ...]] | None:
     """Return the reference's path of a projection in a container at fault whose rows differ, and in which way.
 
     None where all rows are the reference's, or where putting these back does not heal.
     """
     for one in projections_in(runner, suspect.module) if suspect.has_children else ():
-        heads = next((n for n in (1, *_heads(runner, suspect.module)) if _holds(one, n)), None)
+        heads = next((n for n in row_orders(runner, one) if _holds(one, n)), None)
         if heads is None:
             continue
         said = {path: words for path, words in _differences(one, heads) if words}
@@ -110,7 +129,7 @@ def _differences(one: Projection, heads: int) -> Iterator[tuple[str, tuple[str, 
             yield one.path, _said(name, rows, sum(map(len, apart)))
             continue
         sizes = [len(_tensor(part, name)) for part in one.parts]
-        owners = _stacked([torch.full((size,), place) for place, size in enumerate(sizes)], heads)
+        owners = stacked([torch.full((size,), place) for place, size in enumerate(sizes)], heads)
         for place, path in enumerate(one.members):
             yield path, _said(name, int(apart[0][owners == place].sum()), sizes[place])
 
@@ -127,7 +146,7 @@ def _heads(runner: Runner, module: str) -> list[int]:
     return list(dict.fromkeys(n for n in found if type(n) is int and n > 1))[:_MOST_HEADS]
 
 
-def _stacked(parts: Sequence[torch.Tensor], heads: int) -> torch.Tensor | None:
+def stacked(parts: Sequence[torch.Tensor], heads: int) -> torch.Tensor | None:
     """Return the rows of the parts head by head, or part by part with one head; None where that does not fit."""
     if heads == 1:
         return torch.cat(list(parts))
@@ -139,11 +158,11 @@ def _stacked(parts: Sequence[torch.Tensor], heads: int) -> torch.Tensor | None:
 
 def _holds(one: Projection, heads: int) -> bool:
     """Return whether the whole holds the rows of the parts in this order; a few may be damaged."""
-    stacked = _stacked([_tensor(part, "weight") for part in one.parts], heads)
+    rows = stacked([_tensor(part, "weight") for part in one.parts], heads)
     whole = _tensor(one.whole, "weight")
-    if stacked is None or stacked.shape != whole.shape or not len(whole):
+    if rows is None or rows.shape != whole.shape or not len(whole):
         return False
-    same = torch.isclose(stacked, whole.to(stacked.dtype)).reshape(len(whole), -1).all(1)
+    same = torch.isclose(rows, whole.to(rows.dtype)).reshape(len(whole), -1).all(1)
     return float(same.double().mean()) >= _MOST_OF_THEM
 
 
@@ -156,9 +175,9 @@ def _in_order(one: Projection, heads: int, *names: str) -> Iterator[tuple[torch.
             continue
         parts = [tensor.detach() for tensor in tensors if tensor is not None]
         if not one.is_split:
-            stacked = _stacked(parts, heads)
-            if stacked is not None and stacked.shape == whole.shape:
-                yield whole, stacked
+            rows = stacked(parts, heads)
+            if rows is not None and rows.shape == whole.shape:
+                yield whole, rows
         elif len({part.shape for part in parts}) == 1 and len(whole) % (heads * len(parts)) == 0:
             cut = whole.detach().reshape(heads, len(parts), -1, *whole.shape[1:])
             for place, tensor in enumerate(tensors):
