@@ -29,7 +29,8 @@ def prefix_shift(reference: Tree, candidate: Tree) -> Names:
         return {}
     lower = _counted((prefix for prefix, rest in _cuts(running) if rest in below), 2 * exact + 1)
     higher = _counted((prefix for prefix, rest in _cuts(below) if rest in running), max(2 * exact + 1, lower[1]))
-    if 2 * max(lower[1], higher[1]) < len(below):
+    # Adapters give the reference many modules that their merge lacks, so the side with fewer must be explained.
+    if 2 * max(lower[1], higher[1]) < min(len(below), len(running)):
         return {}
     if higher[0]:
         lifted = ((path, path.removeprefix(f"{higher[0]}.")) for path in below if path.startswith(f"{higher[0]}."))
