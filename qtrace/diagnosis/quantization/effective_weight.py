@@ -35,6 +35,27 @@ def float_values(tensor: Tensor | None) -> Tensor | None:
     return found if found.is_floating_point() and not found.is_meta else None
 
 
+def linear_map(module: nn.Module) -> Affine | None:
+    """Return the map of a module of the reference that is a linear layer, alone or as the sum of several.
+
+    A layer with an adapter beside it says what it stands for by its `in_features` and `out_features`.
+    """
+    if is_linear(module):
+        bias = bias_of(module)
+        weight = weight_of(module)
+        return Affine(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+    return probed(module, module) if _composed(module) is not None else None
+
+
+def _composed(module: nn.Module) -> Tensor | None:
+    """Return zeros of the shape of the weight that a sum of linear layers stands for; None for any other module."""
+    rows, columns = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    held = next(module.parameters(), None)
+    if held is None or module._parameters or not held.is_floating_point():
+        return None
+    return held.new_zeros(rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+
+
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module of the reference is a linear layer: torch's own, or transformers' `Conv1D`."""
     weight = module._parameters.get("weight")
@@ -69,10 +90,12 @@ def probed(
 
     Args:
         module: the candidate's; it is called, and must not keep state.
-        reference: the linear layer that it stands for.
+        reference: the linear layer that it stands for, see `linear_map`.
         within: what is active during the calls.
     """
-    weight = weight_of(reference)
+    weight = weight_of(reference) if is_linear(reference) else _composed(reference)
+    if weight is None:
+        return None
     count, columns = weight.shape
     made = torch.Generator().manual_seed(0)
     random = torch.randn(4, columns, generator=made).to(weight)

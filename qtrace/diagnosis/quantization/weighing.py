@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from qtrace.diagnosis.projections import Projection, all_projections, row_orders, stacked
 from qtrace.diagnosis.quantization.effective_weight import (
     Affine,
-    bias_of,
     float_values,
     is_linear,
+    linear_map,
     probed,
     table_of,
     weight_of,
@@ -124,9 +124,11 @@ def weighed(runner: Runner) -> Unrounding:
                 seen.add((id(holder), name))
                 _take_weight(found, folds, key, (holder, name), ours, held)
             elif name == "weight" and is_linear(mine) and not _is_held(partners, ours):
-                _take_codes(found, folds, key, mine, partners)
+                _take_linear(found, folds, key, mine, partners)
             elif name == "weight" and isinstance(mine, nn.Embedding) and not _is_held(partners, ours):
                 _take_table(found, folds, key, mine, partners[0])
+        if not mine._parameters and not is_linear(mine):
+            _take_linear(found, folds, key, mine, partners)
     for one in all_projections(runner):
         if not one.is_split:
             _take_fused(found, folds, one, row_orders(runner, one))
@@ -171,15 +173,22 @@ def _take_weight(
     found.is_needed |= _is_rounded_off(before.weight, held)
 
 
-def _take_codes(found: Unrounding, folds: Folds, key: str, mine: nn.Module, partners: Sequence[nn.Module]) -> None:
-    outermost = partners[0]
+def _take_linear(found: Unrounding, folds: Folds, key: str, mine: nn.Module, partners: Sequence[nn.Module]) -> None:
+    """Take a module that stores codes, or stands for several modules of the reference."""
+    outermost, ours = partners[0], linear_map(mine)
+    if ours is None:
+        return
+    holder, held = _holder(partners, "weight", ours.weight)
+    if holder is not None and held is not None:
+        _take_weight(found, folds, key, (holder, "weight"), ours.weight, held)
+        return
     map_ = probed(outermost, mine, StraightThrough()) or probed(outermost, mine)
     if map_ is None:
         return
-    bias = bias_of(mine)
+    bias = ours.bias if bool(ours.bias.any()) else None
     found.coded.add(key)
     known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
-    before = _judged(found, folds, key, known, weight_of(mine), map_.weight)
+    before = _judged(found, folds, key, known, ours.weight, map_.weight)
     if before is None:
         return
     # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.

@@ -27,6 +27,9 @@ _SHOWN = 3
 # A rotation keeps all products of rows, up to the rounding.
 _KEPT = 0.3
 _FOLLOWS = 0.2
+# The squares of singular values fall by this factor where a matrix of low rank ends.
+_DROP = 8.0
+_MOST_SINGULAR = 4096
 _SURELY = 6.0
 
 
@@ -38,13 +41,13 @@ def weight_fault(reference: Tensor, candidate: Tensor) -> str:
         candidate: the same shape; it is what a module computes with, whatever it stores.
 
     Tried are, in this order: zeros, rows or columns in another order, the transposed weight, a shift of each group (a
-    zero point), a factor of each group (a scale), single values, single rows, a rotation. Each must explain most of
-    the squared difference.
+    zero point), single values, single rows, a part of low rank (an adapter), a factor of each group (a scale), a
+    rotation. Each must explain most of the squared difference.
     """
     mine, theirs = as_matrix(reference), as_matrix(candidate)
     if not bool(theirs.any()):
         return "is zero everywhere"
-    for says in (_order, _turned, _shift, _factors, _single_values, _single_rows, _rotation):
+    for says in (_order, _turned, _shift, _single_values, _single_rows, _low_rank, _factors, _rotation):
         found = says(mine, theirs)
         if found:
             return found
@@ -155,6 +158,22 @@ def _factors(mine: Tensor, theirs: Tensor) -> str | None:
     if not low > 0:
         return None
     return f"is scaled by another factor in each {_words(largest, row)}, {low:.3g} to {high:.3g}: by other scales"
+
+
+def _low_rank(mine: Tensor, theirs: Tensor) -> str | None:
+    """Return whether the weights differ by a matrix of low rank, as that of an adapter is."""
+    error = theirs - mine
+    if max(error.shape) > _MOST_SINGULAR:
+        return None
+    energy = torch.linalg.svdvals(error).square()
+    most = len(energy) // 4
+    drops = energy[:most] / energy[1 : most + 1].clamp(min=1e-300)
+    if not most or not float(drops.max()) >= _DROP:
+        return None
+    rank = int(drops.argmax()) + 1
+    if float(energy[:rank].sum()) < _EXPLAINED * float(energy.sum()):
+        return None
+    return f"differs by a matrix of rank {rank}, as by an adapter that was not merged, or merged with another scale"
 
 
 def _rotation(mine: Tensor, theirs: Tensor) -> str | None:
