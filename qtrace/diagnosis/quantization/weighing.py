@@ -203,6 +203,8 @@ def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequen
     if not all(map(is_linear, one.parts)):
         return
     weights = [weight_of(part) for part in one.parts]
+    if len({part.shape[1] for part in weights}) > 1:
+        return
     whole = nn.Linear(weights[0].shape[1], sum(map(len, weights)), bias=False, device="meta")
     whole.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
     _, held = _holder([one.whole], "weight", whole.weight)
