@@ -82,7 +82,9 @@ class Investigation:
         self._quantized.weights = weighed(self._runner)
         other = without_rounding(self._runner, self._first, self._quantized.weights)
         if other is None:
-            return self._named(found, is_noise)
+            named = self._named(found, is_noise)
+            differing = self._differing() if not named else []
+            return self._named(differing, False) if differing else named
         if other.is_right:
             self._quantized.watch = other.watch
             with other.applied() as (models, first):
@@ -98,6 +100,17 @@ class Investigation:
             named = inner.findings()
             self._warnings += inner.warnings
         return named
+
+    def _differing(self) -> list[Suspect]:
+        """Return the modules whose weights are no rounding of the reference's, where none stood out by its error."""
+        wrong = set(self._quantized.weights.faulty())
+        calls = {call.module: call for call in reversed(self._first.calls) if call.side is None}
+        found = []
+        for path in calls.keys() & wrong:
+            value = next((value for value in calls[path].outputs if not value.agrees), None)
+            if value is not None:
+                found.append(Suspect("introduces", path, calls[path], value=value))
+        return sorted(found, key=lambda suspect: suspect.order)
 
     def _of(self, models: tuple[Model, Model], first: Comparison) -> Investigation:
         """Return the investigation of these models, which are the same ones without the candidate's rounding."""
