@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qtrace.diagnosis.caches import cache_faults, takes_cache
 from qtrace.diagnosis.confirmation import Graft
 from qtrace.diagnosis.operators.code import Lines, called_elsewhere, forward_of, line_of, source_of
 from qtrace.diagnosis.projections import faulty_projection, projection_evidence
@@ -41,8 +42,9 @@ def finding_of(
     source: dict[str, Any] | None,
     confirmed: bool = False,
     graft: dict[str, Any] | None = None,
+    cached: str | None = None,
 ) -> Finding:
-    """Return the finding for a suspect; `static` says in words how its data differs."""
+    """Return the finding for a suspect; `static` says in words how its data differs, `cached` how its cache does."""
     return Finding(
         rank=rank,
         module=suspect.module,
@@ -55,14 +57,16 @@ def finding_of(
         count=len(suspect.modules),
         confirmed=confirmed,
         graft=graft,
-        summary=summary(suspect, static),
+        summary=summary(suspect, static, cached),
         evidence=tuple(evidence),
         source=source,
     )
 
 
-def summary(suspect: Suspect, static: Sequence[str]) -> str:
-    """Return one sentence that says what is wrong at the suspect."""
+def summary(suspect: Suspect, static: Sequence[str], cached: str | None = None) -> str:
+    """Return one sentence that says what is wrong at the suspect; `cached` what its cache returns otherwise."""
+    if cached is not None:
+        return cached
     if suspect.kind == "miscalls":
         callees = suspect.callees
         more = f" (and {len(callees) - 1} more)" if len(callees) > 1 else ""
@@ -178,6 +182,7 @@ class Naming:
         self._was_called = was_called
         self._static: dict[str, tuple[str, ...]] = {}
         self._quantized = quantized
+        self._caches: dict[str, str] | None = None
 
     def finding(self, rank: int, graft: Graft) -> Finding:
         """Return the finding for a suspect."""
@@ -192,6 +197,7 @@ class Naming:
             static,
             confirmed=graft.is_cause,
             graft={"before": graft.before, "after": graft.after},
+            cached=self._cached(suspect),
             evidence=(
                 *called_elsewhere(sites, parting),
                 *evidence_for(suspect, static),
@@ -251,6 +257,15 @@ class Naming:
                 if held is not None and path != module and holds_the_same(held, theirs):
                     yield f"{name} holds what {path} holds in the reference: layers swapped or in another order"
                     return
+
+    def _cached(self, suspect: Suspect) -> str | None:
+        """Return what the cache that a module asks returns otherwise, if it is the cache that is wrong."""
+        module = self._runner.models[0].modules.get(suspect.module)
+        if not suspect.has_children or module is None or not takes_cache(module):
+            return None
+        if self._caches is None:
+            self._caches = cache_faults(self._runner)
+        return self._caches.get(suspect.module)
 
     def attributes(self, module: str) -> tuple[str, ...]:
         """Return the part of `static` that concerns plain attributes."""
