@@ -45,6 +45,9 @@ def weight_fault(reference: Tensor, candidate: Tensor) -> str:
     rotation. Each must explain most of the squared difference.
     """
     mine, theirs = as_matrix(reference), as_matrix(candidate)
+    bad = [int((~torch.isfinite(side)).sum()) for side in (mine, theirs)]
+    if any(bad):
+        return f"holds {bad[1]} values that are not finite, against {bad[0]} in the reference"
     if not bool(theirs.any()):
         return "is zero everywhere"
     for says in (_order, _turned, _shift, _single_values, _single_rows, _low_rank, _factors, _rotation):
