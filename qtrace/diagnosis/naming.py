@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qtrace.diagnosis.borrowed_tensors import borrowed
 from qtrace.diagnosis.caches import cache_faults, takes_cache
 from qtrace.diagnosis.confirmation import Graft
 from qtrace.diagnosis.operators.code import Lines, called_elsewhere, forward_of, line_of, source_of
@@ -27,6 +28,7 @@ _TELLING = ("weight", "running_mean")
 # Sentences that tell that data differs, but not how.
 _VAGUE = ("differs everywhere", "] against [", "differs by")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
+_MOST_BORROWED = 6
 # Of a class with its settings so many characters are shown.
 _LONGEST = 120
 # So many findings are reported in full.
@@ -202,6 +204,7 @@ class Naming:
                 *called_elsewhere(sites, parting),
                 *evidence_for(suspect, static),
                 *(() if static else self._unlike(suspect)),
+                *(self._borrowed(suspect) if rank <= _MOST_PINPOINTED else ()),
                 *projected,
                 *quantized,
             ),
@@ -266,6 +269,16 @@ class Naming:
         if self._caches is None:
             self._caches = cache_faults(self._runner)
         return self._caches.get(suspect.module)
+
+    def _borrowed(self, suspect: Suspect) -> Iterator[str]:
+        """Yield which tensors of modules inside the container's own code reads, where some of them differ."""
+        if not suspect.has_children or not any(
+            self._said(path, tensor_differences) for path in self._children(suspect.module)
+        ):
+            return
+        names = borrowed(self._runner, suspect.module)
+        if names:
+            yield f"its own code reads {', '.join(names[:_MOST_BORROWED])} as they are stored"
 
     def attributes(self, module: str) -> tuple[str, ...]:
         """Return the part of `static` that concerns plain attributes."""
