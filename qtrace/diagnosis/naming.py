@@ -18,7 +18,7 @@ from qtrace.diagnosis.quantization.observation import QuantizerEvidence
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.static_differences import attribute_differences, config_differences, static_differences
 from qtrace.diagnosis.suspects import Suspect
-from qtrace.diagnosis.tensor_differences import held_tensor, holds_the_same, tensor_differences
+from qtrace.diagnosis.tensor_differences import ROUNDED, held_tensor, holds_the_same, tensor_differences
 from qtrace.diagnosis.trial import CallRecord, Value
 from qtrace.report.records import Finding, Status, TensorSpec
 
@@ -216,6 +216,7 @@ class Naming:
         # Each step from suspect to finding needs it, and it reads the weights: so it is cached.
         if module not in self._static:
             said = (*self.elsewhere(module), *self._said(module, static_differences))
+            said = tuple(sentence for sentence in said if not sentence.endswith(ROUNDED))
             weighed = self._quantized.weights.sentences(module)
             if weighed is not None:
                 # Values under their rounding tell more than codes, and the rounding of a weight is no reason.

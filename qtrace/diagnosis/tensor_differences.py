@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from qtrace.numerics import NoValues, measure, plain
+from qtrace.numerics.quantized import is_rounded
 from qtrace.numerics.tolerance import rounding_tolerance
 from qtrace.report.records import Statistics, Status
 
@@ -22,6 +23,9 @@ _UNRELATED = 4.0
 _ENOUGH_ELEMENTS = 256
 # Fewer values at other places may be a chance, and are read in their rows.
 _ENOUGH_PLACES = 8
+_HALF = (torch.bfloat16, torch.float16)
+# What a weight is that was rounded to a grid, and that is no fault by itself.
+ROUNDED = "is the reference's, rounded"
 
 
 class RowDifferences:
@@ -281,6 +285,10 @@ def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding: float) -> str:
     """Return in words how two tensors of one shape differ: in some rows, or everywhere and then in which way."""
+    is_large = first.dim() > 1 and first.numel() >= _ENOUGH_ELEMENTS and first.is_floating_point()
+    if is_large and first.device == second.device and second.is_floating_point() and is_rounded(first, second):
+        half = next((t for t in _HALF if torch.equal(first.to(t).float(), second.float())), None)
+        return ROUNDED if half is None else f"{ROUNDED} to {str(half).removeprefix('torch.')}"
     low, high = found.reference_min or 0.0, found.reference_max or 0.0
     value = second.flatten()[0]
     if low != high and bool((second == value).all()):
@@ -288,9 +296,9 @@ def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding:
     rows = RowDifferences(first, second, rounding * (high - low if low != high else abs(high)))
     if len(rows.rows) > 1 and rows.is_permuted():
         return "has the reference's rows in another order"
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in _HALF:
         if first.dtype is torch.float32 and torch.equal(first.to(dtype).float(), second.float()):
-            return f"is the reference's, rounded to {str(dtype).removeprefix('torch.')}"
+            return f"{ROUNDED} to {str(dtype).removeprefix('torch.')}"
     order = "has the reference's values in another order" if rows.is_shuffled() else ""
     if first.dim() == 2 and len(rows.rows) > 1:
         columns = RowDifferences(first.t(), second.t(), rows.limit, kind="columns")

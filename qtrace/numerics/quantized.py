@@ -42,7 +42,8 @@ _MANY = 0.9
 # Elements that may lie beyond the ends of a grid, as a range that is cut off on purpose leaves them.
 _MOST_CUT = 0.02
 # So many elements are sorted; the cost of a larger tensor is that of reading it.
-_ELEMENTS = 1 << 18
+_ELEMENTS = 1 << 16
+_FEWEST_ROWS = 64
 _SLOPE = 0.05
 # A group that is off by one step has 3.6 times the error of a rounding.
 _FAR_GROUP = 3.0
@@ -56,10 +57,12 @@ def group_sizes(row: int) -> list[int]:
 
 def as_matrix(tensor: Tensor) -> Tensor:
     """Return a weight as [rows, values of a row] in float64: all axes but the first (of experts, the first two)."""
-    if tensor.dim() < 2:
-        return tensor.double().reshape(1, -1)
-    rows = 2 if tensor.dim() == 3 else 1
-    return tensor.double().reshape(math.prod(tensor.shape[:rows]), -1)
+    return _rows(tensor).double()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    rows = 2 if tensor.dim() == 3 else min(tensor.dim() - 1, 1)
+    return tensor.detach().reshape(math.prod(tensor.shape[:rows]), -1)
 
 
 def is_rounded(reference: Tensor, candidate: Tensor, *, from_codes: bool = False) -> bool:
@@ -81,11 +84,11 @@ def is_rounded(reference: Tensor, candidate: Tensor, *, from_codes: bool = False
     """
     if reference.shape != candidate.shape or reference.dim() < 2 or not reference.numel():
         return False
-    mine, theirs = as_matrix(reference), as_matrix(candidate)
-    step = -(-len(mine) // max(_FEWEST, _ELEMENTS // mine.shape[1]))
-    if step == 1:
-        return _is_rounded(mine, theirs, from_codes)
-    return _is_rounded(mine[::step], theirs[::step], from_codes) and not _is_mixed(mine, theirs)
+    mine, theirs = _rows(reference), _rows(candidate)
+    step = -(-len(mine) // max(_FEWEST_ROWS, _ELEMENTS // mine.shape[1]))
+    if not _is_rounded(mine[::step].double(), theirs[::step].double(), from_codes):
+        return False
+    return step == 1 or not _is_mixed(mine.float(), theirs.float())
 
 
 def _is_rounded(mine: Tensor, theirs: Tensor, from_codes: bool) -> bool:
