@@ -96,7 +96,7 @@ def all_projections(runner: Runner) -> Iterator[Projection]:
 
 def row_orders(runner: Runner, one: Projection) -> list[int]:
     """Return the orders in which a projection may hold its rows: part by part (1), or by so many heads."""
-    return [1, *_heads(runner, one.path.rpartition(".")[0])]
+    return [1, *head_counts(runner, one.path.rpartition(".")[0])]
 
 
 def faulty_projection(runner: Runner, suspect: Suspect) -> tuple[str, tuple[str, ...]] | None:
@@ -138,7 +138,7 @@ def _said(name: str, rows: int, of: int) -> tuple[str, ...]:
     return (f"{name} differs in {rows} of {of} rows",) if rows else ()
 
 
-def _heads(runner: Runner, module: str) -> list[int]:
+def head_counts(runner: Runner, module: str) -> list[int]:
     """Return the counts of heads that a module of either side, or the model's configuration, names."""
     modules = [runner.models[0].modules[module], *runner.partners(module)]
     entries = [vars(one) for one in modules] + [config_entries(model.root) for model in runner.models]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 # A difference of this size is that of computing in float32.
 _EXACT = 1e-6
-# A difference of this size against the values is that of two bits; at eight bits it is below 0.01.
-_LARGEST = 0.7
+# A difference of this size against the values: hardly more than the largest ones is left. At eight bits it is 0.01.
+_LARGEST = 0.95
 # Without a visible grid the difference must be smaller: three bits in groups.
 _LARGEST_UNSEEN = 0.5
 # A sum of n independent errors lies beyond so many standard deviations by chance in one row of 10^9.
@@ -41,6 +41,8 @@ _FEW = 0.5
 _MANY = 0.9
 # Elements that may lie beyond the ends of a grid, as a range that is cut off on purpose leaves them.
 _MOST_CUT = 0.02
+# What these may add to the error: a range that is chosen for the least error loses about as much as it wins.
+_MOST_LOSS = 2.0
 # So many elements are sorted; the cost of a larger tensor is that of reading it.
 _ELEMENTS = 1 << 16
 _FEWEST_ROWS = 64
@@ -181,8 +183,10 @@ def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
     gaps = levels.diff(dim=1)
     widest = gaps.amax(1, keepdim=True)
     beyond = (mine > levels[:, -1:] + widest) | (mine < levels[:, :1] - widest)
-    if not float(beyond.double().mean()) <= _MOST_CUT:
-        return None
+    if bool(beyond.any()):
+        error = theirs - mine
+        if not float(beyond.double().mean()) <= _MOST_CUT or not _rms(error) <= _MOST_LOSS * _rms(error[~beyond]):
+            return None
     few = (float((gaps > noise).sum(1).double().mean()) + 1) / levels.shape[1]
     # As many levels as values: nothing need be rounded, and each value is its own nearest.
     return few if few <= _MANY or _are_even(levels, noise) else None

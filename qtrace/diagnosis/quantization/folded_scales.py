@@ -14,8 +14,9 @@ from qtrace.diagnosis.tensor_differences import held_tensor
 from qtrace.numerics.quantized import as_matrix, is_rounded
 
 # What a transform must leave of a weight's difference to be considered.
-_BETTER = 0.5
+_BETTER = 0.8
 _WORST = 0.7
+_TURNED = 0.25
 # A gain is one beyond its uncertainty by so many standard deviations, and by so much.
 _SIGMAS = 6.0
 _LEAST_GAIN = 1e-4
@@ -77,20 +78,25 @@ class Folds:
         """
         if is_rounded(weight, rounded, from_codes=from_codes):
             return Unrounded(weight, True, is_same=True)
-        best, is_other, columns = weight, False, None
-        if weight.dim() >= 2:
-            least = _distance(weight, rounded)
-            for scale, other in self._transformed(path, weight):
-                far = _distance(other, rounded)
-                if far < _BETTER * least:
-                    best, is_other, least, columns = other, True, far, scale
-            if is_other and is_rounded(best, rounded, from_codes=from_codes):
-                return Unrounded(best, True, columns=columns)
+        columns, best = self.nearest(path, weight, rounded)
+        if best is not weight and is_rounded(best, rounded, from_codes=from_codes):
+            return Unrounded(best, True, columns=columns)
         fitted = _with_gains(best, rounded, from_codes)
         if fitted is None:
             return None
         values, words, is_everywhere = fitted
         return Unrounded(values, not is_everywhere, words)
+
+    def nearest(self, path: str, weight: Tensor, rounded: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the scales and the weight, with what may have been multiplied into it, that come nearest.
+
+        The weight as it is where nothing comes much nearer than it.
+        """
+        if weight.dim() < 2:
+            return None, weight
+        others = [(_distance(other, rounded), scale, other) for scale, other in self._transformed(path, weight)]
+        far, scale, other = min(others, key=lambda one: one[0], default=(math.inf, None, weight))
+        return (scale, other) if far < _BETTER * _distance(weight, rounded) else (None, weight)
 
     def _transformed(self, path: str, weight: Tensor) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Yield the weight with what may have been multiplied into it, after the scales of a norm that were."""
@@ -122,7 +128,7 @@ def _rotation_between(ours: Tensor, theirs: Tensor) -> Tensor | None:
     left, _, right = torch.linalg.svd(ours.double().t() @ theirs.double())
     turn = left @ right
     off = (ours.double() @ turn - theirs.double()).norm() / theirs.double().norm()
-    return turn if float(off) <= _BETTER / 2 else None
+    return turn if float(off) <= _TURNED else None
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -100,8 +100,12 @@ class QuantizerEvidence:
         return self._facts(suspect, looks=False) is not None
 
     def rounds(self, suspect: Suspect) -> bool:
-        """Return whether a suspect rounds while it runs, or holds a quantizer that a reader knows."""
-        return self.watch.rounds_in(suspect.module) or self.is_known(suspect)
+        """Return whether a suspect rounds while it runs, or holds a quantizer that a reader knows.
+
+        A weight that is the reference's, rounded, is none.
+        """
+        is_weight_only = self.weights.is_sound(suspect.module)
+        return self.watch.rounds_in(suspect.module) or (self.is_known(suspect) and not is_weight_only)
 
     def explains(self, suspect: Suspect) -> bool:
         """Return whether rounding by correct scales is the only error in a suspect's output.

@@ -24,7 +24,7 @@ from qtrace.engine.model import Model, buffers_kept
 from qtrace.report.records import ONE_SIDED
 
 # What gains that were fitted leave of the final error.
-_RELIEVED = 0.3
+_RELIEVED = 0.1
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qtrace.diagnosis.projections import Projection, all_projections, row_orders, stacked
+from qtrace.diagnosis.projections import Projection, all_projections, head_counts, row_orders, stacked
 from qtrace.diagnosis.quantization.effective_weight import (
     Affine,
     float_values,
@@ -20,14 +20,36 @@ from qtrace.diagnosis.quantization.effective_weight import (
     weight_of,
 )
 from qtrace.diagnosis.quantization.folded_scales import Folds, Unrounded
+from qtrace.diagnosis.quantization.paired_transforms import Weights, joined
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
 from qtrace.diagnosis.quantization.weight_faults import bias_fault, weight_fault
 from qtrace.diagnosis.runner import Runner
+from qtrace.numerics.quantized import is_rounded
 
 # Weights of fewer elements (norms, biases) are not rounded, or their rounding cannot be told from a fault.
 _FEWEST = 256
 # Computing a weight in another order moves it by so many times the precision of its dtype.
 _OWN_ROUNDING = 16
+# A bias is another one, transformed, up to this.
+_BIAS = 0.05
+# So many weights must be noisy for noise to be the rule, and none of them so many times as noisy as the others.
+_FEWEST_NOISY = 3
+_MOST_NOISE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the candidate has a weight: the module with a parameter `weight`, or one that stores codes.
+
+    `reference` is the reference's weight as it may be in the candidate, with all that was multiplied into it, and
+    `candidate` what the candidate computes with.
+    """
+
+    module: nn.Module
+    from_codes: bool
+    reference: Tensor
+    candidate: Tensor
+    bias: Tensor | None
 
 
 @dataclass(slots=True)
@@ -37,6 +59,8 @@ class Weighed:
     `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
     `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
     not multiplied by, `mistakes` one that was divided by others than it was multiplied by, which are its `columns`.
+    `unsure` says that gains were fitted for each row or column. `place` is where it is, `noise` the norm of its
+    rounding over its own.
     """
 
     name: str
@@ -45,8 +69,16 @@ class Weighed:
     lacks: str = ""
     mistakes: str = ""
     columns: Tensor | None = None
+    place: Place | None = None
+    noise: float = 0.0
+    unsure: bool = False
     bias: tuple[Tensor | None, Tensor] | None = None
     _said: tuple[str, ...] | None = None
+
+    @property
+    def is_unsure(self) -> bool:
+        """Return whether it is unknown how the weight was before its rounding, or known only with noise."""
+        return self.fault is not None or self.unsure
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -74,23 +106,31 @@ class Unrounding:
 
     `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
     the forward of modules that store codes. `weighed` holds what is known of each weight that differs, by the
-    reference's path. `is_exact` says that all weights are the reference's up to what is known without noise,
-    `is_needed` that some of them were rounded. `same` are the parameters, by (module, name), that are the reference's
-    up to rounding; `coded` the modules that store codes.
+    reference's path. `is_needed` says that some of them were rounded. `same` are the parameters, by (module, name),
+    that are the reference's up to rounding; `coded` the modules that store codes.
     """
 
     weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
     weighed: dict[str, Weighed] = field(default_factory=dict)
-    is_exact: bool = True
     is_needed: bool = False
     same: set[tuple[str, str]] = field(default_factory=set)
     coded: set[str] = field(default_factory=set)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether all weights are the reference's up to what is known without noise."""
+        return not any(known.unsure for known in self.weighed.values())
 
     def sentences(self, module: str) -> tuple[str, ...] | None:
         """Return how a module's weights differ beyond rounding, in words; None where none of them was weighed."""
         known = self.weighed.get(module)
         return None if known is None else known.sentences
+
+    def is_sound(self, module: str) -> bool:
+        """Return whether a module's weight was weighed, and is the reference's up to rounding."""
+        known = self.weighed.get(module)
+        return known is not None and not known.sentences
 
     def faulty(self) -> list[str]:
         """Return the reference's modules with a weight that is no rounding of the reference's."""
@@ -115,6 +155,12 @@ def weighed(runner: Runner) -> Unrounding:
             if ours is None or ours.dim() < 2 or ours.numel() < _FEWEST:
                 continue
             holder, held = _holder(partners, name, ours)
+            if holder is None:
+                # A wrapper may compute with a weight that a module inside holds, without calling that module.
+                inside = [module for partner in partners for module in partner.modules()]
+                holder, held = _holder(inside, name, ours)
+                if held is not None and torch.equal(held, ours):
+                    holder = held = None
             if holder is not None and held is not None:
                 if torch.equal(held, ours):
                     found.same.add((key, name))
@@ -132,7 +178,89 @@ def weighed(runner: Runner) -> Unrounding:
     for one in all_projections(runner):
         if not one.is_split:
             _take_fused(found, folds, one, row_orders(runner, one))
+    _join(found, runner)
+    _take_white(found)
     return found
+
+
+def _join(found: Unrounding, runner: Runner) -> None:
+    """Take the pairs of layers of which one takes in what the other takes out again."""
+    unsure = {path: known for path, known in found.weighed.items() if known.place is not None and known.is_unsure}
+    for first in list(unsure):
+        for second in list(unsure):
+            one, other = unsure.get(first), unsure.get(second)
+            if first == second or one is None or other is None or _layer(first) != _layer(second):
+                continue
+            if one.place is None or other.place is None:
+                continue
+            container = first.rpartition(".")[0]
+            done = joined(_weights(one.place), _weights(other.place), head_counts(runner, container))
+            if done is None:
+                continue
+            mine = runner.models[0].modules[first]._parameters.get("bias")
+            bias = None if mine is None else done.turn.to(mine) @ mine.detach()
+            _put(found, one, done.first, bias)
+            _put(found, other, done.second, None)
+            del unsure[first], unsure[second]
+
+
+def _weights(place: Place) -> Weights:
+    return Weights(place.reference, place.candidate, place.from_codes)
+
+
+def _layer(path: str) -> str:
+    """Return a path up to its last number."""
+    parts = path.split(".")
+    last = max((place for place, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[: last + 1])
+
+
+def _put(found: Unrounding, known: Weighed, weight: Tensor, bias: Tensor | None) -> None:
+    """Put an unrounded weight in the place of another; and a bias, where it is the candidate's up to rounding."""
+    place = known.place
+    assert place is not None
+    known.fault, known.scaled, known.unsure, known._said = None, "", False, None
+    found.is_needed = True
+    is_own = bias is not None and place.bias is not None and _noise(bias, place.bias) <= _BIAS
+    found.weights = [one for one in found.weights if not (one[0] is place.module and one[1] in ("weight", "bias"))]
+    found.forwards = [one for one in found.forwards if one[0] is not place.module]
+    values = weight.to(place.candidate.dtype)
+    if is_own and known.bias is not None and bias is not None:
+        known.bias = bias, bias
+    if place.from_codes:
+        own = place.bias if not is_own or bias is None else bias
+        assert own is not None
+        found.forwards.append((place.module, _forward(Affine(values, own.to(values.dtype)))))
+        return
+    found.weights.append((place.module, "weight", values))
+    if is_own and bias is not None:
+        found.weights.append((place.module, "bias", bias))
+
+
+def _take_white(found: Unrounding) -> None:
+    """Take the weights that differ by white noise as all others do: a rotation that is undone hides a rounding's form.
+
+    One noisy weight alone is not quantized, but another one.
+    """
+    white = {}
+    for path, known in found.weighed.items():
+        place = known.place
+        if known.fault is None or place is None or place.from_codes:
+            continue
+        if is_rounded(place.reference, place.candidate, from_codes=True):
+            white[path] = _noise(place.reference, place.candidate)
+    others = [known.noise for known in found.weighed.values() if known.fault is None and known.noise > 0]
+    noise = sorted([*others, *white.values()])
+    for path, size in white.items():
+        if len(noise) >= _FEWEST_NOISY and size <= _MOST_NOISE * noise[len(noise) // 2]:
+            known = found.weighed[path]
+            assert known.place is not None
+            _put(found, known, known.place.reference, None)
+
+
+def _noise(before: Tensor, after: Tensor) -> float:
+    """Return the norm of a difference over that of the tensor."""
+    return float((after.double() - before.double()).norm() / before.double().norm().clamp(min=1e-300))
 
 
 def _holder(partners: Sequence[nn.Module], name: str, ours: Tensor) -> tuple[nn.Module | None, Tensor | None]:
@@ -162,14 +290,16 @@ def _take_weight(
 ) -> None:
     before = folds.before(key, ours, held)
     known = found.weighed.setdefault(key, Weighed(place[1]))
+    if place[1] == "weight" and ours.dim() == 2:
+        known.place = Place(place[0], False, folds.nearest(key, ours, held)[1], held, place[0]._parameters.get("bias"))
+    known.noise = _noise(ours if before is None else before.weight, held)
     if before is None:
         known.name, known.fault = place[1], (ours, held)
         return
     found.same |= {(key, place[1])} if before.is_same else set()
     known.scaled = known.scaled or before.fitted
-    known.columns = before.columns
+    known.columns, known.unsure = before.columns, not before.is_exact
     found.weights.append((*place, before.weight.to(held.dtype)))
-    found.is_exact &= before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
 
 
@@ -188,7 +318,10 @@ def _take_linear(found: Unrounding, folds: Folds, key: str, mine: nn.Module, par
     bias = ours.bias if bool(ours.bias.any()) else None
     found.coded.add(key)
     known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
+    nearest = folds.nearest(key, ours.weight, map_.weight)[1]
+    known.place = Place(outermost, True, nearest, map_.weight, map_.bias)
     before = _judged(found, folds, key, known, ours.weight, map_.weight)
+    known.noise = _noise(ours.weight if before is None else before.weight, map_.weight)
     if before is None:
         return
     # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
@@ -211,8 +344,8 @@ def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequen
     map_ = Affine(held, held.new_zeros(())) if held is not None else probed(one.whole, whole)
     if map_ is None:
         return
-    for heads in orders:
-        owners = stacked([torch.full((len(part),), place) for place, part in enumerate(weights)], heads)
+    for count in orders:
+        owners = stacked([torch.full((len(part),), place) for place, part in enumerate(weights)], count)
         if owners is None:
             continue
         rows = [owners == place for place in range(len(weights))]
@@ -221,7 +354,7 @@ def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequen
             for path, part, own in zip(one.members, weights, rows, strict=True)
         ]
         known = [part for part in parts if part is not None]
-        if len(known) < len(parts) and heads != orders[-1]:
+        if len(known) < len(parts) and count != orders[-1]:
             continue
         before = map_.weight.clone()
         for path, mine, own, part in zip(one.members, weights, rows, parts, strict=True):
@@ -229,12 +362,11 @@ def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequen
             if part is None:
                 note.fault = mine, map_.weight[own]
                 continue
-            note.scaled, note.columns = part.fitted, part.columns
+            note.scaled, note.columns, note.unsure = part.fitted, part.columns, not part.is_exact
             found.same |= {(path, "weight")} if part.is_same else set()
             before[own] = part.weight.to(before.dtype)
         if not known:
             return
-        found.is_exact &= all(part.is_exact for part in known)
         found.is_needed |= _is_rounded_off(before, map_.weight)
         if held is not None:
             found.weights.append((one.whole, "weight", before))
@@ -267,8 +399,7 @@ def _judged(found: Unrounding, folds: Folds, key: str, known: Weighed, ours: Ten
         known.fault = ours, held
         return None
     found.same |= {(key, known.name)} if before.is_same else set()
-    known.scaled, known.columns = before.fitted, before.columns
-    found.is_exact &= before.is_exact
+    known.scaled, known.columns, known.unsure = before.fitted, before.columns, not before.is_exact
     found.is_needed |= _is_rounded_off(before.weight, held)
     return before
 

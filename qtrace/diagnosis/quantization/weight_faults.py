@@ -26,7 +26,9 @@ _FEW = 0.05
 _SHOWN = 3
 # A rotation keeps all products of rows, up to the rounding.
 _KEPT = 0.3
+_TURNED = 0.5
 _FOLLOWS = 0.2
+_BEYOND = 1.05
 # The squares of singular values fall by this factor where a matrix of low rank ends.
 _DROP = 8.0
 _MOST_SINGULAR = 4096
@@ -40,9 +42,9 @@ def weight_fault(reference: Tensor, candidate: Tensor) -> str:
         reference: [out, in], or with more axes, of which the last ones are a row.
         candidate: the same shape; it is what a module computes with, whatever it stores.
 
-    Tried are, in this order: zeros, rows or columns in another order, the transposed weight, a shift of each group (a
-    zero point), single values, single rows, a part of low rank (an adapter), a factor of each group (a scale), a
-    rotation. Each must explain most of the squared difference.
+    Tried are, in this order: zeros, rows or columns in another order, the transposed weight, values cut off, a shift of
+    each group (a zero point), single values, single rows, a part of low rank (an adapter), a factor of each group (a
+    scale), a rotation. Each must explain most of the squared difference.
     """
     mine, theirs = as_matrix(reference), as_matrix(candidate)
     bad = [int((~torch.isfinite(side)).sum()) for side in (mine, theirs)]
@@ -50,7 +52,7 @@ def weight_fault(reference: Tensor, candidate: Tensor) -> str:
         return f"holds {bad[1]} values that are not finite, against {bad[0]} in the reference"
     if not bool(theirs.any()):
         return "is zero everywhere"
-    for says in (_order, _turned, _shift, _single_values, _single_rows, _low_rank, _factors, _rotation):
+    for says in (_order, _turned, _cut, _shift, _single_values, _single_rows, _low_rank, _factors, _rotation):
         found = says(mine, theirs)
         if found:
             return found
@@ -104,6 +106,17 @@ def _turned(mine: Tensor, theirs: Tensor) -> str | None:
         return None
     left = float((theirs - mine.t()).square().sum())
     return "is the reference's transposed" if _is_explained(left, theirs - mine) else None
+
+
+def _cut(mine: Tensor, theirs: Tensor) -> str | None:
+    """Return whether the values beyond some end are missing, in the whole or in each row."""
+    for of, end in (("", theirs.abs().max()), (" in their rows", theirs.abs().amax(1, keepdim=True))):
+        beyond = mine.abs() > _BEYOND * end
+        left = (theirs - mine.sign() * torch.minimum(mine.abs(), end.expand_as(mine))).square().sum()
+        if bool(beyond.any()) and _is_explained(float(left), theirs - mine):
+            reach = f"{float(end.max()):.3g}, the reference's reach {float(mine.abs().max()):.3g}"
+            return f"is cut off: {int(beyond.sum())} values lie beyond the ends{of}, at most {reach}"
+    return None
 
 
 def _is_explained(left: float, error: Tensor) -> bool:
@@ -181,6 +194,8 @@ def _low_rank(mine: Tensor, theirs: Tensor) -> str | None:
 
 def _rotation(mine: Tensor, theirs: Tensor) -> str | None:
     """Return whether all rows, or all columns, are turned by one rotation: their products with one another stay."""
+    if not float((theirs - mine).norm()) > _TURNED * float(mine.norm()):
+        return None
     for side, one, other in (("input", mine, theirs), ("output", mine.t(), theirs.t())):
         rows = range(0, len(one), -(-len(one) // _MOST_ROWS))
         ours, turned = (t[rows.start : rows.stop : rows.step] for t in (one, other))
