@@ -6,8 +6,10 @@ final error falls then says whether it was the cause.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from qtrace.diagnosis.confirmation import Graft, confirm, outliers_that_matter
@@ -29,6 +31,11 @@ from qtrace.engine.plan import Plan
 from qtrace.report.records import Finding, Verdict
 
 _MOST_SUSPECTS = 12
+# Errors of so many modules tell what rounding makes, if they are no larger than this (a PEIR) in the median; an error
+# that is so many times as large is hardly another one.
+_FEWEST_SOUND = 3
+_MOST_ROUNDING = 0.25
+_NO_WORSE = 1.5
 # So many modules that are wrong in one way are no accidents.
 _SYSTEMATIC = 3
 # From this PEIR on a difference is no rounding, at any depth.
@@ -99,7 +106,29 @@ class Investigation:
             inner = self._of(models, first)
             named = inner.findings()
             self._warnings += inner.warnings
-        return named
+        return self._beyond_rounding(named)
+
+    def _beyond_rounding(self, named: list[Finding]) -> list[Finding]:
+        """Return the findings without those at weights that harm no more than the rounding of the others does.
+
+        Not every scheme leaves a weight of which it can be told that it is the reference's, rounded.
+        """
+        weights = self._quantized.weights
+        own: dict[str, float] = {}
+        for (module, _, _), local in self.local.items():
+            if module in weights.weighed and local.error is not None:
+                own[module] = max(own.get(module, 0.0), local.error)
+        others = [error for module, error in own.items() if weights.is_sound(module) and error > 0]
+        if len(others) < _FEWEST_SOUND or not median(others) <= _MOST_ROUNDING:
+            return named
+
+        def is_harmless(finding: Finding) -> bool:
+            modules = (finding.module, *finding.members)
+            is_weight = finding.kind == "introduces" and all(weights.is_only_weight(module) for module in modules)
+            return is_weight and all(own.get(module, math.inf) <= _NO_WORSE * median(others) for module in modules)
+
+        kept = [finding for finding in named if not is_harmless(finding)]
+        return [replace(finding, rank=rank) for rank, finding in enumerate(kept, 1)]
 
     def _differing(self) -> list[Suspect]:
         """Return the modules whose weights are no rounding of the reference's, where none stood out by its error."""

@@ -37,6 +37,8 @@ _GROUPS = (256, 128, 64, 32, 16, 8)
 # A group of so few levels says nothing.
 _FEWEST = 8
 # Levels for a value: with so few the nearest level is no chance, with so many it says nothing.
+_NO_LARGER = 1.3
+_FEW_ROWS = 0.1
 _FEW = 0.5
 _MANY = 0.9
 # Elements that may lie beyond the ends of a grid, as a range that is cut off on purpose leaves them.
@@ -119,9 +121,13 @@ def _has_structure(mine: Tensor, error: Tensor) -> bool:
     """Return whether the differences have a mean or a slope against the values, in a row, a column or the groups."""
     sides = ((mine, error), (mine.t(), error.t())) if min(mine.shape) >= _FEWEST else ((mine, error),)
     for values, off in sides:
-        count = values.shape[1]
-        if any(_stands_out(found, count) for found in (_means(off), _slopes(values, off))):
-            return True
+        count, size = values.shape[1], off.square().mean(1).sqrt()
+        for found in (_means(off), _slopes(values, off)):
+            out = _stands_out(found, count)
+            # A few rows of small values are rounded to few levels, which leaves a slope but no larger an error.
+            is_coarse = (size <= _NO_LARGER * size.median()) & (out.double().mean() <= _FEW_ROWS)
+            if bool((out & ~is_coarse).any()):
+                return True
     for group in group_sizes(mine.shape[1])[1:]:
         parts, off = mine.reshape(-1, group), error.reshape(-1, group)
         for found in (_means(off), _slopes(parts, off)):
@@ -138,9 +144,9 @@ def _without_peaks(error: Tensor) -> Tensor:
     return error.clamp(-most, most)
 
 
-def _stands_out(cosines: Tensor, count: int) -> bool:
-    """Return whether a cosine of `count` values is too large for chance, by Fisher's transformation."""
-    return bool((torch.atanh(cosines.abs().clamp(max=1 - 1e-12)) * math.sqrt(max(count - 3, 1)) > _SIGMAS).any())
+def _stands_out(cosines: Tensor, count: int) -> Tensor:
+    """Return which cosines of `count` values are too large for chance, by Fisher's transformation."""
+    return torch.atanh(cosines.abs().clamp(max=1 - 1e-12)) * math.sqrt(max(count - 3, 1)) > _SIGMAS
 
 
 def _means(error: Tensor) -> Tensor:

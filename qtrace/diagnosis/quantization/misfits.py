@@ -78,9 +78,8 @@ class Misfits:
         rounding = self._quantized.watch.unscaled
         if one.module not in rounding or self._quantized.is_known(one):
             return False
-        erring = {suspect.module for suspect in self._found}
         alike = {call.module for call in self._trial.calls if call.side is None and call.type == one.call.type}
-        return len(rounding) == 1 or 0 < len(alike & erring) <= len(alike - erring)
+        return len(rounding) == 1 or len(alike & rounding) <= len(alike - rounding)
 
 
 def _values(trial: Trial) -> Iterator[tuple[tuple[str, int], Value]]:

@@ -76,6 +76,11 @@ class Weighed:
     _said: tuple[str, ...] | None = None
 
     @property
+    def is_unsound(self) -> bool:
+        """Return whether the weight is not the reference's up to rounding, and scales of norms."""
+        return self.fault is not None or bool(self.scaled)
+
+    @property
     def is_unsure(self) -> bool:
         """Return whether it is unknown how the weight was before its rounding, or known only with noise."""
         return self.fault is not None or self.unsure
@@ -131,6 +136,13 @@ class Unrounding:
         """Return whether a module's weight was weighed, and is the reference's up to rounding."""
         known = self.weighed.get(module)
         return known is not None and not known.sentences
+
+    def is_only_weight(self, module: str) -> bool:
+        """Return whether all that is known to be wrong with a module is its weight, and no scale of a norm."""
+        known = self.weighed.get(module)
+        if known is None or known.lacks or known.mistakes or not known.is_unsound:
+            return False
+        return known.bias is None or bias_fault(*known.bias) is None
 
     def faulty(self) -> list[str]:
         """Return the reference's modules with a weight that is no rounding of the reference's."""

@@ -1,0 +1,282 @@
+"""A quantized candidate is judged without its rounding: what is right is drift, and a fault is told by its reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qtrace
+from qtrace.diagnosis.quantization.input_faults import input_fault
+from qtrace.report.records import Outcome
+
+WIDTH, HIDDEN = 32, 64
+NAMES = ("first", "second", "third")
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: nn.Module = nn.Linear(WIDTH, HIDDEN)
+        self.second: nn.Module = nn.Linear(HIDDEN, HIDDEN)
+        self.third: nn.Module = nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.third(torch.tanh(self.second(torch.tanh(self.first(x)))))
+        return out
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one layer's stored codes."""
+
+    lost_bias: bool = False
+    zero_point: int = 0
+    reversed_rows: bool = False
+
+
+RIGHT = Fault()
+
+
+class Quantizes(Protocol):
+    """Makes a quantized twin of a model."""
+
+    def __call__(self, reference: Mlp, bits: int, fault: Fault = RIGHT) -> Mlp: ...
+
+
+def step_of(weight: Tensor, bits: int) -> Tensor:
+    step: Tensor = weight.detach().abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return step
+
+
+class Packed(nn.Module):
+    """A linear layer that stores codes, a step for each row and a zero point."""
+
+    def __init__(self, layer: nn.Linear, bits: int, fault: Fault) -> None:
+        super().__init__()
+        step = step_of(layer.weight, bits)
+        codes = (layer.weight.detach() / step).round().to(torch.int8)
+        self.codes: Tensor
+        self.step: Tensor
+        self.register_buffer("codes", codes.flip(0) if fault.reversed_rows else codes)
+        self.register_buffer("step", step.flip(0) if fault.reversed_rows else step)
+        self.zero_point = fault.zero_point
+        self.added = None if fault.lost_bias else layer.bias.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, (self.codes.float() - self.zero_point) * self.step, self.added)
+
+
+def model() -> Mlp:
+    torch.manual_seed(0)
+    return Mlp().eval()
+
+
+def packed(reference: Mlp, bits: int, fault: Fault = RIGHT) -> Mlp:
+    """Return a twin of packed layers, the second of which has the fault."""
+    made = copy.deepcopy(reference)
+    for name in NAMES:
+        layer = reference.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        setattr(made, name, Packed(layer, bits, fault if name == "second" else RIGHT))
+    return made
+
+
+def weight_only(reference: Mlp, bits: int, fault: Fault = RIGHT) -> Mlp:
+    """Return a twin whose weights are rounded and stored as floats."""
+    made = copy.deepcopy(reference)
+    with torch.no_grad():
+        for name in NAMES:
+            layer = made.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            step = step_of(layer.weight, bits)
+            codes = (layer.weight / step).round()
+            if name == "second":
+                codes = codes - fault.zero_point
+                if fault.reversed_rows:
+                    codes, step = codes.flip(0), step.flip(0)
+            layer.weight.copy_(codes * step)
+    return made
+
+
+def traced(reference: nn.Module, candidate: nn.Module) -> qtrace.Report:
+    return qtrace.trace(reference, candidate, torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1)))
+
+
+BITS = pytest.mark.parametrize("bits", [8, 4])
+MADE = pytest.mark.parametrize("made", [packed, weight_only])
+
+
+@BITS
+@MADE
+def test_right_quantization_is_drift_and_leaves_the_candidate_as_it_was(made: Quantizes, bits: int) -> None:
+    reference = model()
+    candidate = made(reference, bits)
+    before = dict(candidate.named_modules())
+    attributes = {name: dict(vars(module)) for name, module in before.items()}
+    held = {name: dict(module._parameters) for name, module in before.items()}
+    values = copy.deepcopy(candidate.state_dict())
+    x = torch.randn(8, WIDTH)
+    expected = candidate(x)
+    report = traced(reference, candidate)
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+    # THEN nothing of the candidate was replaced
+    after = dict(candidate.named_modules())
+    assert all(after[name] is module for name, module in before.items())
+    assert {name: set(vars(module)) for name, module in after.items()} == {
+        name: set(kept) for name, kept in attributes.items()
+    }
+    assert all("forward" not in vars(module) for module in after.values())
+    for name, module in after.items():
+        assert module._parameters.keys() == held[name].keys()
+        assert all(module._parameters[key] is parameter for key, parameter in held[name].items())
+    assert all(torch.equal(value, values[name]) for name, value in candidate.state_dict().items())
+    assert torch.equal(candidate(x), expected)
+
+
+def test_a_forward_of_the_candidate_own_is_kept() -> None:
+    reference = model()
+    candidate = packed(reference, 4)
+    own = candidate.second.forward
+    candidate.second.__dict__["forward"] = own
+    report = traced(reference, candidate)
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+    assert vars(candidate.second)["forward"] is own
+
+
+@MADE
+@BITS
+def test_rows_in_another_order_are_named_as_such(made: Quantizes, bits: int) -> None:
+    reason = "weight has the reference's rows in another order (0 is 63, 1 is 62, 2 is 61, …)"
+    _check_reason(model(), made, bits, Fault(reversed_rows=True), reason)
+
+
+@pytest.mark.parametrize(("made", "bits"), [(packed, 4), (weight_only, 4), (weight_only, 8)])
+@pytest.mark.parametrize(("zero_point", "side"), [(1, "low"), (-1, "high")])
+def test_a_zero_point_off_by_one_is_named_as_such(made: Quantizes, bits: int, zero_point: int, side: str) -> None:
+    reason = f"weight is one step too {side} in each row: a zero point off by one"
+    _check_reason(model(), made, bits, Fault(zero_point=zero_point), reason)
+
+
+def _check_reason(reference: Mlp, made: Quantizes, bits: int, fault: Fault, reason: str) -> None:
+    report = traced(reference, made(reference, bits, fault))
+    assert report.outcome is Outcome.FAULT
+    assert [finding.module for finding in report.findings] == ["second"]
+    assert reason in report.findings[0].summary
+    assert reason in report.findings[0].evidence
+
+
+@BITS
+def test_a_lost_bias_of_packed_codes_is_named(bits: int) -> None:
+    reference = model()
+    candidate = packed(reference, bits, Fault(lost_bias=True))
+    report = traced(reference, candidate)
+    assert report.outcome is Outcome.FAULT
+    assert [finding.module for finding in report.findings] == ["second"]
+    assert "adds no bias, the reference's is not zero" in report.findings[0].evidence
+    assert "adds no bias" in report.findings[0].summary
+
+
+def test_a_fault_in_the_code_is_named_below_the_rounding_of_the_weights() -> None:
+    # GIVEN weights of four bits, and code that differs by less than they do
+    reference = model()
+    candidate = weight_only(reference, 4)
+    kept = candidate.second
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrapped = kept
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.wrapped(x) + 0.02
+            return out
+
+    candidate.second = Shifted()
+    report = traced(reference, candidate)
+    assert report.outcome is Outcome.FAULT
+    assert [finding.module for finding in report.findings] == ["second"]
+    candidate.second = kept
+    assert traced(reference, candidate).outcome is Outcome.DRIFT
+
+
+def test_one_fault_in_three_layers_is_one_finding_with_members() -> None:
+    reference = model()
+    candidate = copy.deepcopy(reference)
+    for name in NAMES:
+        layer = reference.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        setattr(candidate, name, Packed(layer, 4, Fault(zero_point=1)))
+    report = traced(reference, candidate)
+    assert report.outcome is Outcome.FAULT
+    (finding,) = report.findings
+    assert {finding.module, *finding.members} == set(NAMES)
+    assert "weight is one step too low in each row: a zero point off by one" in finding.evidence
+
+
+class Losing(Packed):
+    """Packed codes behind a function that loses some of the input where it is large."""
+
+    def __init__(self, layer: nn.Linear, loses: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(layer, 8, RIGHT)
+        self.loses = loses
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.loses(x))
+
+
+def without_outliers(x: Tensor) -> Tensor:
+    """Leave out the columns that another kernel was to multiply, as those of large values often are."""
+    large = x.abs().amax(tuple(range(x.dim() - 1))) > 6
+    return torch.where(large, 0.0, x)
+
+
+def by_token(x: Tensor) -> Tensor:
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+    return torch.round(x / scale) * scale
+
+
+def with_outliers() -> Tensor:
+    """Return inputs of which two columns are large, but with no value that stands out from its column."""
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1)).clamp(-2.5, 2.5)
+    x[:, [3, 17]] = 12 * x[:, [3, 17]].sign()
+    return x
+
+
+def test_columns_of_the_input_that_are_not_used_are_named() -> None:
+    reference, x = model(), with_outliers()
+    assert isinstance(reference.first, nn.Linear)
+    said = "does not use 2 of 32 columns of its input (3, 17)"
+    assert input_fault(Losing(reference.first, without_outliers), reference.first, x) == said
+    candidate = packed(reference, 8)
+    candidate.first = Losing(reference.first, lambda x: by_token(without_outliers(x)))
+    report = qtrace.trace(reference, candidate, x)
+    assert report.outcome is Outcome.FAULT
+    assert [finding.module for finding in report.findings] == ["first"]
+    assert said in report.findings[0].evidence
+
+
+def test_an_input_that_is_cut_off_is_told_with_both_ends() -> None:
+    reference, x = model(), with_outliers()
+    assert isinstance(reference.first, nn.Linear)
+    losing = Losing(reference.first, lambda x: by_token(x.clamp(-8, 8)))
+    said = "its input is cut off at 8, where it reaches 12"
+    assert input_fault(losing, reference.first, x) == said
+    candidate = packed(reference, 8)
+    candidate.first = losing
+    report = qtrace.trace(reference, candidate, x)
+    assert report.outcome is Outcome.FAULT
+    assert [finding.module for finding in report.findings] == ["first"]
+    assert said in report.findings[0].evidence
+
+
+@pytest.mark.parametrize("passes", [torch.clone, by_token])
+def test_an_input_that_is_only_rounded_is_no_fault(passes: Callable[[Tensor], Tensor]) -> None:
+    reference, x = model(), with_outliers()
+    assert isinstance(reference.first, nn.Linear)
+    assert input_fault(Losing(reference.first, passes), reference.first, x) is None
