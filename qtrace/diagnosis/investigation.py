@@ -146,6 +146,7 @@ class Investigation:
         runner = self._runner
         inner = Investigation(models, runner.plan, runner.sample, runner.options, runner.own_random, first)
         inner._unrounds = False
+        inner._runner.computes_without_codes()
         inner._quantized.weights = self._quantized.weights
         return inner
 

@@ -208,6 +208,12 @@ class Runner:
         self.own_random = own_random
         self.options = replace(options, only=(), skip=(), listeners=(None, None), progress=None)
 
+    def computes_without_codes(self) -> None:
+        """Take into account that codes, of whatever dtype, were replaced by the values that they stand for."""
+        self._dtypes = {dtype for dtype in self._dtypes if dtype.is_floating_point and dtype.itemsize > 1}
+        self.is_coarse = len(self._dtypes) > 1 or any(dtype in _COARSE for dtype in self._dtypes)
+        self.floor = rounding_tolerance(sorted(self._dtypes, key=str), len(self.plan.reference_keys))
+
     def computes_in(self, coarser: Collection[str]) -> None:
         """Take into account that the candidate computes in these dtypes as well, whatever its parameters are."""
         if coarser:

@@ -36,6 +36,14 @@ class Joined:
     second: Tensor
     turn: Tensor
 
+    @property
+    def words(self) -> str:
+        """Return what the transform is."""
+        if not _is_diagonal(self.turn):
+            return "with a rotation"
+        gains = self.turn.diagonal()
+        return f"with gains, {float(gains.min()):.3g} to {float(gains.max()):.3g},"
+
 
 def joined(first: Weights, second: Weights, heads: Sequence[int]) -> Joined | None:
     """Return what undoes itself between two layers; None where nothing of that kind makes both a rounding.

@@ -59,7 +59,7 @@ class Weighed:
     `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
     `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
     not multiplied by, `mistakes` one that was divided by others than it was multiplied by, which are its `columns`.
-    `unsure` says that gains were fitted for each row or column. `place` is where it is, `noise` the norm of its
+    `paired` tells what it takes up of another weight. `unsure` says that gains were fitted for each row or column. `place` is where it is, `noise` the norm of its
     rounding over its own.
     """
 
@@ -68,6 +68,7 @@ class Weighed:
     scaled: str = ""
     lacks: str = ""
     mistakes: str = ""
+    paired: str = ""
     columns: Tensor | None = None
     place: Place | None = None
     noise: float = 0.0
@@ -94,6 +95,8 @@ class Weighed:
             found += [f"{self.name} is the reference's {self.scaled}"] if self.scaled else []
             if self.lacks:
                 found.append(f"{self.name} is not multiplied by the scales that {self.lacks} was divided by")
+            if self.paired:
+                found.append(f"{self.name} is the reference's {self.paired}")
             if self.mistakes:
                 found.append(f"{self.name} is multiplied by other scales than {self.mistakes} is divided by")
             other = bias_fault(*self.bias) if self.bias is not None else None
@@ -135,7 +138,9 @@ class Unrounding:
     def is_sound(self, module: str) -> bool:
         """Return whether a module's weight was weighed, and is the reference's up to rounding."""
         known = self.weighed.get(module)
-        return known is not None and not known.sentences
+        if known is None or known.is_unsound or known.lacks or known.mistakes:
+            return False
+        return known.bias is None or bias_fault(*known.bias) is None
 
     def is_only_weight(self, module: str) -> bool:
         """Return whether all that is known to be wrong with a module is its weight, and no scale of a norm."""
@@ -213,6 +218,8 @@ def _join(found: Unrounding, runner: Runner) -> None:
             bias = None if mine is None else done.turn.to(mine) @ mine.detach()
             _put(found, one, done.first, bias)
             _put(found, other, done.second, None)
+            one.paired = f"{done.words} of its outputs, for {second} to undo"
+            other.paired = f"{done.words} of its inputs undone, as {first} has it"
             del unsure[first], unsure[second]
 
 
