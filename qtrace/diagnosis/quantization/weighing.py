@@ -59,8 +59,8 @@ class Weighed:
     `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
     `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
     not multiplied by, `mistakes` one that was divided by others than it was multiplied by, which are its `columns`.
-    `paired` tells what it takes up of another weight. `unsure` says that gains were fitted for each row or column. `place` is where it is, `noise` the norm of its
-    rounding over its own.
+    `paired` tells what it takes up of another weight, `unsure` that gains were fitted for each row or column. `place`
+    is where it is, `noise` the norm of its rounding over its own.
     """
 
     name: str
