@@ -17,6 +17,8 @@ from qtrace.numerics.quantized import is_rounded
 
 # The gains of both weights undo each other up to this, in the median.
 _UNDONE = 0.1
+# Weights of one scheme are rounded as much as one another, up to this factor.
+_AS_MUCH = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +47,20 @@ class Joined:
         return f"with gains, {float(gains.min()):.3g} to {float(gains.max()):.3g},"
 
 
-def joined(first: Weights, second: Weights, heads: Sequence[int]) -> Joined | None:
+def joined(first: Weights, second: Weights, heads: Sequence[int], noise: float = 0.0) -> Joined | None:
     """Return what undoes itself between two layers; None where nothing of that kind makes both a rounding.
 
     Args:
         first: the layer whose outputs are transformed.
         second: the layer that reads them; each head of them several times, where queries are grouped.
         heads: counts of heads of the first that may be.
+        noise: what the rounding of other weights leaves, as a part of their norm: no more left over in both is enough.
     """
     rows, columns = len(first.reference), second.reference.shape[1]
     if columns % rows:
         return None
-    for count in dict.fromkeys((1, *heads)):
+    # The smallest heads first: a rotation across heads would fit as well, and take their noise for a part of it.
+    for count in sorted({1, *heads}, reverse=True):
         if rows % count:
             continue
         width = rows // count
@@ -67,10 +71,17 @@ def joined(first: Weights, second: Weights, heads: Sequence[int]) -> Joined | No
             # The inverse of a rotation, or of gains, on the columns that read each head.
             back = torch.linalg.inv(turn)
             other = second.reference.double() @ _spread(back, places, width)
-            is_exact = is_rounded(one, first.candidate, from_codes=first.from_codes or not _is_diagonal(turn))
-            if is_exact and is_rounded(other, second.candidate, from_codes=second.from_codes or not _is_diagonal(turn)):
+            if _is_left(one, first, turn, noise) and _is_left(other, second, turn, noise):
                 return Joined(one, other, turn)
     return None
+
+
+def _is_left(made: Tensor, weights: Weights, turn: Tensor, noise: float) -> bool:
+    """Return whether all that is left of a weight is rounding."""
+    off = float((weights.candidate.double() - made).norm())
+    if off <= _AS_MUCH * noise * float(made.norm()):
+        return True
+    return is_rounded(made, weights.candidate, from_codes=weights.from_codes or not _is_diagonal(turn))
 
 
 def _is_diagonal(turn: Tensor) -> bool:

@@ -31,7 +31,7 @@ _FEWEST = 256
 # Computing a weight in another order moves it by so many times the precision of its dtype.
 _OWN_ROUNDING = 16
 # A bias is another one, transformed, up to this.
-_BIAS = 0.05
+_BIAS = 0.25
 # So many weights must be noisy for noise to be the rule, and none of them so many times as noisy as the others.
 _FEWEST_NOISY = 3
 _MOST_NOISE = 2.0
@@ -203,6 +203,8 @@ def weighed(runner: Runner) -> Unrounding:
 def _join(found: Unrounding, runner: Runner) -> None:
     """Take the pairs of layers of which one takes in what the other takes out again."""
     unsure = {path: known for path, known in found.weighed.items() if known.place is not None and known.is_unsure}
+    others = sorted(known.noise for known in found.weighed.values() if not known.is_unsure and known.noise > 0)
+    noise = others[len(others) // 2] if others else 0.0
     for first in list(unsure):
         for second in list(unsure):
             one, other = unsure.get(first), unsure.get(second)
@@ -211,7 +213,7 @@ def _join(found: Unrounding, runner: Runner) -> None:
             if one.place is None or other.place is None:
                 continue
             container = first.rpartition(".")[0]
-            done = joined(_weights(one.place), _weights(other.place), head_counts(runner, container))
+            done = joined(_weights(one.place), _weights(other.place), head_counts(runner, container), noise)
             if done is None:
                 continue
             mine = runner.models[0].modules[first]._parameters.get("bias")
