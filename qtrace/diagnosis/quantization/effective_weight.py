@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -121,6 +123,70 @@ def probed(
     expected = random.double() @ found.double().t() + zero.double()
     off = (answer.double() - expected).norm() / expected.norm().clamp(min=1e-30)
     return Affine(found, zero[0]) if float(off) <= _LINEAR else None
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Return whether a module of the reference is a convolution, and pads by zeros and numbers."""
+    is_plain = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return is_plain and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def convolved(
+    module: nn.Module, reference: nn.Module, within: AbstractContextManager[object] | None = None
+) -> Affine | None:
+    """Return the kernels and the bias by which a module of the candidate computes a convolution of the reference.
+
+    They are read from the outputs for single ones: each at one place of the input of one output. None where it is no
+    convolution with the reference's settings, up to the rounding of four bits.
+
+    Args:
+        module: the candidate's; it is called, and must not keep state. Its hooks do not run.
+        reference: see `is_convolution`.
+        within: what is active during the calls.
+    """
+    if not isinstance(reference, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or isinstance(reference.padding, str):
+        return None
+    weight = reference.weight.detach()
+    # The first output whose input lies whole inside, and where that begins.
+    starts = [-pad % step for pad, step in zip(reference.padding, reference.stride, strict=True)]
+    output = [(pad + at) // step for pad, at, step in zip(reference.padding, starts, reference.stride, strict=True)]
+    places = list(itertools.product(*(range(size) for size in weight.shape[2:])))
+    size = [
+        at + far * (wide - 1) + 1 for at, far, wide in zip(starts, reference.dilation, weight.shape[2:], strict=True)
+    ]
+    inside = weight.shape[1]
+    made = torch.Generator().manual_seed(0)
+    random = torch.randn(2, reference.in_channels, *(8 + side for side in size), generator=made).to(weight)
+    found = torch.zeros_like(weight)
+    outputs = len(weight) // reference.groups
+    try:
+        with torch.no_grad(), within or nullcontext():
+            run = type(module).forward
+            zero = _at(run(module, weight.new_zeros(1, reference.in_channels, *size)), output)[0]
+            for channel in range(inside):
+                ones = weight.new_zeros(len(places), reference.in_channels, *size)
+                for number, place in enumerate(places):
+                    at = [s + far * k for s, far, k in zip(starts, reference.dilation, place, strict=True)]
+                    # All groups at once: each output sees its own group's channels alone.
+                    _at(ones[number : number + 1, channel::inside], at).fill_(1)
+                answers = _at(run(module, ones), output) - zero
+                found[:, channel] = answers.t().reshape(len(weight), *weight.shape[2:]).to(weight)
+            answer = run(module, random)
+    except Exception:
+        # Any code may be the candidate's.
+        return None
+    expected = reference._conv_forward(random, found, zero.to(weight))
+    if outputs * reference.groups != len(weight) or answer.shape != expected.shape:
+        return None
+    off = (answer.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+    return Affine(found, zero.to(weight)) if float(off) <= _LINEAR else None
+
+
+def _at(values: Tensor, place: Iterable[int]) -> Tensor:
+    """Return the view of values [number, channel, ...] at one place of the axes behind the first two."""
+    for at in place:
+        values = values.select(2, at)
+    return values
 
 
 def table_of(module: nn.Module, reference: nn.Embedding) -> Tensor | None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from qtrace.diagnosis.projections import Projection, all_projections, head_counts, row_orders, stacked
 from qtrace.diagnosis.quantization.effective_weight import (
     Affine,
+    convolved,
     float_values,
+    is_convolution,
     is_linear,
     linear_map,
     probed,
@@ -188,6 +190,8 @@ def weighed(runner: Runner) -> Unrounding:
                 _take_weight(found, folds, key, (holder, name), ours, held)
             elif name == "weight" and is_linear(mine) and not _is_held(partners, ours):
                 _take_linear(found, folds, key, mine, partners)
+            elif name == "weight" and is_convolution(mine) and not _is_held(partners, ours):
+                _take_convolution(found, folds, key, mine, partners[0])
             elif name == "weight" and isinstance(mine, nn.Embedding) and not _is_held(partners, ours):
                 _take_table(found, folds, key, mine, partners[0])
         if not mine._parameters and not is_linear(mine):
@@ -345,11 +349,38 @@ def _take_linear(found: Unrounding, folds: Folds, key: str, mine: nn.Module, par
     known.noise = _noise(ours.weight if before is None else before.weight, map_.weight)
     if before is None:
         return
-    # The bias that a module adds is its own; where it is the reference's up to rounding, it is that.
-    own = map_.bias
-    if bias is not None and torch.allclose(own, bias, rtol=1e-2, atol=1e-6 + 1e-3 * float(bias.abs().max())):
-        own = bias
+    own = _own_bias(bias, map_.bias)
     found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
+
+
+def _take_convolution(found: Unrounding, folds: Folds, key: str, mine: nn.Module, theirs: nn.Module) -> None:
+    """Take a convolution that stores codes."""
+    map_ = convolved(theirs, mine, StraightThrough()) or convolved(theirs, mine)
+    weight, bias = mine._parameters["weight"], mine._parameters.get("bias")
+    if map_ is None or weight is None:
+        return
+    ours = None if bias is None or not bool(bias.any()) else bias.detach()
+    found.coded.add(key)
+    known = found.weighed[key] = Weighed("weight", bias=(ours, map_.bias))
+    before = _judged(found, folds, key, known, weight.detach(), map_.weight)
+    known.noise = _noise(weight if before is None else before.weight, map_.weight)
+    if before is None:
+        return
+    kernels, own = before.weight.to(map_.weight), _own_bias(ours, map_.bias)
+
+    def forward(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = mine._conv_forward(values.to(kernels.dtype), kernels, own)  # type: ignore[operator]
+        return out
+
+    found.forwards.append((theirs, forward))
+
+
+def _own_bias(reference: Tensor | None, candidate: Tensor) -> Tensor:
+    """Return the bias that a module adds: its own, or the reference's where it is that up to rounding."""
+    if reference is None:
+        return candidate
+    least = 1e-6 + 1e-3 * float(reference.abs().max())
+    return reference if torch.allclose(candidate, reference, rtol=1e-2, atol=least) else candidate
 
 
 def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequence[int]) -> None:
