@@ -36,6 +36,8 @@ _MOST_SUSPECTS = 12
 _FEWEST_SOUND = 3
 _MOST_ROUNDING = 0.25
 _NO_WORSE = 1.5
+# A final error so many times smaller than that with the rounding is lost in it.
+_LITTLE = 0.05
 # So many modules that are wrong in one way are no accidents.
 _SYSTEMATIC = 3
 # From this PEIR on a difference is no rounding, at any depth.
@@ -106,26 +108,31 @@ class Investigation:
             inner = self._of(models, first)
             named = inner.findings()
             self._warnings += inner.warnings
-        return self._beyond_rounding(named)
+            left = inner._runner.before
+        return self._beyond_rounding(named, left)
 
-    def _beyond_rounding(self, named: list[Finding]) -> list[Finding]:
+    def _beyond_rounding(self, named: list[Finding], left: float | None) -> list[Finding]:
         """Return the findings without those at weights that harm no more than the rounding of the others does.
 
-        Not every scheme leaves a weight of which it can be told that it is the reference's, rounded.
+        Not every scheme leaves a weight of which it can be told that it is the reference's, rounded. `left` is the
+        final error without the rounding.
         """
+        before = self._runner.before
+        is_little = left is not None and before is not None and left <= _LITTLE * before
         weights = self._quantized.weights
         own: dict[str, float] = {}
         for (module, _, _), local in self.local.items():
             if module in weights.weighed and local.error is not None:
                 own[module] = max(own.get(module, 0.0), local.error)
         others = [error for module, error in own.items() if weights.is_sound(module) and error > 0]
-        if len(others) < _FEWEST_SOUND or not median(others) <= _MOST_ROUNDING:
-            return named
+        is_known = len(others) >= _FEWEST_SOUND and median(others) <= _MOST_ROUNDING
 
         def is_harmless(finding: Finding) -> bool:
             modules = (finding.module, *finding.members)
             is_weight = finding.kind == "introduces" and all(weights.is_only_weight(module) for module in modules)
-            return is_weight and all(own.get(module, math.inf) <= _NO_WORSE * median(others) for module in modules)
+            if is_weight and is_known:
+                return is_little or all(own.get(module, math.inf) <= _NO_WORSE * median(others) for module in modules)
+            return is_weight and is_little
 
         kept = [finding for finding in named if not is_harmless(finding)]
         return [replace(finding, rank=rank) for rank, finding in enumerate(kept, 1)]

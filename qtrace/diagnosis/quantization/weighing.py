@@ -199,8 +199,8 @@ def weighed(runner: Runner) -> Unrounding:
     for one in all_projections(runner):
         if not one.is_split:
             _take_fused(found, folds, one, row_orders(runner, one))
-    _join(found, runner)
     _take_white(found)
+    _join(found, runner)
     return found
 
 
