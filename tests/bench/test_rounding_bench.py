@@ -14,10 +14,8 @@ from bench.rounding.models import NAMES, outputs, subject
 from bench.rounding.schemes import FORMS, CodesLinear, DynamicLinear, Recipe, cells, quantize
 
 FAULTS = [f"fault/{scheme}-{bits}/00" for scheme, bits in cells()]
-# One of each scheme and width, over several models and foldings, of those without an alarm; and the alarms among the
-# first of each, which are known.
-RIGHT = [f"right/{index:02}" for index in (0, 4, 6, 9, 12, 15, 18, 21, 25, 28)]
-ALARMS = [f"right/{index:02}" for index in (3, 24, 27)]
+# One of each scheme and width, over several models and foldings.
+RIGHT = [f"right/{index:02}" for index in (0, 3, 4, 6, 9, 12, 15, 18, 21, 24, 25, 27, 28)]
 SAME = 1e-5
 
 
@@ -36,12 +34,6 @@ def test_right_quantization_raises_no_alarm(name: str) -> None:
     result = score.run_case(name)
     assert not result.named, result.words
     assert result.outcome in ("drift", "clean")
-
-
-@pytest.mark.xfail(reason="foldings that are undone across two layers, or by the layer itself", strict=False)
-@pytest.mark.parametrize("name", ALARMS)
-def test_known_false_alarms(name: str) -> None:
-    assert score.run_case(name).right
 
 
 @pytest.mark.parametrize("name", score.ids("fault/*/1[0-2]") + score.ids("size/*/00"))
