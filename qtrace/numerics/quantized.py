@@ -37,18 +37,22 @@ _GROUPS = (256, 128, 64, 32, 16, 8)
 # A group of so few levels says nothing.
 _FEWEST = 8
 # Levels for a value: with so few the nearest level is no chance, with so many it says nothing.
-_NO_LARGER = 1.3
-_FEW_ROWS = 0.1
 _FEW = 0.5
 _MANY = 0.9
+# Rows of small values: so few of them, and with no larger an error than the others have.
+_NO_LARGER = 1.3
+_FEW_ROWS = 0.1
 # Elements that may lie beyond the ends of a grid, as a range that is cut off on purpose leaves them.
 _MOST_CUT = 0.02
+# A row that lies beyond its own levels is lost, and not cut off.
+_MOST_OF_ROW = 0.5
 # What these may add to the error: a range that is chosen for the least error loses about as much as it wins.
 _MOST_LOSS = 2.0
 # So many elements are sorted; the cost of a larger tensor is that of reading it.
 _ELEMENTS = 1 << 16
 _FEWEST_ROWS = 64
 _SLOPE = 0.05
+_MOSTLY = 0.7
 # A group that is off by one step has 3.6 times the error of a rounding.
 _FAR_GROUP = 3.0
 _GROUP = 32
@@ -190,8 +194,10 @@ def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
     widest = gaps.amax(1, keepdim=True)
     beyond = (mine > levels[:, -1:] + widest) | (mine < levels[:, :1] - widest)
     if bool(beyond.any()):
-        error = theirs - mine
-        if not float(beyond.double().mean()) <= _MOST_CUT or not _rms(error) <= _MOST_LOSS * _rms(error[~beyond]):
+        error, share = theirs - mine, beyond.double().mean(1)
+        if not float(share.mean()) <= _MOST_CUT or not float(share.max()) <= _MOST_OF_ROW:
+            return None
+        if not _rms(error) <= _MOST_LOSS * _rms(error[~beyond]):
             return None
     few = (float((gaps > noise).sum(1).double().mean()) + 1) / levels.shape[1]
     # As many levels as values: nothing need be rounded, and each value is its own nearest.
@@ -286,7 +292,10 @@ def _is_mixed(mine: Tensor, theirs: Tensor) -> bool:
     energy = mine.square().sum(1).clamp(min=1e-300)
     slopes = (mine * error).sum(1) / energy
     unsure = (error.square().mean(1) / energy).sqrt()
-    if bool(((slopes - slopes.median()).abs() > _SIGMAS * unsure + _SLOPE).any()):
+    off = slopes - slopes.median()
+    # Few levels leave a slope as well, beside as much of an error that is none.
+    is_gain = off.square() * energy > _MOSTLY * error.square().sum(1)
+    if bool(((off.abs() > _SIGMAS * unsure + _SLOPE) & is_gain).any()):
         return True
     row = mine.shape[1]
     if row % _GROUP:

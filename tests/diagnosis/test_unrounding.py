@@ -280,3 +280,14 @@ def test_an_input_that_is_only_rounded_is_no_fault(passes: Callable[[Tensor], Te
     reference, x = model(), with_outliers()
     assert isinstance(reference.first, nn.Linear)
     assert input_fault(Losing(reference.first, passes), reference.first, x) is None
+
+
+def test_a_packed_layer_that_loses_some_of_its_input_without_rounding_it_is_named() -> None:
+    reference, inputs = model(), with_outliers()
+    candidate = packed(reference, 8)
+    assert isinstance(reference.first, nn.Linear)
+    candidate.first = Losing(reference.first, without_outliers)
+    report = qtrace.trace(reference, candidate, inputs)
+    assert report.outcome is Outcome.FAULT
+    assert report.findings[0].module == "first"
+    assert "does not use 2 of 32 columns of its input (3, 17)" in report.findings[0].evidence

@@ -44,11 +44,11 @@ class Misfits:
         return [one for one in self._found if self._shows(one) and self._is_wrong(one)]
 
     def watched(self, chosen: Sequence[Suspect]) -> list[Suspect]:
-        """Return the further modules with a quantizer that does not fit, as was seen where it runs."""
+        """Return the further modules that lose some of their input, or have a quantizer that was seen not to fit."""
         named = {one.module for one in chosen}
         calls = {call.module: call for call in reversed(self._trial.calls) if call.side is None}
         found = []
-        for path in self._quantized.watch.modules():
+        for path in dict.fromkeys((*self._quantized.losing(), *self._quantized.watch.modules())):
             call = calls.get(path) if path not in named else None
             value = next((v for v in call.outputs if not v.agrees), None) if call is not None else None
             if call is not None and value is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.weighing import Unrounding
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
-from qtrace.engine.events import Bound
+from qtrace.engine.events import Bound, Call
 from qtrace.numerics import NoValues, plain
 from qtrace.report.records import QuantFacts
 from qtrace.tree import leaves
@@ -29,6 +29,7 @@ _EXPLAINED = 1.5
 _EXPLAINED_PEAK = 2.5
 # A relative L2 error from here on is more than the rounding of a few bits, whatever the scale.
 _MOST = 0.25
+_ROWS = 512
 
 
 class ObservedValues:
@@ -56,6 +57,25 @@ class ObservedValues:
                 except NoValues:
                     continue
                 return
+
+
+class _Inputs:
+    """A listener to the reference that keeps some rows of what each of some modules receives first."""
+
+    def __init__(self, paths: Collection[str]) -> None:
+        self.values: dict[str, Tensor] = {}
+        self._paths = paths
+
+    def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
+        """Keep the first tensor of a call."""
+        if call.path not in self._paths or call.path in self.values:
+            return
+        given = next((value for value in arguments.values.values() if isinstance(value, Tensor)), None)
+        if given is not None and given.is_floating_point() and given.dim():
+            self.values[call.path] = given.detach().reshape(-1, given.shape[-1])[:_ROWS].clone()
+
+    def leave(self, call: Call, module: torch.nn.Module, value: Any) -> None:
+        """Nothing is kept of what a module returns."""
 
 
 class QuantizerEvidence:
@@ -133,6 +153,20 @@ class QuantizerEvidence:
         return (
             own > 0 and value.rel_l2 <= _EXPLAINED * expected / own and value.error * interval <= _EXPLAINED_PEAK * peak
         )
+
+    def losing(self) -> list[str]:
+        """Return the modules that store codes and lose some of what they receive; both models run once more."""
+        if not self.weights.coded:
+            return []
+        inputs = _Inputs(self.weights.coded)
+        self._runner.pass_without_forcing((inputs, None))
+        modules = self._runner.models[0].modules
+        return [
+            path
+            for path, given in inputs.values.items()
+            if is_linear(modules[path])
+            and input_fault(self._runner.partners(path)[0], modules[path], given) is not None
+        ]
 
     def _lost(self, suspect: Suspect) -> str | None:
         """Return what a module that stores codes loses of its input."""
