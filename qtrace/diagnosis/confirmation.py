@@ -182,19 +182,28 @@ def outliers_that_matter(runner: Runner, found: Sequence[Suspect], hinted: Seque
     found = sorted(found, key=lambda suspect: suspect.order)
     for suspect in found:
         after = runner.final_after([*(graft.suspect for graft in kept), suspect])
-        matters = runner.is_relieved(after, reached)
-        if matters and suspect in hinted:
-            matters = after is not None and reached is not None and after <= _MATTERS * reached
+        matters = _matters(runner, suspect, after, reached, hinted)
         if matters or suspect.kind == "non_finite":
             kept.append(Graft(suspect, reached, after, runner.is_healed(after), _fallen(reached, after)))
             reached = after
     left = len(found) - len(kept)
     if left > 1 and runner.is_relieved(whole := runner.final_after(found), reached):
-        kept = _only_together(runner, found, whole)
+        kept = _only_together(runner, found, whole, hinted) or kept
     return sorted(kept, key=lambda graft: (-graft.gain, graft.suspect.order))
 
 
-def _only_together(runner: Runner, found: Sequence[Suspect], whole: float | None) -> list[Graft]:
+def _matters(
+    runner: Runner, suspect: Suspect, after: float | None, before: float | None, hinted: Sequence[Suspect]
+) -> bool:
+    """Return whether the final error falls with a suspect healed; by more, where it does not stand out by its own."""
+    if suspect not in hinted:
+        return runner.is_relieved(after, before)
+    return after is not None and before is not None and after <= _MATTERS * before
+
+
+def _only_together(
+    runner: Runner, found: Sequence[Suspect], whole: float | None, hinted: Sequence[Suspect]
+) -> list[Graft]:
     """Return the suspects without which healing all others helps less: the largest error is that of any one of them.
 
     `whole` is the final error with all of them healed.
@@ -202,7 +211,7 @@ def _only_together(runner: Runner, found: Sequence[Suspect], whole: float | None
     kept: list[Graft] = []
     for suspect in found:
         without = runner.final_after([one for one in found if one is not suspect])
-        if whole is not None and without is not None and runner.is_relieved(whole, without):
+        if _matters(runner, suspect, whole, without, hinted):
             kept.append(Graft(suspect, without, whole, runner.is_healed(whole), _fallen(without, whole)))
     return kept
 

@@ -23,6 +23,7 @@ _SHIFTS = {aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar}
 _CASTS = {aten._to_copy.default, aten.to.dtype}
 _CODES = (torch.int8, torch.uint8, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2)
 _MARK = "_qtrace_code"
+_BEFORE = "_qtrace_before_clamp"
 
 
 class Watcher(Protocol):
@@ -58,9 +59,21 @@ class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._watcher = watcher
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.where.self and hasattr(args[2], _MARK):
+            # A clamp that is written as where(codes > end, end, codes).
+            if self._watcher is not None:
+                self._watcher.cuts(args[2], func(*args))
+            return self._passed(args[2])
         given = args[0] if args and isinstance(args[0], Tensor) else None
         if given is None or not given.is_floating_point():
             return func(*args, **(kwargs or {}))
+        before = getattr(given, _BEFORE, None)
+        if func in _ROUNDS and before is not None:
+            # Some clamp first, so that the largest values lose half a step.
+            if self._watcher is not None:
+                self._watcher.rounds()
+                self._watcher.cuts(before, given)
+            return self._passed(before)
         if func in _ROUNDS or func in _ROUNDS_IN_PLACE:
             if self._watcher is not None:
                 self._watcher.rounds()
@@ -77,6 +90,8 @@ class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _CASTS and (kwargs or {}).get("dtype") in _CODES:
             return self._passed(given)
         found = func(*args, **(kwargs or {}))
+        if func in _CLAMPS:
+            setattr(found, _BEFORE, given)
         if func in _SHIFTS and hasattr(given, _MARK) and isinstance(found, Tensor):
             setattr(found, _MARK, True)
         return found
