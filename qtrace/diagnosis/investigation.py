@@ -102,7 +102,7 @@ class Investigation:
                 self._isolation.absorb(inner.local)
             misfits = Misfits(self._first, self._quantized, found, is_noise=is_noise, is_undone=self._is_absorbed)
             found = misfits.chosen()
-            watched = misfits.watched(found)
+            watched = [one for one in misfits.watched(found) if not self._is_final(one)]
             return self._named([*found, *watched], is_noise, watched) if found or watched else []
         with other.applied() as (models, first):
             inner = self._of(models, first)
@@ -162,6 +162,11 @@ class Investigation:
         name = one.value.name if one.value is not None else ""
         local = self.local.get((one.module, one.call.call, name))
         return one.kind == "introduces" and local is not None and local.is_absorbed
+
+    def _is_final(self, one: Suspect) -> bool:
+        """Return whether a suspect makes a final output itself: to heal it proves nothing of what is wrong before."""
+        finals = {value.key for root in self._first.roots if not root.module for value in root.outputs}
+        return one.value is not None and one.value.key in finals
 
     def _named(self, found: list[Suspect], is_noise: bool, hinted: Sequence[Suspect] = ()) -> list[Finding]:
         """Return the findings for suspects; those `hinted` at do not stand out by their errors."""

@@ -171,6 +171,42 @@ def _check_reason(reference: Mlp, made: Quantizes, bits: int, fault: Fault, reas
     assert reason in report.findings[0].evidence
 
 
+INPUTS = torch.rand(64, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
+
+
+def with_biases(made: Quantizes, *, of_rounding: float, random: float) -> tuple[Mlp, Mlp]:
+    """Return a pair whose second biases lack so much of the mean that the rounding adds, or are off at random.
+
+    Both are in units of the root mean square of what the rounding does to the layer's output.
+    """
+    reference, candidate = model(), made(model(), 4)
+    seen: dict[str, Tensor] = {}
+    reference.second.register_forward_hook(lambda module, args, out: seen.update(x=args[0], out=out))
+    with torch.no_grad():
+        reference(INPUTS)
+        error = candidate.second(seen["x"]) - seen["out"]
+        noise = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(2))
+        change = random * error.square().mean().sqrt() * noise - of_rounding * error.mean(0)
+        second = candidate.second
+        bias = second.added if isinstance(second, Packed) else second.bias
+        assert isinstance(bias, Tensor)
+        bias += change
+    reference.second._forward_hooks.clear()
+    return reference, candidate
+
+
+@MADE
+def test_a_bias_corrected_for_the_mean_of_its_rounding_is_no_fault(made: Quantizes) -> None:
+    report = qtrace.trace(*with_biases(made, of_rounding=1.0, random=0.0), INPUTS)
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+
+
+@MADE
+def test_a_bias_that_is_off_by_more_than_its_rounding_is_named(made: Quantizes) -> None:
+    report = qtrace.trace(*with_biases(made, of_rounding=0.0, random=3.0), INPUTS)
+    assert (report.outcome, [finding.module for finding in report.findings]) == (Outcome.FAULT, ["second"])
+
+
 @BITS
 def test_a_lost_bias_of_packed_codes_is_named(bits: int) -> None:
     reference = model()

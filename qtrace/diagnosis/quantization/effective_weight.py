@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,11 @@ class Affine:
 
     weight: Tensor
     bias: Tensor
+
+    def forward(self, values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the map of some values, in the weight's dtype."""
+        bias = self.bias if bool(self.bias.any()) else None
+        return torch.nn.functional.linear(values.to(self.weight.dtype), self.weight, bias)
 
 
 def float_values(tensor: Tensor | None) -> Tensor | None:

@@ -13,7 +13,7 @@ from qtrace.diagnosis.quantization.expected_error import expected_error, expecte
 from qtrace.diagnosis.quantization.facts import quant_facts, readings_of
 from qtrace.diagnosis.quantization.input_faults import input_fault
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
-from qtrace.diagnosis.quantization.weighing import Unrounding
+from qtrace.diagnosis.quantization.weight_records import Unrounding
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.engine.events import Bound, Call

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qtrace.diagnosis.quantization.effective_weight import float_values
-from qtrace.diagnosis.quantization.weighing import Unrounding, Weighed
+from qtrace.diagnosis.quantization.weight_records import Unrounding, Weighed
 from qtrace.diagnosis.runner import Runner
 from qtrace.diagnosis.suspects import Suspect
 from qtrace.diagnosis.tensor_differences import held_tensor

@@ -15,7 +15,7 @@ from torch import nn
 
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
-from qtrace.diagnosis.quantization.weighing import Unrounding
+from qtrace.diagnosis.quantization.weight_records import Unrounding
 from qtrace.diagnosis.runner import Runner, as_trial
 from qtrace.diagnosis.trial import Trial
 from qtrace.engine.comparison import Comparison

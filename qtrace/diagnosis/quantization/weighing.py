@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qtrace.diagnosis.projections import Projection, all_projections, head_counts, row_orders, stacked
+from qtrace.diagnosis.quantization.bias_correction import take_corrected
 from qtrace.diagnosis.quantization.effective_weight import (
     Affine,
     convolved,
@@ -24,7 +24,7 @@ from qtrace.diagnosis.quantization.effective_weight import (
 from qtrace.diagnosis.quantization.folded_scales import Folds, Unrounded
 from qtrace.diagnosis.quantization.paired_transforms import Weights, joined
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
-from qtrace.diagnosis.quantization.weight_faults import bias_fault, weight_fault
+from qtrace.diagnosis.quantization.weight_records import Place, Unrounding, Weighed
 from qtrace.diagnosis.runner import Runner
 from qtrace.numerics.quantized import is_rounded
 
@@ -37,123 +37,6 @@ _BIAS = 0.25
 # So many weights must be noisy for noise to be the rule, and none of them so many times as noisy as the others.
 _FEWEST_NOISY = 3
 _MOST_NOISE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the candidate has a weight: the module with a parameter `weight`, or one that stores codes.
-
-    `reference` is the reference's weight as it may be in the candidate, with all that was multiplied into it, and
-    `candidate` what the candidate computes with.
-    """
-
-    module: nn.Module
-    from_codes: bool
-    reference: Tensor
-    candidate: Tensor
-    bias: Tensor | None
-
-
-@dataclass(slots=True)
-class Weighed:
-    """What is known of a weight of the candidate's.
-
-    `fault` holds the reference's and it, where it is no rounding of that one; `scaled` tells what gains were fitted.
-    `bias` holds the reference's and that which a module adds that stores codes; `lacks` is a norm whose scales it was
-    not multiplied by, `mistakes` one that was divided by others than it was multiplied by, which are its `columns`.
-    `paired` tells what it takes up of another weight, `unsure` that gains were fitted for each row or column. `place`
-    is where it is, `noise` the norm of its rounding over its own.
-    """
-
-    name: str
-    fault: tuple[Tensor, Tensor] | None = None
-    scaled: str = ""
-    lacks: str = ""
-    mistakes: str = ""
-    paired: str = ""
-    columns: Tensor | None = None
-    place: Place | None = None
-    noise: float = 0.0
-    unsure: bool = False
-    bias: tuple[Tensor | None, Tensor] | None = None
-    _said: tuple[str, ...] | None = None
-
-    @property
-    def is_unsound(self) -> bool:
-        """Return whether the weight is not the reference's up to rounding, and scales of norms."""
-        return self.fault is not None or bool(self.scaled)
-
-    @property
-    def is_unsure(self) -> bool:
-        """Return whether it is unknown how the weight was before its rounding, or known only with noise."""
-        return self.fault is not None or self.unsure
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """Return in words how the weight and the bias differ beyond rounding."""
-        # Reading the weight takes a while.
-        if self._said is None:
-            found = [f"{self.name} {weight_fault(*self.fault)}"] if self.fault is not None else []
-            found += [f"{self.name} is the reference's {self.scaled}"] if self.scaled else []
-            if self.lacks:
-                found.append(f"{self.name} is not multiplied by the scales that {self.lacks} was divided by")
-            if self.paired:
-                found.append(f"{self.name} is the reference's {self.paired}")
-            if self.mistakes:
-                found.append(f"{self.name} is multiplied by other scales than {self.mistakes} is divided by")
-            other = bias_fault(*self.bias) if self.bias is not None else None
-            self._said = (*found, *([other] if other else ()))
-        return self._said
-
-    def note(self, *, lacks: str, mistakes: str) -> None:
-        """Note a norm whose scales the weight does not take up, or takes up wrongly."""
-        self.lacks, self.mistakes, self._said = lacks, mistakes, None
-
-
-@dataclass(slots=True)
-class Unrounding:
-    """What takes the rounding out of a candidate's weights.
-
-    `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
-    the forward of modules that store codes. `weighed` holds what is known of each weight that differs, by the
-    reference's path. `is_needed` says that some of them were rounded. `same` are the parameters, by (module, name),
-    that are the reference's up to rounding; `coded` the modules that store codes.
-    """
-
-    weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
-    forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
-    weighed: dict[str, Weighed] = field(default_factory=dict)
-    is_needed: bool = False
-    same: set[tuple[str, str]] = field(default_factory=set)
-    coded: set[str] = field(default_factory=set)
-
-    @property
-    def is_exact(self) -> bool:
-        """Return whether all weights are the reference's up to what is known without noise."""
-        return not any(known.unsure for known in self.weighed.values())
-
-    def sentences(self, module: str) -> tuple[str, ...] | None:
-        """Return how a module's weights differ beyond rounding, in words; None where none of them was weighed."""
-        known = self.weighed.get(module)
-        return None if known is None else known.sentences
-
-    def is_sound(self, module: str) -> bool:
-        """Return whether a module's weight was weighed, and is the reference's up to rounding."""
-        known = self.weighed.get(module)
-        if known is None or known.is_unsound or known.lacks or known.mistakes:
-            return False
-        return known.bias is None or bias_fault(*known.bias) is None
-
-    def is_only_weight(self, module: str) -> bool:
-        """Return whether all that is known to be wrong with a module is its weight, and no scale of a norm."""
-        known = self.weighed.get(module)
-        if known is None or known.lacks or known.mistakes or not known.is_unsound:
-            return False
-        return known.bias is None or bias_fault(*known.bias) is None
-
-    def faulty(self) -> list[str]:
-        """Return the reference's modules with a weight that is no rounding of the reference's."""
-        return [path for path, known in self.weighed.items() if known.fault is not None]
 
 
 def weighed(runner: Runner) -> Unrounding:
@@ -201,6 +84,7 @@ def weighed(runner: Runner) -> Unrounding:
             _take_fused(found, folds, one, row_orders(runner, one))
     _take_white(found)
     _join(found, runner)
+    take_corrected(found, pairs, runner)
     return found
 
 
@@ -255,7 +139,7 @@ def _put(found: Unrounding, known: Weighed, weight: Tensor, bias: Tensor | None)
     if place.from_codes:
         own = place.bias if not is_own or bias is None else bias
         assert own is not None
-        found.forwards.append((place.module, _forward(Affine(values, own.to(values.dtype)))))
+        found.forwards.append((place.module, Affine(values, own.to(values.dtype)).forward))
         return
     found.weights.append((place.module, "weight", values))
     if is_own and bias is not None:
@@ -349,8 +233,9 @@ def _take_linear(found: Unrounding, folds: Folds, key: str, mine: nn.Module, par
     known.noise = _noise(ours.weight if before is None else before.weight, map_.weight)
     if before is None:
         return
+    known.before = before.weight
     own = _own_bias(bias, map_.bias)
-    found.forwards.append((outermost, _forward(Affine(before.weight.to(own.dtype), own))))
+    found.forwards.append((outermost, Affine(before.weight.to(own.dtype), own).forward))
 
 
 def _take_convolution(found: Unrounding, folds: Folds, key: str, mine: nn.Module, theirs: nn.Module) -> None:
@@ -423,7 +308,7 @@ def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequen
         if held is not None:
             found.weights.append((one.whole, "weight", before))
         else:
-            found.forwards.append((one.whole, _forward(Affine(before, map_.bias))))
+            found.forwards.append((one.whole, Affine(before, map_.bias).forward))
         return
 
 
@@ -460,12 +345,3 @@ def _is_rounded_off(before: Tensor, after: Tensor) -> bool:
     """Return whether a weight lost more than the rounding of its own dtype: else only its scales differ."""
     off = (after.double() - before.double()).abs().amax()
     return bool(off > _OWN_ROUNDING * torch.finfo(after.dtype).eps * after.abs().amax())
-
-
-def _forward(affine: Affine) -> Callable[..., Tensor]:
-    bias = affine.bias if bool(affine.bias.any()) else None
-
-    def forward(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.nn.functional.linear(values.to(affine.weight.dtype), affine.weight, bias)
-
-    return forward
