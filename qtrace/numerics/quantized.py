@@ -46,6 +46,12 @@ _FEW_ROWS = 0.1
 _MOST_CUT = 0.02
 # A row that lies beyond its own levels is lost, and not cut off.
 _MOST_OF_ROW = 0.5
+# A slope of so much of a scope's squared error may be that of a rounded scale; so many standard deviations are chance.
+_SMALL_SLOPE = 0.25
+_SLACK = 3.0
+# So few values may miss their nearest level by more, against the error of most scopes: a step is 3.5 times that.
+_FEW_MISSED = 1e-2
+_MISSED = 1.5
 # What these may add to the error: a range that is chosen for the least error loses about as much as it wins.
 _MOST_LOSS = 2.0
 # So many elements are sorted; the cost of a larger tensor is that of reading it.
@@ -188,7 +194,9 @@ def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
     above = levels.gather(1, place.clamp(max=last))
     below = levels.gather(1, (place - 1).clamp(min=0))
     nearest = torch.minimum((above - mine).abs(), (mine - below).abs())
-    if bool(((theirs - mine).abs() > nearest * (1 + 1e-3) + noise).any()):
+    missed = (theirs - mine).abs() - (nearest * (1 + 1e-3) + noise + _scale_slack(mine, theirs))
+    most = _MISSED * float(_sizes(theirs - mine, 1).median())
+    if float((missed > 0).double().mean()) > _FEW_MISSED or bool((missed > most).any()):
         return None
     gaps = levels.diff(dim=1)
     widest = gaps.amax(1, keepdim=True)
@@ -202,6 +210,20 @@ def _are_nearest(mine: Tensor, theirs: Tensor) -> float | None:
     few = (float((gaps > noise).sum(1).double().mean()) + 1) / levels.shape[1]
     # As many levels as values: nothing need be rounded, and each value is its own nearest.
     return few if few <= _MANY or _are_even(levels, noise) else None
+
+
+def _scale_slack(mine: Tensor, theirs: Tensor) -> Tensor:
+    """Return by how much a value may miss its nearest level because the scale was rounded after the codes were made.
+
+    Scales that are stored in few bits themselves, as in QLoRA's double quantization (Dettmers et al., 2023), move all
+    levels of their scope by a slope, which is a small part of the rounding.
+    """
+    error, energy = theirs - mine, mine.square().sum(1, keepdim=True).clamp(min=1e-300)
+    slope, size = (mine * error).sum(1, keepdim=True) / energy, error.square().sum(1, keepdim=True)
+    # The rounding itself leaves a slope, so that of the scale is known up to the standard deviation of that one.
+    unsure = (size / energy / mine.shape[1]).sqrt()
+    is_small = slope.square() * energy <= _SMALL_SLOPE * size
+    return torch.where(is_small, slope.abs() + _SLACK * unsure, 0.0) * mine.abs()
 
 
 def _levels(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,6 +102,16 @@ def test_rounded_weights_are_known_in_whatever_dtype_they_are_stored(scheme: str
     assert is_rounded(mine, theirs.to(stored).float())
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_scales_that_were_rounded_after_the_codes_were_made_are_those_of_a_rounding(seed: int) -> None:
+    values = weight(seed=seed)
+    rounded = normal_float(values)
+    # GIVEN scales that are up to three per cent off
+    off = 0.03 * (2 * torch.rand(values.numel() // 64, 1, generator=torch.Generator().manual_seed(seed)) - 1)
+    stored = rounded.reshape(-1, 64) * (1 + off)
+    assert is_rounded(values, stored.reshape(values.shape))
+
+
 def test_the_compensated_rounding_is_not_the_nearest() -> None:
     mine = weight()
     theirs = compensated(mine, 4, WIDTH)

@@ -6,7 +6,7 @@ Data-Free Quantization Through Weight Equalization and Bias Correction, 2019). S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +63,11 @@ class _Means:
             self._sums[call.key or ""] = total + rows.sum(0), count + len(rows)
 
 
-def take_corrected(
-    found: Unrounding, pairs: Mapping[str, tuple[nn.Module, Sequence[nn.Module]]], runner: Runner
-) -> None:
-    """Put the reference's bias in the place of each that makes up for the rounding before it, beside a sound weight.
-
-    `pairs` holds by path the reference's modules, and the candidate's that are aligned with them.
-    """
+def take_corrected(found: Unrounding, runner: Runner) -> None:
+    """Put the reference's bias in the place of each that makes up for the rounding before it, beside a sound weight."""
     biases = []
-    for key, (mine, partners) in pairs.items():
+    for key in dict.fromkeys(runner.plan.candidate_keys.values()):
+        mine, partners = runner.models[0].modules[key], runner.partners(key)
         ours, known = mine._parameters.get("bias"), found.weighed.get(key)
         if ours is None or ours.dim() != 1 or (known is not None and known.fault is not None):
             continue

@@ -19,6 +19,8 @@ from qtrace.numerics.quantized import is_rounded
 _UNDONE = 0.1
 # Weights of one scheme are rounded as much as one another, up to this factor.
 _AS_MUCH = 1.5
+# A transform leaves less of the difference than there is without it.
+_NEARER = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ def _is_left(made: Tensor, weights: Weights, turn: Tensor, noise: float) -> bool
     off = float((weights.candidate.double() - made).norm())
     if off <= _AS_MUCH * noise * float(made.norm()):
         return True
+    if not off <= _NEARER * float((weights.candidate.double() - weights.reference.double()).norm()):
+        return False
     return is_rounded(made, weights.candidate, from_codes=weights.from_codes or not _is_diagonal(turn))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from qtrace.diagnosis.quantization.bias_correction import take_corrected
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
 from qtrace.diagnosis.quantization.weight_records import Unrounding
@@ -75,12 +76,13 @@ def without_rounding(runner: Runner, before: Trial, found: Unrounding) -> Withou
     Args:
         runner: the passes are made with it; its models are as before in the end.
         before: the pass without forcing over the models as they are.
-        found: what takes the rounding out of the weights.
+        found: what takes the rounding out of the weights; what was corrected in biases is added to it.
     """
     reference, candidate = runner.models
     is_live = _rounds(candidate, runner) and not _rounds(reference, runner)
     if not found.is_needed and not is_live:
         return None
+    take_corrected(found, runner)
     models, watch = runner.models, QuantizerWatch()
     if is_live:
         models = reference, replace(candidate, within=StraightThrough)

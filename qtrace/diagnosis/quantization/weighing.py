@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qtrace.diagnosis.projections import Projection, all_projections, head_counts, row_orders, stacked
-from qtrace.diagnosis.quantization.bias_correction import take_corrected
 from qtrace.diagnosis.quantization.effective_weight import (
     Affine,
     convolved,
@@ -84,7 +83,6 @@ def weighed(runner: Runner) -> Unrounding:
             _take_fused(found, folds, one, row_orders(runner, one))
     _take_white(found)
     _join(found, runner)
-    take_corrected(found, pairs, runner)
     return found
 
 
