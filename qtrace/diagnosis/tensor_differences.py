@@ -292,7 +292,7 @@ def _how(first: torch.Tensor, second: torch.Tensor, found: Statistics, rounding:
     low, high = found.reference_min or 0.0, found.reference_max or 0.0
     value = second.flatten()[0]
     if low != high and bool((second == value).all()):
-        return f"is {value.item():g} everywhere, the reference's is not constant"
+        return f"is {value.item() + 0.0:g} everywhere, the reference's is not constant"
     rows = RowDifferences(first, second, rounding * (high - low if low != high else abs(high)))
     if len(rows.rows) > 1 and rows.is_permuted():
         return "has the reference's rows in another order"

@@ -57,6 +57,7 @@ _MOST_LOSS = 2.0
 # So many elements are sorted; the cost of a larger tensor is that of reading it.
 _ELEMENTS = 1 << 16
 _FEWEST_ROWS = 64
+_LONGEST_KERNEL = 16
 _SLOPE = 0.05
 _MOSTLY = 0.7
 # A group that is off by one step has 3.6 times the error of a rounding.
@@ -70,13 +71,16 @@ def group_sizes(row: int) -> list[int]:
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
-    """Return a weight as [rows, values of a row] in float64: all axes but the first (of experts, the first two)."""
-    return _rows(tensor).double()
+    """Return a weight as [rows, values of a row] in float64: all axes but the first (of experts, the first two).
+
+    Three axes are those of experts where the last one is too long for a kernel.
+    """
+    is_experts = tensor.dim() == 3 and tensor.shape[2] >= _LONGEST_KERNEL
+    return _rows(tensor, 2 if is_experts else min(tensor.dim() - 1, 1)).double()
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    rows = 2 if tensor.dim() == 3 else min(tensor.dim() - 1, 1)
-    return tensor.detach().reshape(math.prod(tensor.shape[:rows]), -1)
+def _rows(tensor: Tensor, axes: int) -> Tensor:
+    return tensor.detach().reshape(math.prod(tensor.shape[:axes]), -1)
 
 
 def is_rounded(reference: Tensor, candidate: Tensor, *, from_codes: bool = False) -> bool:
@@ -98,7 +102,14 @@ def is_rounded(reference: Tensor, candidate: Tensor, *, from_codes: bool = False
     """
     if reference.shape != candidate.shape or reference.dim() < 2 or not reference.numel():
         return False
-    mine, theirs = _rows(reference), _rows(candidate)
+    # Three axes are those of a convolution, or of experts.
+    return any(
+        _are_rows_rounded(_rows(reference, axes), _rows(candidate, axes), from_codes)
+        for axes in ((1, 2) if reference.dim() == 3 else (1,))
+    )
+
+
+def _are_rows_rounded(mine: Tensor, theirs: Tensor, from_codes: bool) -> bool:
     step = -(-len(mine) // max(_FEWEST_ROWS, _ELEMENTS // mine.shape[1]))
     if not _is_rounded(mine[::step].double(), theirs[::step].double(), from_codes):
         return False

@@ -137,6 +137,15 @@ def test_a_convolution_is_rounded_by_its_output_channels() -> None:
     assert not is_rounded(mine, rounded.transpose(2, 3))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_convolution_along_one_axis_is_rounded_by_its_output_channels(seed: int) -> None:
+    mine = weight(32, 12, seed).reshape(32, 4, 3)
+    assert as_matrix(mine).shape == (32, 12)
+    rounded = symmetric(mine.flatten(1), 8, 12).reshape(mine.shape)
+    assert is_rounded(mine, rounded)
+    assert not is_rounded(mine, rounded.flip(2))
+
+
 def faulty(change: Callable[[Tensor, Tensor], Tensor | None], bits: int, group: int) -> bool:
     """Return whether a weight counts as rounded after `change`, which takes it and its steps."""
     mine = weight()
