@@ -171,6 +171,33 @@ def _check_reason(reference: Mlp, made: Quantizes, bits: int, fault: Fault, reas
     assert reason in report.findings[0].evidence
 
 
+class Classifier(Mlp):
+    """Has a last layer of so few elements that what is wrong with it does not show in them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(super().forward(x)))
+        return out
+
+
+@pytest.mark.parametrize(("of_rounding", "outcome"), [(1.0, Outcome.DRIFT), (8.0, Outcome.FAULT)])
+def test_a_small_weight_is_judged_by_the_size_of_its_difference(of_rounding: float, outcome: Outcome) -> None:
+    torch.manual_seed(0)
+    reference = Classifier().eval()
+    candidate = weight_only(reference, 8)
+    assert isinstance(candidate, Classifier)
+    with torch.no_grad():
+        weight = candidate.head.weight
+        rounded = (weight / step_of(weight, 8)).round() * step_of(weight, 8)
+        weight += of_rounding * (rounded - weight)
+    report = traced(reference, candidate)
+    assert report.outcome is outcome
+    assert [finding.module for finding in report.findings] == (["head"] if outcome is Outcome.FAULT else [])
+
+
 INPUTS = torch.rand(64, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
 
 

@@ -27,7 +27,7 @@ from qtrace.diagnosis.quantization.weight_records import Place, Unrounding, Weig
 from qtrace.diagnosis.runner import Runner
 from qtrace.numerics.quantized import is_rounded
 
-# Weights of fewer elements (norms, biases) are not rounded, or their rounding cannot be told from a fault.
+# Of weights of fewer elements it cannot be told whether they are rounded, except by the size of the difference.
 _FEWEST = 256
 # Computing a weight in another order moves it by so many times the precision of its dtype.
 _OWN_ROUNDING = 16
@@ -36,6 +36,7 @@ _BIAS = 0.25
 # So many weights must be noisy for noise to be the rule, and none of them so many times as noisy as the others.
 _FEWEST_NOISY = 3
 _MOST_NOISE = 2.0
+_HALF = (torch.bfloat16, torch.float16)
 
 
 def weighed(runner: Runner) -> Unrounding:
@@ -49,13 +50,18 @@ def weighed(runner: Runner) -> Unrounding:
     pairs = {key: (modules[key], runner.partners(key)) for key in keys}
     folds = Folds(pairs)
     found = Unrounding()
+    small: dict[tuple[str, str], tuple[nn.Module, Tensor, Tensor]] = {}
     seen: set[tuple[int, str]] = set()
     for key, (mine, partners) in pairs.items():
         for name, parameter in mine._parameters.items():
             ours = float_values(parameter)
-            if ours is None or ours.dim() < 2 or ours.numel() < _FEWEST:
+            if ours is None or ours.dim() < 2:
                 continue
             holder, held = _holder(partners, name, ours)
+            if ours.numel() < _FEWEST:
+                if holder is not None and held is not None and not torch.equal(held, ours):
+                    small[key, name] = holder, ours, held
+                continue
             if holder is None:
                 # A wrapper may compute with a weight that a module inside holds, without calling that module.
                 inside = [module for partner in partners for module in partner.modules()]
@@ -83,7 +89,22 @@ def weighed(runner: Runner) -> Unrounding:
             _take_fused(found, folds, one, row_orders(runner, one))
     _take_white(found)
     _join(found, runner)
+    _take_small(found, small)
     return found
+
+
+def _take_small(found: Unrounding, small: dict[tuple[str, str], tuple[nn.Module, Tensor, Tensor]]) -> None:
+    """Take the weights that are too small to show what differs in them, where that is no more than in the others."""
+    noise = sorted(known.noise for known in found.weighed.values() if known.fault is None and known.noise > 0)
+    usual = _MOST_NOISE * noise[len(noise) // 2] if len(noise) >= _FEWEST_NOISY else 0.0
+    for (key, name), (holder, ours, held) in small.items():
+        is_cast = any(torch.equal(ours.to(dtype).to(held.dtype), held) for dtype in _HALF)
+        off = _noise(ours, held)
+        if is_cast or off <= usual:
+            found.weighed.setdefault(key, Weighed(name, noise=off))
+            found.same.add((key, name))
+            found.weights.append((holder, name, ours))
+            found.is_needed = True
 
 
 def _join(found: Unrounding, runner: Runner) -> None:
