@@ -39,7 +39,7 @@ class CacheWatch:
     def __init__(self) -> None:
         self.updates: list[_Update] = []
         self._calls: list[Call] = []
-        self._watched: dict[int, Any] = {}
+        self._watched: dict[int, tuple[Any, dict[str, Any]]] = {}
 
     def enter(self, call: Call, module: torch.nn.Module, arguments: Bound) -> None:
         """Watch the caches among the arguments."""
@@ -54,7 +54,8 @@ class CacheWatch:
             pass
 
     def _watch(self, cache: Any) -> None:
-        if id(cache) in self._watched:
+        if id(cache) in self._watched or hasattr(cache.update, "watch"):
+            # Both models may be handed one cache.
             return
         own: Callable[..., Any] = cache.update
 
@@ -66,14 +67,21 @@ class CacheWatch:
                 self.updates.append(_Update(owner, new, (returned[0].clone(), returned[1].clone())))
             return returned
 
-        cache.update = update
+        update.watch = self  # type: ignore[attr-defined]
+        before = {"update": own} if "update" in getattr(cache, "__dict__", {}) else {}
+        try:
+            cache.update = update
+        except (AttributeError, TypeError):
+            # An object with slots, or a frozen one.
+            return
         # The object is kept as well, so that no other gets its id.
-        self._watched[id(cache)] = cache
+        self._watched[id(cache)] = cache, before
 
     def end(self) -> None:
         """Give the caches back as they were."""
-        for cache in self._watched.values():
-            del cache.update
+        for cache, before in self._watched.values():
+            vars(cache).pop("update", None)
+            vars(cache).update(before)
 
 
 def takes_cache(module: torch.nn.Module) -> bool:

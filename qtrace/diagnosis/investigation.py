@@ -104,6 +104,9 @@ class Investigation:
             found = misfits.chosen()
             watched = [one for one in misfits.watched(found) if not self._is_final(one)]
             return self._named([*found, *watched], is_noise, watched) if found or watched else []
+        if self._quantized.weights.is_partial:
+            # What could not be unrounded would stand out against all that was.
+            return self._named(found, is_noise)
         with other.applied() as (models, first):
             inner = self._of(models, first)
             named = inner.findings()

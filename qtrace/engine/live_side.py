@@ -292,9 +292,12 @@ class LiveSide:
             return None
         stands = key is not None and not self._is_inner(module, key) and not self._in_vmap(path)
         call = self._call(path, key, module)
-        self._stack.append(_Frame(module, key, call, stands))
+        # Until the listener has returned, the driver knows nothing of the call, and must not be told that it ended.
+        frame = _Frame(module, key, call, stands=False)
+        self._stack.append(frame)
         if self._listener is not None:
             self._listener.enter(call, module, signature.bind(args, kwargs))
+        frame.stands = stands
         if stands:
             return self._stand_still(Enter(call, signature.bind(args, kwargs), args, kwargs))
         return None

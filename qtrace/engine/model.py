@@ -207,6 +207,36 @@ def _is_copied(buffer: torch.Tensor | None, trains: bool) -> TypeGuard[torch.Ten
     return buffer is not None and not buffer.is_meta and (trains or buffer.numel() <= _SMALL)
 
 
+@contextlib.contextmanager
+def state_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Restore, at the end, all that a module and those inside it hold: attributes, buffers, and the values of tensors.
+
+    This costs a copy of its buffers, so it is meant for one module that is asked something out of turn.
+    """
+    kept = [(m, dict(vars(m)), dict(m._buffers), _lists(m)) for m in module.modules()]
+    held = [t for _, attributes, buffers, _ in kept for t in (*attributes.values(), *buffers.values())]
+    tensors = [(t, t.detach().clone()) for t in held if isinstance(t, torch.Tensor) and not t.is_meta]
+    try:
+        yield
+    finally:
+        for m, attributes, buffers, lists in kept:
+            for name in vars(m).keys() - attributes.keys():
+                del m.__dict__[name]
+            m.__dict__.update(attributes)
+            m._buffers.clear()
+            m._buffers.update(buffers)
+            for items, copied in lists:
+                items[:] = copied
+        for tensor, values in tensors:
+            if not torch.equal(tensor, values):
+                with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                    tensor.copy_(values)
+
+
+def _lists(module: torch.nn.Module) -> list[tuple[list[Any], list[Any]]]:
+    return [(value, list(value)) for value in vars(module).values() if isinstance(value, list)]
+
+
 class SharedTensors:
     """The parameters and buffers whose memory both models share, and how often they had been written so far."""
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import qtrace
+from qtrace.diagnosis.caches import CacheWatch
+from qtrace.engine.events import Bound, Call
 from qtrace.report.records import Outcome
 
 LAYER = 1
@@ -86,6 +88,47 @@ def test_a_wrong_cache_is_told_at_the_attention_that_asks_it(cache: type[Dynamic
     assert first.module == f"model.model.layers.{LAYER}.self_attn"
     assert said in first.summary
     assert "receives the same arguments" not in first.summary
+
+
+class Patched(DynamicCache):  # type: ignore[misc]
+    """Has an update of its own in the instance, as a user's patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.update = super().update
+
+
+def test_an_update_of_the_cache_s_own_is_put_back() -> None:
+    cache = Patched()
+    own = cache.update
+    watches = CacheWatch(), CacheWatch()
+    arguments = Bound({"cache": cache}, (), frozenset())
+    for watch in watches:
+        watch.enter(Call("", "", "", 0, ""), nn.Identity(), arguments)
+    # Both sides may be handed one cache: one of them watches it.
+    assert cache.update is not own
+    for watch in watches:
+        watch.end()
+    assert cache.update is own
+
+
+class Slotted:
+    """A cache that takes no further attribute."""
+
+    __slots__ = ("keys",)
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return 0
+
+
+def test_a_cache_with_slots_is_not_watched() -> None:
+    watch = CacheWatch()
+    watch.enter(Call("", "", "", 0, ""), nn.Identity(), Bound({"cache": Slotted()}, (), frozenset()))
+    watch.end()
+    assert not watch.updates
 
 
 def test_a_cache_that_rounds_is_no_fault() -> None:

@@ -74,6 +74,34 @@ def test_a_packed_weight_is_read_with_its_bias(bias: bool) -> None:
     assert torch.allclose(found.bias, expected, atol=1e-6)
 
 
+class Observing(nn.Module):
+    """Scales its input by what it has seen so far, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.largest: Tensor
+        self.register_buffer("largest", torch.tensor(0.5))
+        self.calls, self.seen, self.own = 0, [1], torch.zeros(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(self.calls)
+        self.own += 1
+        self.extra = True
+        self.largest.copy_(torch.maximum(self.largest, x.abs().max()))
+        out: Tensor = self.layer(x)
+        return out
+
+
+def test_a_module_that_keeps_state_holds_afterwards_what_it_held_before() -> None:
+    module = Observing()
+    map_ = probed(module, module.layer)
+    assert map_ is not None
+    assert (float(module.largest), module.calls, module.seen, module.own.tolist()) == (0.5, 0, [1], [0.0, 0.0])
+    assert not hasattr(module, "extra")
+
+
 def test_a_weight_wider_than_one_question_is_read() -> None:
     layer = nn.Linear(2100, 8)
     found = probed(layer, layer)

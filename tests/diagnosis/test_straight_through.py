@@ -47,10 +47,6 @@ def fake_by_channel(x: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(x, steps, zeros, 0, -128, 127)
 
 
-def cast_to_int8(x: Tensor) -> Tensor:
-    return (x / STEP).to(torch.int8).to(x.dtype) * STEP
-
-
 def cast_to_float8(x: Tensor) -> Tensor:
     return (x / STEP).to(torch.float8_e4m3fn).float() * STEP
 
@@ -67,7 +63,6 @@ WITH_COUNT: list[tuple[Callable[[Tensor], Tensor], int]] = [
     (fake_by_tensor, 1),
     (fake_by_tensor_with_tensors, 1),
     (fake_by_channel, 1),
-    (cast_to_int8, 1),
     (cast_to_float8, 1),
     (round_clamp_and_cast, 3),
 ]
@@ -99,6 +94,9 @@ def test_other_operators_and_integers_are_left_alone() -> None:
         lambda: x.to(torch.float64),
         lambda: x.to(torch.bfloat16),
         lambda: x.to(torch.int64),
+        # A cast alone cuts off, and wraps around.
+        lambda: (x / STEP).to(torch.int8),
+        lambda: torch.where(x > 1, torch.tensor(1.0), x),
         lambda: codes.clamp(-128, 127),
         lambda: codes.to(torch.int8),
         lambda: codes.round(),
@@ -111,6 +109,35 @@ def test_other_operators_and_integers_are_left_alone() -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.dtype is other.dtype
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda x: x.clamp(0, 1),
+        lambda x: torch.where(torch.arange(15) > 7, torch.tensor(-1e4), x),
+    ],
+    ids=["clamp", "mask"],
+)
+def test_what_is_done_to_the_values_of_a_fake_quantizer_stays(after: Callable[[Tensor], Tensor]) -> None:
+    x = values()
+    with StraightThrough():
+        found = after(fake_by_tensor(x))
+    assert torch.allclose(found, after(x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_mask_of_codes_is_no_clamp() -> None:
+    x, mask = values(), torch.arange(15) > 7
+    with StraightThrough():
+        found = torch.where(mask, torch.tensor(-1e4), (x / STEP).round())
+    assert bool((found[:, 8:] == -1e4).all())
+
+
+def test_a_tensor_that_is_rounded_in_place_keeps_no_mark() -> None:
+    x = values()
+    with StraightThrough():
+        x.round_()
+    assert not vars(x)
 
 
 def test_the_mode_ends_with_its_block() -> None:

@@ -171,6 +171,106 @@ def _check_reason(reference: Mlp, made: Quantizes, bits: int, fault: Fault, reas
     assert reason in report.findings[0].evidence
 
 
+class WithoutTail(Packed):
+    """Computes whole blocks of rows alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[-2]
+        whole = rows if rows < 8 else rows // 8 * 8
+        return torch.where(torch.arange(rows)[:, None] < whole, super().forward(x), torch.zeros(()))
+
+
+class Truncating(Packed):
+    """Casts its input to codes without rounding it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x / 0.1).to(torch.int8) * 0.1)
+
+
+@pytest.mark.parametrize("kind", [WithoutTail, Truncating])
+def test_a_packed_layer_that_computes_otherwise_on_what_it_receives_is_named(kind: type[Packed]) -> None:
+    reference = model()
+    candidate = packed(reference, 8)
+    assert isinstance(reference.second, nn.Linear)
+    candidate.second = kind(reference.second, 8, RIGHT)
+    x = torch.randn(61, WIDTH, generator=torch.Generator().manual_seed(1))
+    report = qtrace.trace(reference, candidate, x)
+    assert (report.outcome, [finding.module for finding in report.findings]) == (Outcome.FAULT, ["second"])
+
+
+class Twice(nn.Module):
+    """Runs one MLP twice, or two copies of it."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.one = first
+        self.two = second
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(self.one(x))
+        return out
+
+
+@MADE
+def test_copies_of_a_shared_module_are_each_unrounded(made: Quantizes) -> None:
+    shared = model()
+    report = traced(Twice(shared, shared), Twice(made(shared, 8), made(shared, 8)))
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+
+
+class Fused(nn.Module):
+    """Stores the codes of three layers in one table, which no module of the reference has."""
+
+    def __init__(self, layers: list[nn.Linear]) -> None:
+        super().__init__()
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        step = weight.abs().amax(1, keepdim=True) / 127
+        self.codes: Tensor
+        self.step: Tensor
+        self.register_buffer("codes", (weight / step).round().to(torch.int8))
+        self.register_buffer("step", step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.codes.float() * self.step)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.o: nn.Module = nn.Linear(WIDTH, WIDTH)
+        self.mlp = Mlp()
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.q(x), self.k(x), self.v(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        out: Tensor = self.mlp(self.o(torch.softmax(q @ k.T / WIDTH**0.5, -1) @ v))
+        return out
+
+
+class FusedAttention(Attention):
+    def __init__(self, other: Attention) -> None:
+        super().__init__()
+        self.qkv = Fused([other.q, other.k, other.v])
+        del self.q, self.k, self.v
+        assert isinstance(other.o, nn.Linear)
+        self.o = Packed(other.o, 8, RIGHT)
+        self.mlp = packed(other.mlp, 8)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.qkv(x).chunk(3, -1)
+        return found
+
+
+def test_codes_of_which_nothing_is_known_are_no_fault_beside_those_that_are_known() -> None:
+    torch.manual_seed(0)
+    blocks = [Attention().eval() for _ in range(3)]
+    report = traced(nn.Sequential(*blocks), nn.Sequential(*map(FusedAttention, blocks)).eval())
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+
+
 class Classifier(Mlp):
     """Has a last layer of so few elements that what is wrong with it does not show in them."""
 

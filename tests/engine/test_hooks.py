@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qtrace
+from qtrace.engine.events import Bound, Call
 from qtrace.report.records import Finding, Outcome
 from tests.helpers.models import Chain, hooks_of, twin
 
@@ -178,3 +179,21 @@ def test_each_module_that_rounds_by_hooks_makes_an_error_of_its_own_and_nobody_i
     assert report.outcome is Outcome.DRIFT
     assert all(own_error(report, f"{place}") == 0 for place in range(4))
     assert all(own_error(report, f"{place}.0") > 1e-3 for place in range(4))
+
+
+class Raising:
+    """A listener that raises at one module's entry."""
+
+    def enter(self, call: Call, module: nn.Module, arguments: Bound) -> None:
+        if call.path == "1.0":
+            raise AttributeError("not at this one")
+
+    def leave(self, call: Call, module: nn.Module, value: Any) -> None:
+        pass
+
+
+def test_a_listener_that_raises_ends_the_run() -> None:
+    reference = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+    with pytest.raises(qtrace.ForwardError, match="not at this one"):
+        qtrace.trace(reference, twin(reference), inputs(), listeners=(Raising(), None))
+    assert not any(hooks_of(reference).values())

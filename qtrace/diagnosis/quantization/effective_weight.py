@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtrace.engine.model import state_kept
 from qtrace.numerics import NoValues, plain
 
 # So many columns are asked for at once.
@@ -97,7 +98,7 @@ def probed(
     verified with random inputs, up to the rounding of four bits. The module's hooks do not run.
 
     Args:
-        module: the candidate's; it is called, and must not keep state.
+        module: the candidate's; it is called, and afterwards holds what it held before.
         reference: the linear layer that it stands for, see `linear_map`.
         within: what is active during the calls.
     """
@@ -108,7 +109,7 @@ def probed(
     made = torch.Generator().manual_seed(0)
     random = torch.randn(4, columns, generator=made).to(weight)
     try:
-        with torch.no_grad(), within or nullcontext():
+        with torch.no_grad(), state_kept(module), within or nullcontext():
             zero = _called(module, weight.new_zeros(1, columns))
             if not bool(torch.isfinite(zero).all()):
                 # A scale taken from the values is zero there. What is odd in them cancels between two signs.
@@ -146,7 +147,7 @@ def convolved(
     convolution with the reference's settings, up to the rounding of four bits.
 
     Args:
-        module: the candidate's; it is called, and must not keep state. Its hooks do not run.
+        module: the candidate's; it is called, without its hooks, and afterwards holds what it held before.
         reference: see `is_convolution`.
         within: what is active during the calls.
     """
@@ -166,7 +167,7 @@ def convolved(
     found = torch.zeros_like(weight)
     outputs = len(weight) // reference.groups
     try:
-        with torch.no_grad(), within or nullcontext():
+        with torch.no_grad(), state_kept(module), within or nullcontext():
             run = type(module).forward
             zero = _at(run(module, weight.new_zeros(1, reference.in_channels, *size)), output)[0]
             for channel in range(inside):
@@ -202,7 +203,7 @@ def table_of(module: nn.Module, reference: nn.Embedding) -> Tensor | None:
     """
     numbers = torch.arange(reference.num_embeddings, device=reference.weight.device)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), state_kept(module):
             found = type(module).forward(module, numbers.unsqueeze(0))
     except Exception:
         # Any code may be the candidate's.

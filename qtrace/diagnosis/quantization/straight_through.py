@@ -22,6 +22,7 @@ _CLAMPS = {aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default, aten.c
 _SHIFTS = {aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar}
 _CASTS = {aten._to_copy.default, aten.to.dtype}
 _CODES = (torch.int8, torch.uint8, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2)
+_HALF = 0.5 + 1e-3
 _MARK = "_qtrace_code"
 _BEFORE = "_qtrace_before_clamp"
 
@@ -56,10 +57,11 @@ class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, watcher: Watcher | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
+        self._written: list[Tensor] = []
         self._watcher = watcher
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten.where.self and hasattr(args[2], _MARK):
+        if func is aten.where.self and hasattr(args[2], _MARK) and _is_clamp(*args):
             # A clamp that is written as where(codes > end, end, codes).
             if self._watcher is not None:
                 self._watcher.cuts(args[2], func(*args))
@@ -82,13 +84,16 @@ class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._watcher is not None:
                 axis = int(args[3]) if func is _BY_CHANNEL else None
                 self._watcher.quantizes(given, args[1], args[2], (float(args[-2]), float(args[-1])), axis)
-            return self._passed(given), torch.ones_like(given, dtype=torch.bool)
+            # What comes out are values: a clamp or a mask behind it is the model's own.
+            return self._passed(given, is_code=False), torch.ones_like(given, dtype=torch.bool)
         if func in _CLAMPS and hasattr(given, _MARK):
             if self._watcher is not None:
                 self._watcher.cuts(given, func(*args, **(kwargs or {})))
             return self._passed(given)
         if func in _CASTS and (kwargs or {}).get("dtype") in _CODES:
-            return self._passed(given)
+            codes = func(*args, **(kwargs or {}))
+            # Behind a rounding the cast changes nothing; by itself it cuts off, and is no rounding.
+            return self._passed(given) if hasattr(given, _MARK) or _is_nearest(given, codes) else codes
         found = func(*args, **(kwargs or {}))
         if func in _CLAMPS:
             setattr(found, _BEFORE, given)
@@ -96,8 +101,36 @@ class StraightThrough(TorchDispatchMode):  # type: ignore[no-untyped-call]
             setattr(found, _MARK, True)
         return found
 
-    def _passed(self, given: Tensor, *, in_place: bool = False) -> Tensor:
+    def __exit__(self, *error: Any) -> None:
+        for tensor in self._written:
+            if hasattr(tensor, _MARK):
+                delattr(tensor, _MARK)
+        self._written.clear()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _passed(self, given: Tensor, *, in_place: bool = False, is_code: bool = True) -> Tensor:
         self.count += 1
         found = given if in_place else given.clone()
-        setattr(found, _MARK, True)
+        if is_code:
+            setattr(found, _MARK, True)
+            if in_place:
+                # It may be the model's own tensor.
+                self._written.append(found)
         return found
+
+
+def _is_clamp(where: Tensor, end: Any, codes: Tensor) -> bool:
+    """Return whether `where` replaces all codes beyond an end by that end, and no others."""
+    if not isinstance(end, Tensor) or end.numel() != 1:
+        return False
+    inside = torch.where(where, end, codes)
+    return bool((inside <= end).all() and (codes >= inside).all()) or bool(
+        (inside >= end).all() and (codes <= inside).all()
+    )
+
+
+def _is_nearest(given: Tensor, codes: Tensor) -> bool:
+    """Return whether a cast takes each value to a code next to it; floats have codes that are far apart."""
+    if codes.dtype.is_floating_point:
+        return True
+    return bool(((given - codes.to(given.dtype)).abs() <= _HALF).all())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from qtrace.diagnosis.quantization.bias_correction import take_corrected
+from qtrace.diagnosis.quantization.map_check import MapCheck
 from qtrace.diagnosis.quantization.quantizer_watch import QuantizerWatch
 from qtrace.diagnosis.quantization.straight_through import StraightThrough
 from qtrace.diagnosis.quantization.weight_records import Unrounding
@@ -86,6 +87,11 @@ def without_rounding(runner: Runner, before: Trial, found: Unrounding) -> Withou
     models, watch = runner.models, QuantizerWatch()
     if is_live:
         models = reference, replace(candidate, within=StraightThrough)
+    if found.maps:
+        check = MapCheck(found.maps)
+        runner.of(models).pass_without_forcing((None, check))
+        others = check.others()
+        found.forwards = [one for one in found.forwards if id(one[0]) not in others]
     with applied(found):
         first = runner.of(models).pass_without_forcing()
     if first is None:

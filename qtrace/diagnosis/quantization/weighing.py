@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from qtrace.diagnosis.projections import Projection, all_projections, head_counts, row_orders, stacked
 from qtrace.diagnosis.quantization.effective_weight import (
     Affine,
+    bias_of,
     convolved,
     float_values,
     is_convolution,
@@ -47,63 +49,129 @@ def weighed(runner: Runner) -> Unrounding:
     """
     modules = runner.models[0].modules
     keys = dict.fromkeys(runner.plan.candidate_keys.values())
-    pairs = {key: (modules[key], runner.partners(key)) for key in keys}
-    folds = Folds(pairs)
+    folds = Folds({key: (modules[key], runner.partners(key)) for key in keys})
     found = Unrounding()
-    small: dict[tuple[str, str], tuple[nn.Module, Tensor, Tensor]] = {}
+    small: list[_Small] = []
     seen: set[tuple[int, str]] = set()
-    for key, (mine, partners) in pairs.items():
-        for name, parameter in mine._parameters.items():
-            ours = float_values(parameter)
-            if ours is None or ours.dim() < 2:
-                continue
-            holder, held = _holder(partners, name, ours)
-            if ours.numel() < _FEWEST:
-                if holder is not None and held is not None and not torch.equal(held, ours):
-                    small[key, name] = holder, ours, held
-                continue
-            if holder is None:
-                # A wrapper may compute with a weight that a module inside holds, without calling that module.
-                inside = [module for partner in partners for module in partner.modules()]
-                holder, held = _holder(inside, name, ours)
-                if held is not None and torch.equal(held, ours):
-                    holder = held = None
-            if holder is not None and held is not None:
-                if torch.equal(held, ours):
-                    found.same.add((key, name))
-                    continue
-                if (id(holder), name) in seen:
-                    continue
-                seen.add((id(holder), name))
-                _take_weight(found, folds, key, (holder, name), ours, held)
-            elif name == "weight" and is_linear(mine) and not _is_held(partners, ours):
-                _take_linear(found, folds, key, mine, partners)
-            elif name == "weight" and is_convolution(mine) and not _is_held(partners, ours):
-                _take_convolution(found, folds, key, mine, partners[0])
-            elif name == "weight" and isinstance(mine, nn.Embedding) and not _is_held(partners, ours):
-                _take_table(found, folds, key, mine, partners[0])
-        if not mine._parameters and not is_linear(mine):
-            _take_linear(found, folds, key, mine, partners)
+    for key in keys:
+        for partners in _copies(runner, key):
+            _take_module(found, folds, key, modules[key], partners, seen, small)
     for one in all_projections(runner):
         if not one.is_split:
             _take_fused(found, folds, one, row_orders(runner, one))
     _take_white(found)
     _join(found, runner)
     _take_small(found, small)
+    known = [*found.asked, *(module for module, _ in found.forwards), *(module for module, *_ in found.weights)]
+    found.is_partial = _has_other_codes(runner.models[1].root, {id(m) for module in known for m in module.modules()})
     return found
 
 
-def _take_small(found: Unrounding, small: dict[tuple[str, str], tuple[nn.Module, Tensor, Tensor]]) -> None:
+def _copies(runner: Runner, key: str) -> list[list[nn.Module]]:
+    """Return the candidate's modules for one of the reference's: each with those inside it, where it was copied."""
+    found: dict[str, list[nn.Module]] = {}
+    for path in runner.answering(key):
+        outer = next((other for other in found if path.startswith(f"{other}.")), path)
+        found.setdefault(outer, []).append(runner.models[1].modules[path])
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Small:
+    """A weight that is too small to show what differs in it: what is put in its place where it is right."""
+
+    key: str
+    name: str
+    ours: Tensor
+    held: Tensor
+    weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
+    maps: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
+    forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
+
+
+def _small(
+    found: Unrounding, key: str, name: str, mine: nn.Module, partners: Sequence[nn.Module], ours: Tensor
+) -> _Small | None:
+    """Return a small weight that differs, whether it is held or made from codes; None where there is none."""
+    holder, held = _holder(partners, name, ours)
+    if holder is not None and held is not None:
+        return None if torch.equal(held, ours) else _Small(key, name, ours, held, weights=[(holder, name, ours)])
+    if name != "weight" or not is_linear(mine) or _is_held(partners, ours):
+        return None
+    map_, bias = probed(partners[0], mine, StraightThrough()) or probed(partners[0], mine), bias_of(mine)
+    if map_ is None:
+        return None
+    right = Affine(weight_of(mine), _own_bias(bias, map_.bias).to(ours.dtype))
+    found.asked.append(there := partners[0])
+    return _Small(key, name, right.weight, map_.weight, [], [(there, map_.forward)], [(there, right.forward)])
+
+
+def _take_module(
+    found: Unrounding,
+    folds: Folds,
+    key: str,
+    mine: nn.Module,
+    partners: list[nn.Module],
+    seen: set[tuple[int, str]],
+    small: list[_Small],
+) -> None:
+    """Take the weights of one module of the reference's, as its partners in the candidate have them."""
+    for name, parameter in mine._parameters.items():
+        ours = float_values(parameter)
+        if ours is None or ours.dim() < 2:
+            continue
+        if ours.numel() < _FEWEST:
+            one = _small(found, key, name, mine, partners, ours)
+            small += [] if one is None else [one]
+            continue
+        holder, held = _holder(partners, name, ours)
+        if holder is None:
+            # A wrapper may compute with a weight that a module inside holds, without calling that module.
+            inside = [module for partner in partners for module in partner.modules()]
+            holder, held = _holder(inside, name, ours)
+            if held is not None and torch.equal(held, ours):
+                holder = held = None
+        if holder is not None and held is not None:
+            if torch.equal(held, ours):
+                found.same.add((key, name))
+            elif (id(holder), name) not in seen:
+                seen.add((id(holder), name))
+                _take_weight(found, folds, key, (holder, name), ours, held)
+        elif name == "weight" and is_linear(mine) and not _is_held(partners, ours):
+            _take_linear(found, folds, key, mine, partners)
+        elif name == "weight" and is_convolution(mine) and not _is_held(partners, ours):
+            _take_convolution(found, folds, key, mine, partners[0])
+        elif name == "weight" and isinstance(mine, nn.Embedding) and not _is_held(partners, ours):
+            _take_table(found, folds, key, mine, partners[0])
+    if not mine._parameters and not is_linear(mine):
+        _take_linear(found, folds, key, mine, partners)
+
+
+def _has_other_codes(root: nn.Module, known: set[int]) -> bool:
+    """Return whether a module that is not known stores codes: integers of few bits, packed ones, or narrow floats."""
+    for module in root.modules():
+        if id(module) not in known:
+            for held in (*module._parameters.values(), *module._buffers.values()):
+                if held is not None and held.numel() >= _FEWEST and not held.is_complex():
+                    is_packed = held.dtype is torch.int32 and held.dim() >= 2
+                    if is_packed or (held.itemsize == 1 and held.dtype is not torch.bool):
+                        return True
+    return False
+
+
+def _take_small(found: Unrounding, small: list[_Small]) -> None:
     """Take the weights that are too small to show what differs in them, where that is no more than in the others."""
     noise = sorted(known.noise for known in found.weighed.values() if known.fault is None and known.noise > 0)
-    usual = _MOST_NOISE * noise[len(noise) // 2] if len(noise) >= _FEWEST_NOISY else 0.0
-    for (key, name), (holder, ours, held) in small.items():
-        is_cast = any(torch.equal(ours.to(dtype).to(held.dtype), held) for dtype in _HALF)
-        off = _noise(ours, held)
+    usual = _MOST_NOISE * noise[len(noise) // 2] if noise else 0.0
+    for one in small:
+        is_cast = any(torch.equal(one.ours.to(dtype).to(one.held.dtype), one.held) for dtype in _HALF)
+        off = _noise(one.ours, one.held)
         if is_cast or off <= usual:
-            found.weighed.setdefault(key, Weighed(name, noise=off))
-            found.same.add((key, name))
-            found.weights.append((holder, name, ours))
+            found.weighed.setdefault(one.key, Weighed(one.name, noise=off))
+            found.same.add((one.key, one.name))
+            found.weights += one.weights
+            found.maps += one.maps
+            found.forwards += one.forwards
             found.is_needed = True
 
 
@@ -244,6 +312,7 @@ def _take_linear(found: Unrounding, folds: Folds, key: str, mine: nn.Module, par
     if map_ is None:
         return
     bias = ours.bias if bool(ours.bias.any()) else None
+    found.asked.append(outermost)
     found.coded.add(key)
     known = found.weighed[key] = Weighed("weight", bias=(bias, map_.bias))
     nearest = folds.nearest(key, ours.weight, map_.weight)[1]
@@ -254,6 +323,7 @@ def _take_linear(found: Unrounding, folds: Folds, key: str, mine: nn.Module, par
         return
     known.before = before.weight
     own = _own_bias(bias, map_.bias)
+    found.maps.append((outermost, map_.forward))
     found.forwards.append((outermost, Affine(before.weight.to(own.dtype), own).forward))
 
 
@@ -264,19 +334,23 @@ def _take_convolution(found: Unrounding, folds: Folds, key: str, mine: nn.Module
     if map_ is None or weight is None:
         return
     ours = None if bias is None or not bool(bias.any()) else bias.detach()
+    found.asked.append(theirs)
     found.coded.add(key)
     known = found.weighed[key] = Weighed("weight", bias=(ours, map_.bias))
     before = _judged(found, folds, key, known, weight.detach(), map_.weight)
     known.noise = _noise(weight if before is None else before.weight, map_.weight)
     if before is None:
         return
-    kernels, own = before.weight.to(map_.weight), _own_bias(ours, map_.bias)
+    found.maps.append((theirs, _convolution(mine, map_.weight, map_.bias)))
+    found.forwards.append((theirs, _convolution(mine, before.weight.to(map_.weight), _own_bias(ours, map_.bias))))
 
+
+def _convolution(mine: nn.Module, kernels: Tensor, bias: Tensor) -> Callable[..., Tensor]:
     def forward(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = mine._conv_forward(values.to(kernels.dtype), kernels, own)  # type: ignore[operator]
+        out: Tensor = mine._conv_forward(values.to(kernels.dtype), kernels, bias)  # type: ignore[operator]
         return out
 
-    found.forwards.append((theirs, forward))
+    return forward
 
 
 def _own_bias(reference: Tensor | None, candidate: Tensor) -> Tensor:
@@ -300,6 +374,7 @@ def _take_fused(found: Unrounding, folds: Folds, one: Projection, orders: Sequen
     map_ = Affine(held, held.new_zeros(())) if held is not None else probed(one.whole, whole)
     if map_ is None:
         return
+    found.asked.append(one.whole)
     for count in orders:
         owners = stacked([torch.full((len(part),), place) for place, part in enumerate(weights)], count)
         if owners is None:
@@ -337,6 +412,7 @@ def _take_table(found: Unrounding, folds: Folds, key: str, mine: nn.Embedding, t
     if ours is None or held is None:
         return
     known = found.weighed[key] = Weighed("weight")
+    found.asked.append(theirs)
     before = _judged(found, folds, key, known, ours, held)
     if before is None:
         return

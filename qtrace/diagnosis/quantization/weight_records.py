@@ -87,17 +87,22 @@ class Unrounding:
     """What takes the rounding out of a candidate's weights.
 
     `weights` are parameters to put in the place of others, by (module, name); `forwards` are functions in the place of
-    the forward of modules that store codes. `weighed` holds what is known of each weight that differs, by the
-    reference's path. `is_needed` says that some of them were rounded. `same` are the parameters, by (module, name),
-    that are the reference's up to rounding; `coded` the modules that store codes.
+    the forward of modules that store codes, and `maps` what these compute with their codes, as they were asked.
+    `weighed` holds what is known of each weight that differs, by the reference's path. `is_needed` says that some of
+    them were rounded. `same` are the parameters, by (module, name), that are the reference's up to rounding; `coded`
+    the paths of modules that store codes, `asked` the modules themselves. With `is_partial` there are further codes, of
+    which nothing is known.
     """
 
     weights: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)
     forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
+    maps: list[tuple[nn.Module, Callable[..., Tensor]]] = field(default_factory=list)
     weighed: dict[str, Weighed] = field(default_factory=dict)
     is_needed: bool = False
     same: set[tuple[str, str]] = field(default_factory=set)
     coded: set[str] = field(default_factory=set)
+    asked: list[nn.Module] = field(default_factory=list)
+    is_partial: bool = False
 
     @property
     def is_exact(self) -> bool:
