@@ -298,6 +298,17 @@ def test_a_small_weight_is_judged_by_the_size_of_its_difference(of_rounding: flo
     assert [finding.module for finding in report.findings] == (["head"] if outcome is Outcome.FAULT else [])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_parameters_of_any_size_that_went_through_half_precision_are_no_fault(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    reference = Classifier().eval()
+    with torch.no_grad():
+        # The rounding of the bias is most of the error.
+        reference.head.bias *= 50
+    report = traced(reference, copy.deepcopy(reference).to(dtype).float())
+    assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
+
+
 INPUTS = torch.rand(64, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
 
 

@@ -118,9 +118,9 @@ def _take_module(
     """Take the weights of one module of the reference's, as its partners in the candidate have them."""
     for name, parameter in mine._parameters.items():
         ours = float_values(parameter)
-        if ours is None or ours.dim() < 2:
+        if ours is None or not ours.dim():
             continue
-        if ours.numel() < _FEWEST:
+        if ours.numel() < _FEWEST or ours.dim() == 1:
             one = _small(found, key, name, mine, partners, ours)
             small += [] if one is None else [one]
             continue
@@ -166,8 +166,9 @@ def _take_small(found: Unrounding, small: list[_Small]) -> None:
     for one in small:
         is_cast = any(torch.equal(one.ours.to(dtype).to(one.held.dtype), one.held) for dtype in _HALF)
         off = _noise(one.ours, one.held)
-        if is_cast or off <= usual:
-            found.weighed.setdefault(one.key, Weighed(one.name, noise=off))
+        if is_cast or (off <= usual and one.ours.dim() > 1):
+            if one.ours.dim() > 1:
+                found.weighed.setdefault(one.key, Weighed(one.name, noise=off))
             found.same.add((one.key, one.name))
             found.weights += one.weights
             found.maps += one.maps
