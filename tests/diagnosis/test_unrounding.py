@@ -304,7 +304,7 @@ def test_parameters_of_any_size_that_went_through_half_precision_are_no_fault(dt
     reference = Classifier().eval()
     with torch.no_grad():
         # The rounding of the bias is most of the error.
-        reference.head.bias *= 50
+        reference.head.bias.mul_(50)
     report = traced(reference, copy.deepcopy(reference).to(dtype).float())
     assert (report.outcome, report.findings) == (Outcome.DRIFT, ())
 
