@@ -129,13 +129,12 @@ class Investigation:
                 own[module] = max(own.get(module, 0.0), local.error)
         others = [error for module, error in own.items() if weights.is_sound(module) and error > 0]
         is_known = len(others) >= _FEWEST_SOUND and median(others) <= _MOST_ROUNDING
+        usual = _NO_WORSE * median(others) if is_known else -math.inf
 
         def is_harmless(finding: Finding) -> bool:
             modules = (finding.module, *finding.members)
             is_weight = finding.kind == "introduces" and all(weights.is_only_weight(module) for module in modules)
-            if is_weight and is_known:
-                return is_little or all(own.get(module, math.inf) <= _NO_WORSE * median(others) for module in modules)
-            return is_weight and is_little
+            return is_weight and (is_little or all(own.get(module, math.inf) <= usual for module in modules))
 
         kept = [finding for finding in named if not is_harmless(finding)]
         return [replace(finding, rank=rank) for rank, finding in enumerate(kept, 1)]

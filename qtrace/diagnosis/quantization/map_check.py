@@ -7,6 +7,7 @@ a batch or with a long sequence does not show there: then it is left as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -54,6 +55,5 @@ class MapCheck:
 
     def others(self) -> set[int]:
         """Return the modules, by id, that compute something else than their map, and more so than the others."""
-        sizes = sorted(self._off.values())
-        usual = sizes[len(sizes) // 2] if sizes else 0.0
+        usual = median_high(self._off.values()) if self._off else 0.0
         return {module for module, off in self._off.items() if not off <= max(_SAME, min(_COARSE * usual, _MOST))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -161,8 +162,8 @@ def _has_other_codes(root: nn.Module, known: set[int]) -> bool:
 
 def _take_small(found: Unrounding, small: list[_Small]) -> None:
     """Take the weights that are too small to show what differs in them, where that is no more than in the others."""
-    noise = sorted(known.noise for known in found.weighed.values() if known.fault is None and known.noise > 0)
-    usual = _MOST_NOISE * noise[len(noise) // 2] if noise else 0.0
+    noise = found.noises
+    usual = _MOST_NOISE * median_high(noise) if noise else 0.0
     for one in small:
         is_cast = any(torch.equal(one.ours.to(dtype).to(one.held.dtype), one.held) for dtype in _HALF)
         off = _noise(one.ours, one.held)
@@ -179,8 +180,8 @@ def _take_small(found: Unrounding, small: list[_Small]) -> None:
 def _join(found: Unrounding, runner: Runner) -> None:
     """Take the pairs of layers of which one takes in what the other takes out again."""
     unsure = {path: known for path, known in found.weighed.items() if known.place is not None and known.is_unsure}
-    others = sorted(known.noise for known in found.weighed.values() if not known.is_unsure and known.noise > 0)
-    noise = others[len(others) // 2] if others else 0.0
+    others = [known.noise for known in found.weighed.values() if not known.is_unsure and known.noise > 0]
+    noise = median_high(others) if others else 0.0
     for first in list(unsure):
         for second in list(unsure):
             one, other = unsure.get(first), unsure.get(second)
@@ -246,10 +247,9 @@ def _take_white(found: Unrounding) -> None:
             continue
         if is_rounded(place.reference, place.candidate, from_codes=True):
             white[path] = _noise(place.reference, place.candidate)
-    others = [known.noise for known in found.weighed.values() if known.fault is None and known.noise > 0]
-    noise = sorted([*others, *white.values()])
+    noise = [*found.noises, *white.values()]
     for path, size in white.items():
-        if len(noise) >= _FEWEST_NOISY and size <= _MOST_NOISE * noise[len(noise) // 2]:
+        if len(noise) >= _FEWEST_NOISY and size <= _MOST_NOISE * median_high(noise):
             known = found.weighed[path]
             assert known.place is not None
             _put(found, known, known.place.reference, None)

@@ -105,6 +105,11 @@ class Unrounding:
     is_partial: bool = False
 
     @property
+    def noises(self) -> list[float]:
+        """Return how noisy each rounded weight is that is known to be no other one."""
+        return [known.noise for known in self.weighed.values() if known.fault is None and known.noise > 0]
+
+    @property
     def is_exact(self) -> bool:
         """Return whether all weights are the reference's up to what is known without noise."""
         return not any(known.unsure for known in self.weighed.values())
